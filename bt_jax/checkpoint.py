@@ -1,0 +1,97 @@
+"""Checkpoints with Orbax: asynchronous, atomic, the newest few kept; a damaged one is stepped over.
+
+WORKDIR/checkpoints/<step>/ holds a whole `TrainState`. A step folder appears under its name only when it is complete, so
+a run killed while saving goes on from the step before. What cannot be read is moved to WORKDIR/damaged_checkpoints and
+never deleted.
+"""
+
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bt_jax.errors import UserError
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, workdir: epath.Path, keep: int = 3):
+        """Args:
+        workdir: the run's folder, local or `gs://`.
+        keep: how many of the newest steps to keep.
+        """
+        self.folder = workdir / "checkpoints"
+        self._damaged = workdir / "damaged_checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """The steps that are there, rising."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts to save; returns when the arrays have been copied from the devices, so that they may be donated.
+
+        Raises:
+          UserError: the folder cannot be written; the checkpoints before are as they were.
+        """
+        if step in self.steps():
+            return
+        try:
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+        except OSError as error:
+            raise self._cannot_write(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when what was started is on disk."""
+        try:
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise self._cannot_write("the last step", error) from error
+
+    def _cannot_write(self, step: Any, error: OSError) -> UserError:
+        good = f"the last good one is step {self.steps()[-1]}" if self.steps() else "there is none yet"
+        return UserError(f"the checkpoint of step {step} could not be written to {self.folder} ({error}); {good}.")
+
+    def restore_newest(self, like: Any) -> tuple[Any, int | None, list[str]]:
+        """The newest state that can be read.
+
+        Args:
+          like: a pytree of `jax.ShapeDtypeStruct` with shardings.
+
+        Returns:
+          (state, step, notices): None and None where there is no checkpoint; a sentence for each that was damaged.
+
+        Raises:
+          UserError: there are checkpoints, but none can be read; they are left as they are.
+        """
+        damaged = {}
+        for step in reversed(self.steps()):
+            try:
+                restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+            except Exception as error:  # Orbax passes on whatever JSON, tensorstore or the file system had to say
+                damaged[step] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                continue
+            return restored.state, step, [self._set_aside(bad, why, step) for bad, why in damaged.items()]
+        if damaged:
+            newest, why = next(iter(damaged.items()))
+            raise UserError(
+                f"none of the checkpoints in {self.folder} can be read (step {newest}: {why}); nothing was changed: "
+                "mend or remove them, or choose another --workdir."
+            )
+        return None, None, []
+
+    def _set_aside(self, step: int, why: str, good: int) -> str:
+        if jax.process_index() == 0:
+            self._damaged.mkdir(parents=True, exist_ok=True)
+            taken = {path.name for path in self._damaged.iterdir()}
+            name = next(n for i in range(len(taken) + 1) if (n := f"{step}" + f".{i}" * (i > 0)) not in taken)
+            (self.folder / str(step)).rename(self._damaged / name)
+        self._manager.reload()
+        return f"checkpoint {step} cannot be read ({why}); it was moved to {self._damaged}, and step {good} is used instead"
+
+    def close(self) -> None:
+        """Waits for what was started, and lets go."""
+        self._manager.close()

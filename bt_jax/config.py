@@ -1,0 +1,356 @@
+"""Every field of a run, its default and its check: a wrong config dies here with a sentence.
+
+`default()` is the whole list. A file in `configs/` starts from it and changes what its run needs; the command line
+changes single fields (`--config.optimizer.weight_decay=1e-4`). `check` looks at all fields at once and reports all that
+is wrong together, so that a user mends a config once and not ten times.
+"""
+
+import difflib
+import json
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bt_jax.errors import UserError
+
+TASKS = ("pretrain",)
+METHODS = ("barlow_twins",)
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101")
+SOURCES = ("photographs", "tfds", "folder", "arrays")
+
+
+def default() -> ConfigDict:
+    """The official recipe's numbers, with an empty data set: a config file fills in the rest."""
+    config = ConfigDict()
+    config.task = "pretrain"
+    config.method = "barlow_twins"
+    config.seed = 0
+    config.dtype = "float32"  # of the computation: float32 or bfloat16; parameters and statistics are always float32
+    config.batch_size = 2048  # images in a step, over all devices; each gives two views
+    config.epochs = 1000
+
+    config.data = ConfigDict()
+    config.data.source = "folder"
+    config.data.name = ""  # of the TFDS data set
+    config.data.data_dir = ""  # TFDS folder, image folder, or .npz file of arrays
+    config.data.train_split = "train"
+    config.data.test_split = "test"  # "" for none: then there is no kNN monitor
+    config.data.image_size = 224  # side of a view, in pixels
+    config.data.eval_resize = 256  # shorter side before the centre crop when evaluating; 0: resize to image_size, no crop
+    config.data.mean = (0.485, 0.456, 0.406)  # of the three channels, on a scale of 0 to 1
+    config.data.std = (0.229, 0.224, 0.225)
+    config.data.download = False  # may TFDS download the set? never silently
+    config.data.in_memory_bytes = 4 * 2**30  # decoded sets of one image size up to this many bytes live in host memory
+    config.data.shuffle_buffer = 16384  # examples; only for large TFDS sets, which are read as a stream
+    config.data.threads = 0  # of the host pipeline; 0: as many as there are cores
+    config.data.prefetch = 2  # batches that wait ready on the host
+    config.data.view_a = _view(blur=1.0, solarize=0.0)
+    config.data.view_b = _view(blur=0.1, solarize=0.2)
+    config.data.photographs = ConfigDict()
+    config.data.photographs.size = 48  # side of a stored crop, in pixels
+    config.data.photographs.train_per_class = 300
+    config.data.photographs.test_per_class = 60
+
+    config.model = ConfigDict()
+    config.model.arch = "resnet50"
+    config.model.width = 64  # channels of the first stage; 64 is the standard network
+    config.model.small_images = False  # 3x3 stem without max-pool, for images of about 32 pixels
+    config.model.projector = (8192, 8192, 8192)
+
+    config.loss = ConfigDict()
+    config.loss.lambd = 0.0051
+    config.loss.form = "auto"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate_weights = 0.2  # for a batch of 256; scaled by batch_size / 256
+    config.optimizer.learning_rate_biases = 0.0048  # of 1-D parameters: biases and batch-norm scales
+    config.optimizer.weight_decay = 1e-6
+    config.optimizer.momentum = 0.9
+    config.optimizer.trust_coefficient = 0.001
+    config.optimizer.warmup_epochs = 10
+    config.optimizer.end_factor = 1e-3  # the last rate over the peak rate
+    config.optimizer.gradient_divisor = 1.0  # the number of GPUs of the official run that is to be matched
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that share a batch; -1: all there are
+    config.mesh.coordinator = ""  # host:port of process 0, where the cluster does not tell it by itself
+    config.mesh.processes = 0  # how many there are; with coordinator
+    config.mesh.process_index = -1  # this one's number; with coordinator
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 1
+    config.checkpoint.keep = 3  # the newest this many
+
+    config.monitor = ConfigDict()
+    config.monitor.every_epochs = 0  # kNN accuracy before, every so many epochs and after; 0: never
+    config.monitor.train_examples = 10000  # labelled images that vote, spread over the train split
+    config.monitor.test_examples = 10000
+    config.monitor.batch_size = 256  # images whose features are computed at once, over all devices
+    config.monitor.k = 200
+    config.monitor.temperature = 0.1
+
+    config.log = ConfigDict()
+    config.log.every_steps = 50
+    config.log.tensorboard = True
+    return config
+
+
+def _view(*, blur: float, solarize: float) -> ConfigDict:
+    """The distribution of one view; the numbers are the paper's (appendix A)."""
+    return ConfigDict(
+        {
+            "crop_scale": (0.08, 1.0),  # area of the crop over the image's
+            "crop_ratio": (3 / 4, 4 / 3),  # width over height
+            "flip": 0.5,  # this and those without a comment: probabilities
+            "jitter": 0.8,
+            "brightness": 0.4,  # the factor is uniform in 1 -/+ this; likewise contrast and saturation
+            "contrast": 0.4,
+            "saturation": 0.2,
+            "hue": 0.1,  # the shift is uniform in -/+ this, in turns of the colour wheel
+            "grayscale": 0.2,
+            "blur": blur,
+            "blur_sigma": (0.1, 2.0),  # pixels
+            "solarize": solarize,
+        }
+    )
+
+
+Rule = Callable[[Any], str | None]  # what is wrong with a value, or None
+
+
+def _at_least(low: float, kind: type = int) -> Rule:
+    return lambda v: None if v >= low else f"must be {'an integer' if kind is int else 'a number'} of at least {low:g}"
+
+
+def _above_zero(v: float) -> str | None:
+    return None if v > 0 and math.isfinite(v) else "must be a positive number"
+
+
+def _between(low: float, high: float) -> Rule:
+    return lambda v: None if low <= v <= high else f"must be between {low:g} and {high:g}"
+
+
+def _one_of(names: Iterable[str]) -> Rule:
+    names = tuple(names)
+    return lambda v: None if v in names else f"must be {_listed(names)}{nearest(v, names)}"
+
+
+def _range_within(low: float, high: float) -> Rule:
+    def rule(v):
+        fits = len(v) == 2 and all(map(_is_number, v)) and low <= v[0] <= v[1] <= high
+        return None if fits else f"must be two rising numbers between {low:g} and {high:g}"
+
+    return rule
+
+
+def _anything(_) -> None:
+    return None
+
+
+def _numbers(length: int | None, kind: str, fits: Callable[[Any], bool]) -> Rule:
+    how_many = "one or more" if length is None else str(length)
+
+    def rule(v):
+        right = (len(v) >= 1 if length is None else len(v) == length) and all(fits(x) for x in v)
+        return None if right else f"must be {how_many} {kind}"
+
+    return rule
+
+
+def _is_number(v: Any) -> bool:
+    return isinstance(v, numbers.Real) and not isinstance(v, bool)
+
+
+_VIEW_RULES = {
+    "crop_scale": _range_within(1e-6, 1),
+    "crop_ratio": _range_within(1e-3, 1e3),
+    "flip": _between(0, 1),
+    "jitter": _between(0, 1),
+    "brightness": _between(0, 1),
+    "contrast": _between(0, 1),
+    "saturation": _between(0, 1),
+    "hue": _between(0, 0.5),
+    "grayscale": _between(0, 1),
+    "blur": _between(0, 1),
+    "blur_sigma": _range_within(1e-3, 100),
+    "solarize": _between(0, 1),
+}
+
+# One rule a field, so that no field goes unchecked (a test compares this list with `default()`).
+RULES: dict[str, Rule] = {
+    "task": _one_of(TASKS),
+    "method": _one_of(METHODS),
+    "seed": _between(0, 2**31 - 1),
+    "dtype": _one_of(("float32", "bfloat16")),
+    "batch_size": _at_least(2),
+    "epochs": _at_least(1),
+    "data.source": _one_of(SOURCES),
+    "data.name": _anything,
+    "data.data_dir": _anything,
+    "data.train_split": lambda v: None if v else "must name a split",
+    "data.test_split": _anything,
+    "data.image_size": _at_least(8),
+    "data.eval_resize": _at_least(0),
+    "data.mean": _numbers(3, "numbers", _is_number),
+    "data.std": _numbers(3, "positive numbers", lambda x: _is_number(x) and x > 0),
+    "data.download": _anything,
+    "data.in_memory_bytes": _at_least(0),
+    "data.shuffle_buffer": _at_least(1),
+    "data.threads": _at_least(0),
+    "data.prefetch": _at_least(1),
+    **{f"data.view_{v}.{name}": rule for v in "ab" for name, rule in _VIEW_RULES.items()},
+    "data.photographs.size": _at_least(8),
+    "data.photographs.train_per_class": _at_least(1),
+    "data.photographs.test_per_class": _at_least(1),
+    "model.arch": _one_of(ARCHITECTURES),
+    "model.width": _at_least(1),
+    "model.small_images": _anything,
+    "model.projector": _numbers(None, "positive integers", lambda x: isinstance(x, int) and x > 0),
+    "loss.lambd": _at_least(0, float),
+    "loss.form": _one_of(("auto", "correlation", "gram")),
+    "optimizer.learning_rate_weights": _at_least(0, float),
+    "optimizer.learning_rate_biases": _at_least(0, float),
+    "optimizer.weight_decay": _at_least(0, float),
+    "optimizer.momentum": lambda v: None if 0 <= v < 1 else "must be at least 0 and less than 1",
+    "optimizer.trust_coefficient": _above_zero,
+    "optimizer.warmup_epochs": _at_least(0),
+    "optimizer.end_factor": _between(0, 1),
+    "optimizer.gradient_divisor": _above_zero,
+    "mesh.data": lambda v: None if v == -1 or v >= 1 else "must be a number of devices, or -1 for all there are",
+    "mesh.coordinator": _anything,
+    "mesh.processes": _at_least(0),
+    "mesh.process_index": _at_least(-1),
+    "checkpoint.every_epochs": _at_least(1),
+    "checkpoint.keep": _at_least(1),
+    "monitor.every_epochs": _at_least(0),
+    "monitor.train_examples": _at_least(1),
+    "monitor.test_examples": _at_least(1),
+    "monitor.batch_size": _at_least(1),
+    "monitor.k": _at_least(1),
+    "monitor.temperature": _above_zero,
+    "log.every_steps": _at_least(1),
+    "log.tensorboard": _anything,
+}
+
+def check(config: ConfigDict) -> None:
+    """Looks at every field.
+
+    Raises:
+      UserError: one sentence a wrong field, all together: unknown, missing, of the wrong type, out of range, or at odds
+        with another.
+    """
+    given, expected = flatten(config), flatten(default())
+    wrong = unknown_fields(given)
+    wrong += [f"{name} is missing" for name in expected if name not in given]
+    sound = {}
+    for name, value in given.items():
+        if name not in expected:
+            continue
+        kind = type(expected[name])
+        if not _has_type(value, kind):
+            wrong.append(f"{name} is {value!r}, but must be {_TYPE_NAMES[kind]}")
+        elif problem := RULES[name](value):
+            wrong.append(f"{name} is {value!r}, but {problem}")
+        else:
+            sound[name] = value
+    wrong += _contradictions(sound)
+    if wrong:
+        raise UserError("the config is wrong: " + "; ".join(wrong) + ".")
+
+
+def check_overrides(argv: Iterable[str]) -> None:
+    """Looks at the names in `--config.a.b=value` arguments before they are parsed, to name all unknown ones at once."""
+    names = [arg.lstrip("-").partition("=")[0] for arg in argv if arg.startswith(("--config.", "-config."))]
+    groups = {name.rpartition(".")[0] for name in RULES}
+    wrong = unknown_fields(name for name in (n.removeprefix("config.") for n in names) if name not in groups)
+    if wrong:
+        raise UserError("the config is wrong: " + "; ".join(wrong) + ".")
+
+
+def unknown_fields(names: Iterable[str]) -> list[str]:
+    """A sentence for each name that is no field."""
+    return [f"there is no field {name!r}{nearest(name, RULES)}" for name in names if name not in RULES]
+
+
+def _contradictions(fields: dict[str, Any]) -> list[str]:
+    """What no single field shows; looks only at fields that are sound by themselves."""
+    wrong = []
+    get = fields.get
+    if {"epochs", "optimizer.warmup_epochs"} <= fields.keys() and get("epochs") <= get("optimizer.warmup_epochs"):
+        wrong.append(
+            f"epochs is {get('epochs')}, but must be more than optimizer.warmup_epochs, "
+            f"which is {get('optimizer.warmup_epochs')}"
+        )
+    if get("data.source") == "tfds" and get("data.name") == "":
+        wrong.append("data.name is empty, but must name the TFDS data set when data.source is 'tfds'")
+    if get("data.source") in ("folder", "arrays") and get("data.data_dir") == "":
+        what = "the image folder" if get("data.source") == "folder" else "the .npz file"
+        wrong.append(f"data.data_dir is empty, but must name {what} when data.source is {get('data.source')!r}")
+    if {"data.eval_resize", "data.image_size"} <= fields.keys() and 0 < get("data.eval_resize") < get("data.image_size"):
+        wrong.append(
+            f"data.eval_resize is {get('data.eval_resize')}, but must be 0 or at least data.image_size, "
+            f"which is {get('data.image_size')}"
+        )
+    if get("monitor.every_epochs", 0) > 0 and get("data.test_split") == "":
+        wrong.append("data.test_split is empty, but must name a split when monitor.every_epochs is not 0")
+    parts = ("mesh.coordinator", "mesh.processes", "mesh.process_index")
+    if set(parts) <= fields.keys():
+        given = (get(parts[0]) != "", get(parts[1]) > 0, get(parts[2]) >= 0)
+        if any(given) and not all(given):
+            wrong.append(f"{', '.join(parts)} must be given all three or not at all")
+        elif all(given) and get(parts[2]) >= get(parts[1]):
+            wrong.append(f"mesh.process_index is {get(parts[2])}, but must be less than mesh.processes, {get(parts[1])}")
+    return wrong
+
+
+_TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a tuple"}
+
+
+def _has_type(value: Any, kind: type) -> bool:
+    if kind is float:
+        return _is_number(value) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, (tuple, list)) if kind is tuple else isinstance(value, kind)
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """The fields by dotted name, in their order."""
+    flat = {}
+    for name, value in config.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def nearest(name: Any, names: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"`, or nothing when no name is near."""
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    if not close:  # a field in another group: compare the last parts
+        last = {n.rpartition(".")[2]: n for n in names}
+        found = difflib.get_close_matches(str(name).rpartition(".")[2], last, n=1, cutoff=0.6)
+        close = [last[f] for f in found]
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    quoted = [repr(n) for n in names]
+    return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + " or " + quoted[-1]
+
+
+def to_json(config: ConfigDict) -> str:
+    """The fields as JSON text, nested as they are."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The inverse of `to_json`: lists become tuples, as in `default()`."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text)))

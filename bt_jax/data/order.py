@@ -1,0 +1,46 @@
+"""Which example stands where: a pure function of (seed, step).
+
+An epoch is a permutation that is computed, not shuffled through a buffer, so that step k can be asked for without those
+before it. The incomplete last batch of an epoch is dropped.
+"""
+
+import numpy as np
+
+
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """A permutation of 0 … n-1, (n,) int64.
+
+    The order of n 64-bit numbers from Philox keyed by (seed, epoch). numpy guarantees the raw stream of a bit generator
+    from version to version; it does not guarantee `Generator.permutation`.
+    """
+    return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(n), kind="stable")
+
+
+class Order:
+    """The batches of a run over `n` examples."""
+
+    def __init__(self, seed: int, n: int, batch_size: int):
+        self._seed, self._n, self._batch_size = seed, n, batch_size
+        self.steps_per_epoch = n // batch_size
+        self._cached: tuple[int, np.ndarray] | None = None
+
+    def batch(self, step: int) -> tuple[int, np.ndarray]:
+        """The epoch that step (from 0) lies in, and the global batch's examples, (batch_size,) int64."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._cached is None or self._cached[0] != epoch:
+            self._cached = (epoch, permutation(self._seed, epoch, self._n))
+        return epoch, self._cached[1][place * self._batch_size : (place + 1) * self._batch_size]
+
+
+def view_seeds(seed: int, epoch: int, examples: np.ndarray, views: int = 2) -> np.ndarray:
+    """A seed for each view of each example, (n, views, 2) int64, different for every (seed, epoch, example, view).
+
+    seed and epoch below 2³¹. The pairs need not look random: the stateless generator that takes them scrambles them.
+    """
+    places = examples[:, None] * views + np.arange(views)[None, :]
+    return np.stack([np.full_like(places, seed + (epoch << 32)), places], axis=-1)
+
+
+def evenly(n: int, limit: int) -> np.ndarray:
+    """At most `limit` of 0 … n-1, evenly spread, rising: a subset that does not depend on a seed."""
+    return np.arange(n) if n <= limit else np.arange(limit, dtype=np.int64) * n // limit

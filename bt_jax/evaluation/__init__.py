@@ -1,0 +1,1 @@
+"""What a run's features are worth."""

@@ -1,0 +1,11 @@
+"""Losses on embeddings: pure functions of arrays, exact on one device and on a mesh."""
+
+from bt_jax.losses.barlow_twins import (
+    barlow_twins_loss,
+    choose_form,
+    cross_correlation,
+    expected_loss_at_start,
+    loss_floor,
+)
+
+__all__ = ["barlow_twins_loss", "choose_form", "cross_correlation", "expected_loss_at_start", "loss_floor"]

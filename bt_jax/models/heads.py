@@ -1,0 +1,44 @@
+"""What stands on an encoder: the projector that the loss looks at, and the linear classifier that judges features."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bt_jax.models.norm import ViewBatchNorm
+
+# torch.nn.Linear's: kaiming_uniform with a = √5, which is uniform in ∓ 1/√fan_in.
+_linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Projector(nn.Module):
+    """Linear without bias, batch norm, ReLU, …, and a bare last linear layer (official main.py, class BarlowTwins).
+
+    Features (N, F) -> embeddings (N, D), or (N, V, F) -> (N, V, D) with batch statistics for each view; D is `sizes[-1]`.
+    """
+
+    sizes: tuple[int, ...] = (8192, 8192, 8192)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
+        lead = features.shape[:-1]
+        views = lead[1] if len(lead) == 2 else 1
+        x = features.reshape(-1, features.shape[-1])
+        for i, size in enumerate(self.sizes):
+            x = nn.Dense(size, use_bias=False, kernel_init=_linear_init, dtype=self.dtype, name=f"linear{i + 1}")(x)
+            if i + 1 < len(self.sizes):
+                x = nn.relu(ViewBatchNorm(dtype=self.dtype, name=f"bn{i + 1}")(x, views=views, train=train))
+        return x.reshape(*lead, -1)
+
+
+class LinearClassifier(nn.Module):
+    """Features (N, F) -> logits (N, classes), float32 (official evaluate.py: weights normal(0, 0.01), biases zero)."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        init = nn.initializers.normal(0.01)
+        return nn.Dense(self.num_classes, kernel_init=init, name="linear")(features.astype(jnp.float32))

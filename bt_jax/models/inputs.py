@@ -1,0 +1,38 @@
+"""What a network is fed: uint8 images from the host, normalised on the device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Of the official transform's Normalize, on a scale of 0 to 1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalize(
+    images: jax.Array,
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+    """(images / 255 - mean) / std, channel by channel.
+
+    Args:
+      images: (..., 3) uint8.
+
+    Returns:
+      (..., 3) of `dtype`, computed in float32.
+
+    Raises:
+      ValueError: another dtype or last axis.
+    """
+    if images.dtype != jnp.uint8 or images.ndim < 1 or images.shape[-1] != 3:
+        raise ValueError(f"images is {images.dtype} {images.shape}; it must be uint8 with a last axis of 3 channels.")
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    shape = (1,) * (images.ndim - 1) + (3,)
+    scaled = images.astype(jnp.float32) / 255
+    return ((scaled - mean.reshape(shape)) / std.reshape(shape)).astype(dtype)

@@ -1,0 +1,150 @@
+"""The encoders: ResNet-18, 34, 50 and 101 (He et al. 2016) with torchvision's geometry, so that weights travel both ways.
+
+What ports get wrong, and is right here: explicit padding (3 at the stem, 1 at 3×3 convolutions and at the max-pool; Flax's
+SAME pads unevenly when the size is even), the stride on the 3×3 convolution of a bottleneck, and the last batch norm of
+each block starting at zero (Goyal et al. 2017; the official code's `zero_init_residual=True`).
+"""
+
+import difflib
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bt_jax.models.norm import ViewBatchNorm
+
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+BOTTLENECK = frozenset({"resnet50", "resnet101"})
+
+# torchvision's: normal with variance 2 / fan_out.
+_conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def make_encoder(arch: str, *, small_images: bool = False, dtype: Any = jnp.float32, width: int = 64) -> "ResNet":
+    """An encoder by its name.
+
+    Args:
+      arch: resnet18, resnet34, resnet50 or resnet101.
+      small_images: a 3×3 stem of stride 1 without max-pool, for images of about 32 pixels (as SimCLR on CIFAR-10).
+      dtype: of the computation; parameters and statistics are float32.
+      width: channels of the first stage; 64 is the standard network.
+
+    Returns:
+      A Linen module: normalised images (N, H, W, 3) -> features (N, F), or (N, V, H, W, 3) -> (N, V, F) with batch
+      statistics for each view; called with `train: bool`. F is `module.num_features`.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if arch not in BLOCKS:
+        near = difflib.get_close_matches(arch, BLOCKS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"there is no encoder {arch!r}{hint}; those there are: {', '.join(BLOCKS)}.")
+    return ResNet(BLOCKS[arch], bottleneck=arch in BOTTLENECK, small_images=small_images, width=width, dtype=dtype)
+
+
+class ResNet(nn.Module):
+    """See `make_encoder`. Parts are named as in torchvision: conv1, bn1, layer1_0, …, layer4_2."""
+
+    blocks: tuple[int, ...]
+    bottleneck: bool
+    small_images: bool = False
+    width: int = 64
+    dtype: Any = jnp.float32
+
+    @property
+    def num_features(self) -> int:
+        """F, the length of a feature vector."""
+        return self.width * 2 ** (len(self.blocks) - 1) * (4 if self.bottleneck else 1)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        if images.ndim not in (4, 5) or images.shape[-1] != 3:
+            raise ValueError(f"images is {images.shape}; it must be (N, H, W, 3), or (N, V, H, W, 3) for V views.")
+        lead = images.shape[:-3]
+        views = lead[1] if len(lead) == 2 else 1
+        x = images.reshape(-1, *images.shape[-3:]).astype(self.dtype)
+        conv = partial(Conv, dtype=self.dtype)
+        norm = partial(ViewBatchNorm, dtype=self.dtype)
+        if self.small_images:
+            x = conv(self.width, 3, name="conv1")(x)
+        else:
+            x = conv(self.width, 7, stride=2, name="conv1")(x)
+        x = nn.relu(norm(name="bn1")(x, views=views, train=train))
+        if not self.small_images:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pads with -inf
+        block = Bottleneck if self.bottleneck else BasicBlock
+        for stage, count in enumerate(self.blocks):
+            for i in range(count):
+                stride = 2 if stage > 0 and i == 0 else 1
+                name = f"layer{stage + 1}_{i}"
+                x = block(self.width * 2**stage, stride, conv, norm, name=name)(x, views=views, train=train)
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
+        return x.reshape(*lead, -1)
+
+
+class Conv(nn.Module):
+    """A square convolution without bias, padded by (size - 1) / 2 on each side."""
+
+    features: int
+    size: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", _conv_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
+        pad = (self.size - 1) // 2
+        return jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut; the stride is on the first."""
+
+    channels: int
+    stride: int
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, views: int, train: bool) -> jax.Array:
+        y = self.conv(self.channels, 3, stride=self.stride, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, views=views, train=train))
+        y = self.conv(self.channels, 3, name="conv2")(y)
+        y = self.norm(zero_init=True, name="bn2")(y, views=views, train=train)
+        return nn.relu(y + _shortcut(self, x, self.channels, views, train))
+
+
+class Bottleneck(nn.Module):
+    """1×1 down, 3×3, 1×1 up by four, and a shortcut; the stride is on the 3×3 ("ResNet 1.5")."""
+
+    channels: int
+    stride: int
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, views: int, train: bool) -> jax.Array:
+        y = self.conv(self.channels, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, views=views, train=train))
+        y = self.conv(self.channels, 3, stride=self.stride, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y, views=views, train=train))
+        y = self.conv(4 * self.channels, 1, name="conv3")(y)
+        y = self.norm(zero_init=True, name="bn3")(y, views=views, train=train)
+        return nn.relu(y + _shortcut(self, x, 4 * self.channels, views, train))
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, channels: int, views: int, train: bool) -> jax.Array:
+    """x itself, or a strided 1×1 convolution of it where the block changes its shape."""
+    if block.stride == 1 and x.shape[-1] == channels:
+        return x
+    x = block.conv(channels, 1, stride=block.stride, name="downsample_conv")(x)
+    return block.norm(name="downsample_bn")(x, views=views, train=train)

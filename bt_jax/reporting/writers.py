@@ -1,0 +1,69 @@
+"""Numbers to files: JSON lines for programs, TensorBoard events for eyes.
+
+Both take up a resumed run where its checkpoint stands: what an interrupted run wrote after that step is dropped, because
+it will be written again.
+"""
+
+import json
+import math
+from typing import Any
+
+from etils import epath
+
+
+class JsonLines:
+    """WORKDIR/metrics.jsonl: a line a report, `{"step": …, "epoch": …, "loss": …, …}`; flushed, never half a line."""
+
+    def __init__(self, path: epath.Path, *, start_step: int = 0):
+        """Args:
+        start_step: lines of later steps, and a last line that was cut off, are removed.
+        """
+        self._path = path
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        self._lines = [line for line in lines if line.endswith("\n") and _step(line) <= start_step]
+        if self._lines != lines:
+            new = path.with_name(path.name + ".new")
+            new.write_text("".join(self._lines))
+            new.rename(path)
+        # Object stores cannot append: there, the whole (small) file is written anew.
+        self._file = None if "://" in str(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines so far, in order."""
+        return [json.loads(line) for line in self._lines]
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Writes one line; a number that is not finite becomes null, which JSON knows and NaN it does not."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        line = json.dumps(clean, allow_nan=False) + "\n"
+        self._lines.append(line)
+        if self._file is None:
+            self._path.write_text("".join(self._lines))
+        else:
+            self._file.write(line)  # one write, then one flush: a reader never meets half a line
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _step(line: str) -> int:
+    return json.loads(line)["step"]
+
+
+class TensorBoard:
+    """Event files under WORKDIR/tensorboard, a scalar for each number of a record."""
+
+    def __init__(self, folder: epath.Path, *, start_step: int = 0):
+        from tensorboardX import SummaryWriter  # half a second to import, and may be switched off
+
+        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None, flush_secs=30)
+
+    def write(self, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if name != "step" and value is not None:
+                self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self._writer.close()

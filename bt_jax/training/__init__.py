@@ -1,0 +1,1 @@
+"""Training: the state, the step (one pure function), and the loop (everything that happens between steps)."""

@@ -1,0 +1,63 @@
+"""How well the features tell classes apart, looked at while training goes on."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax import mesh as mesh_lib
+from bt_jax.data.sources import Source, make_source
+from bt_jax.errors import UserError
+from bt_jax.evaluation.features import FeatureExtractor, frozen, raw_pixels
+from bt_jax.evaluation.knn import knn_accuracy
+
+
+class KnnMonitor:
+    """kNN accuracy of an encoder on a labelled subset: train images vote, test images are counted."""
+
+    def __init__(self, config: ConfigDict, encoder: nn.Module, train: Source, mesh: Mesh):
+        """Raises:
+        UserError: the batch does not divide, the set has fewer than two classes, or the splits' classes differ.
+        """
+        self._config, self._train = config, train
+        self._test = make_source(config.data, "test")
+        mesh_lib.check_batch_size(mesh, config.monitor.batch_size, "monitor.batch_size")
+        for source in (train, self._test):
+            if source.num_classes < 2:
+                raise UserError(
+                    f"{source.name} has {source.num_classes} class(es), and the kNN monitor needs at least 2; "
+                    "set monitor.every_epochs to 0 to train without it."
+                )
+        if train.class_names != self._test.class_names:
+            odd = sorted(set(train.class_names) ^ set(self._test.class_names))
+            raise UserError(
+                f"{train.name} and {self._test.name} have different classes ({', '.join(odd[:3])}…); "
+                "give both the same, or set monitor.every_epochs to 0."
+            )
+        self._mesh = mesh
+        self._input = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "dtype": jnp.dtype(config.dtype)}
+        self._extract = FeatureExtractor(frozen(encoder), mesh, **self._input)
+
+    def __call__(self, variables: Any) -> float:
+        """The accuracy, 0 to 1, of an encoder with these variables."""
+        return self._accuracy(self._extract, variables)
+
+    def raw_pixels(self) -> float:
+        """The accuracy, 0 to 1, with the normalised pixels as features."""
+        return self._accuracy(FeatureExtractor(raw_pixels, self._mesh, **self._input), None)
+
+    def _accuracy(self, extract: FeatureExtractor, variables: Any) -> float:
+        monitor = self._config.monitor
+        train = extract(variables, self._batches(self._train, monitor.train_examples), monitor.batch_size)
+        test = extract(variables, self._batches(self._test, monitor.test_examples), monitor.batch_size)
+        k = min(monitor.k, len(train[0]))
+        return knn_accuracy(*train, *test, num_classes=self._train.num_classes, k=k, temperature=monitor.temperature)
+
+    def _batches(self, source: Source, limit: int):
+        from bt_jax.data.pipeline import eval_batches  # the first import of TensorFlow
+
+        size = self._config.monitor.batch_size
+        rows = mesh_lib.process_rows(self._mesh, size)
+        return eval_batches(source, self._config.data, batch_size=size, rows=rows, limit=limit)

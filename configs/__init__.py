@@ -1,0 +1,1 @@
+"""One file a run; each docstring is a contract: source, hardware, time, expected result."""

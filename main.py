@@ -1,0 +1,54 @@
+"""Barlow Twins for JAX: one command; the config says what to do.
+
+    python main.py                                                    the quickstart: minutes on a CPU, nothing to download
+    python main.py --config=configs/resnet50_imagenet.py --config.data.data_dir=DIR --workdir=gs://bucket/run
+    python main.py --config.epochs=40 --config.optimizer.weight_decay=1e-4      changes single fields
+
+Every field is listed in bt_jax/config.py. The same command goes on with a run that was interrupted.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError
+
+QUICKSTART = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file of the run.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run, local or gs://; default: runs/<name of the config>.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"there is no argument {argv[1]!r}; options look like --config=FILE or --config.field=value.")
+    config = _CONFIG.value
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{flags.FLAGS['config'].config_filename} is not a config file that can be read ({config!r}).")
+    config_lib.check(config)
+    name = pathlib.Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "-")
+    from bt_jax.training.loop import pretrain  # after the checks: Flax and Orbax take seconds to import
+
+    {"pretrain": pretrain}[config.task](config, _WORKDIR.value or f"runs/{name}")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Reads the flags; the quickstart is the config where none is named."""
+    if not any(arg.startswith(("--config=", "-config=")) or arg in ("--config", "-config") for arg in argv):
+        argv = [argv[0], f"--config={QUICKSTART}", *argv[1:]]
+    config_lib.check_overrides(argv)
+    return flags.FLAGS(argv)
+
+
+def run() -> None:
+    try:
+        app.run(main, flags_parser=parse)
+    except (UserError, flags.Error) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    run()

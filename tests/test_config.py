@@ -1,0 +1,140 @@
+"""bt_jax/config.py and the files in configs/: a wrong config dies with a sentence that names every fault."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError
+
+CONFIGS = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "__init__")
+
+
+def sound():
+    """A config that passes: the defaults, with a folder."""
+    config = config_lib.default()
+    config.data.data_dir = "images"
+    return config
+
+
+def complaint(config):
+    with pytest.raises(UserError) as error:
+        config_lib.check(config)
+    return str(error.value)
+
+
+def test_every_field_has_a_rule():
+    """A field without a rule would go unchecked; a rule without a field would check nothing."""
+    assert list(config_lib.RULES) == list(config_lib.flatten(config_lib.default()))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_files_pass(name):
+    """Each file in configs/ is sound and says what it is: source, hardware and expected result."""
+    module = importlib.import_module(f"configs.{name}")
+    config_lib.check(module.get_config())
+    for word in ("Source:", "Hardware:", "Expected:"):
+        assert word in module.__doc__, f"configs/{name}.py does not say {word}"
+
+
+def test_official_recipe():
+    """The numbers of the official main.py and of the paper's section 2.2."""
+    from configs.resnet50_imagenet import get_config
+
+    config = get_config()
+    optimizer = config.optimizer
+    assert (config.batch_size, config.epochs, config.loss.lambd) == (2048, 1000, 0.0051)
+    assert (optimizer.learning_rate_weights, optimizer.learning_rate_biases) == (0.2, 0.0048)
+    assert (optimizer.weight_decay, optimizer.momentum, optimizer.trust_coefficient) == (1e-6, 0.9, 0.001)
+    assert (optimizer.warmup_epochs, optimizer.end_factor, optimizer.gradient_divisor) == (10, 1e-3, 16)
+    assert tuple(config.model.projector) == (8192, 8192, 8192)
+    a, b = config.data.view_a, config.data.view_b
+    assert (a.blur, a.solarize, b.blur, b.solarize) == (1.0, 0.0, 0.1, 0.2)
+    same = {"crop_scale": (0.08, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2}
+    same |= {"hue": 0.1, "grayscale": 0.2, "blur_sigma": (0.1, 2.0)}
+    for view in (a, b):
+        assert {name: view[name] for name in same} == same
+
+
+def test_batch_size_variants():
+    """Figure 2 of the paper, and a sentence for what is not in it."""
+    from configs.resnet50_imagenet_batch_size import get_config
+
+    rates = {size: get_config(str(size)).optimizer.learning_rate_weights for size in (128, 256, 512, 1024, 2048, 4096)}
+    assert rates == {128: 0.7, 256: 0.4, 512: 0.3, 1024: 0.25, 2048: 0.2, 4096: 0.2}
+    with pytest.raises(UserError, match="300.*128, 256, 512"):
+        get_config("300")
+
+
+def test_all_faults_are_told_together():
+    """One start, one list: a wrong type, a wrong value with the nearest name, a range, and a contradiction."""
+    config = sound().unlock()
+    config.dtype = "bfloat61"
+    config.optimizer.momentum = 1.0
+    config.epochs = 5
+    config.optimizer.unlock()
+    config.optimizer.wieght_decay = 0.1
+    del config.optimizer.weight_decay
+    text = complaint(config)
+    for part in (
+        "did you mean 'bfloat16'",
+        "optimizer.momentum is 1.0, but must be at least 0 and less than 1",
+        "epochs is 5, but must be more than optimizer.warmup_epochs, which is 10",
+        "no field 'optimizer.wieght_decay' (did you mean 'optimizer.weight_decay'?)",
+        "optimizer.weight_decay is missing",
+    ):
+        assert part in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("batch_size", 1, "must be an integer of at least 2"),
+        ("batch_size", 12.5, "must be an integer"),
+        ("batch_size", True, "must be an integer"),
+        ("data.source", "tfsd", "did you mean 'tfds'"),
+        ("data.std", (0.1, 0.2), "must be 3 positive numbers"),
+        ("data.std", (0.1, 0.2, 0.0), "must be 3 positive numbers"),
+        ("data.view_a.crop_scale", (0.5, 0.2), "must be two rising numbers between"),
+        ("data.view_b.flip", 1.5, "must be between 0 and 1"),
+        ("data.eval_resize", 100, "must be 0 or at least data.image_size"),
+        ("model.projector", (), "must be one or more positive integers"),
+        ("model.projector", (64, "64"), "must be one or more positive integers"),
+        ("model.arch", "resnet5", "did you mean"),
+        ("loss.lambd", float("nan"), "must be a number"),
+        ("optimizer.gradient_divisor", 0.0, "must be a positive number"),
+        ("mesh.coordinator", "10.0.0.1:1234", "must be given all three or not at all"),
+        ("data.data_dir", "", "must name the image folder"),
+    ],
+)
+def test_wrong_values(name, value, expected):
+    """Each rule bites, and names the field."""
+    config = sound()
+    with config.ignore_type():
+        config.update_from_flattened_dict({name: value})
+    text = complaint(config)
+    assert name in text and expected in text
+
+
+def test_monitor_needs_a_test_split():
+    config = sound()
+    config.data.test_split, config.monitor.every_epochs = "", 1
+    assert "data.test_split is empty" in complaint(config)
+
+
+def test_overrides_of_unknown_fields():
+    """The command line's misspelt names are all told at once, with the nearest field, before any is parsed."""
+    argv = ["main.py", "--config.epoch=3", "--config.optimizer.lambd=1", "--config.batch_size=64", "--workdir=x"]
+    with pytest.raises(UserError) as error:
+        config_lib.check_overrides(argv)
+    assert "'epoch' (did you mean 'epochs'?)" in str(error.value)
+    assert "'optimizer.lambd' (did you mean 'loss.lambd'?)" in str(error.value)
+    assert "batch_size" not in str(error.value)
+
+
+def test_json_round_trip():
+    """A config written beside a run reads back as the same config, tuples included."""
+    config = sound()
+    assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()

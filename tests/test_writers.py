@@ -1,0 +1,69 @@
+"""bt_jax/reporting/writers.py: files of numbers that survive a restart."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from bt_jax.reporting.writers import JsonLines, TensorBoard
+
+
+@pytest.fixture
+def path(tmp_path):
+    return epath.Path(tmp_path) / "metrics.jsonl"
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_line_is_there_as_soon_as_it_is_written(path):
+    writer = JsonLines(path)
+    writer.write({"step": 1, "loss": 2.5})
+    assert lines(path) == [{"step": 1, "loss": 2.5}]
+    writer.close()
+
+
+def test_resume_drops_what_will_be_written_again(path):
+    """A run killed at step 7 that resumes at step 4 has each step once."""
+    first = JsonLines(path)
+    for step in range(8):
+        first.write({"step": step})
+    first.close()
+    second = JsonLines(path, start_step=4)
+    assert [r["step"] for r in second.records()] == [0, 1, 2, 3, 4]
+    second.write({"step": 5})
+    second.close()
+    assert [r["step"] for r in lines(path)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_half_a_line_is_removed(path):
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    JsonLines(path, start_step=10).close()
+    assert lines(path) == [{"step": 1}]
+
+
+def test_not_finite_is_null(path):
+    """NaN is not JSON: other programs must be able to read the line."""
+    writer = JsonLines(path)
+    writer.write({"step": 1, "loss": float("nan"), "other": float("inf")})
+    writer.close()
+    assert lines(path) == [{"step": 1, "loss": None, "other": None}]
+
+
+def test_tensorboard_holds_the_scalars(tmp_path):
+    """Read back with the format's own reader, record by record."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    writer = TensorBoard(epath.Path(tmp_path))
+    writer.write({"step": 3, "loss": 1.5, "epoch": None})
+    writer.close()
+    (file,) = tmp_path.glob("events.*")
+    data, values, at = file.read_bytes(), {}, 0
+    while at < len(data):
+        length = int(np.frombuffer(data[at : at + 8], np.uint64)[0])
+        event = Event.FromString(data[at + 12 : at + 12 + length])
+        values |= {v.tag: (event.step, v.simple_value) for v in event.summary.value}
+        at += 12 + length + 4
+    assert values == {"loss": (3, 1.5)}
