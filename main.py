@@ -10,7 +10,7 @@ Every field is listed in bt_jax/config.py. The same command goes on with a run t
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from bt_jax import config as config_lib
@@ -39,6 +39,7 @@ def parse(argv: list[str]) -> list[str]:
     """Reads the flags; the quickstart is the config where none is named."""
     if not any(arg.startswith(("--config=", "-config=")) or arg in ("--config", "-config") for arg in argv):
         argv = [argv[0], f"--config={QUICKSTART}", *argv[1:]]
+    logging.set_verbosity(logging.WARNING)  # libraries tell of every file they open; --verbosity=0 shows it
     config_lib.check_overrides(argv)
     return flags.FLAGS(argv)
 

@@ -327,11 +327,14 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 def nearest(name: Any, names: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"`, or nothing when no name is near."""
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
-    if not close:  # a field in another group: compare the last parts
-        last = {n.rpartition(".")[2]: n for n in names}
-        found = difflib.get_close_matches(str(name).rpartition(".")[2], last, n=1, cutoff=0.6)
-        close = [last[f] for f in found]
+    name, names = str(name), list(names)
+    last = {n.rpartition(".")[2]: n for n in names}
+    part = name.rpartition(".")[2]
+    if part in last and "." in last[part]:  # the right field in the wrong group
+        close = [last[part]]
+    else:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        close = close or [last[found] for found in difflib.get_close_matches(part, last, n=1, cutoff=0.6)]
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

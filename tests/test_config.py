@@ -26,7 +26,7 @@ def complaint(config):
 
 def test_every_field_has_a_rule():
     """A field without a rule would go unchecked; a rule without a field would check nothing."""
-    assert list(config_lib.RULES) == list(config_lib.flatten(config_lib.default()))
+    assert config_lib.RULES.keys() == config_lib.flatten(config_lib.default()).keys()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,7 +1,7 @@
 """Which example stands where: a pure function of (seed, step).
 
 An epoch is a permutation that is computed, not shuffled through a buffer, so that step k can be asked for without those
-before it. The incomplete last batch of an epoch is dropped.
+before it. The incomplete last batch of an epoch is dropped, as in the official program.
 """
 
 import numpy as np
@@ -13,13 +13,21 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     The order of n 64-bit numbers from Philox keyed by (seed, epoch). numpy guarantees the raw stream of a bit generator
     from version to version; it does not guarantee `Generator.permutation`.
     """
+    # Stable: should two of the numbers be equal, their order is that of the examples on every machine.
     return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(n), kind="stable")
 
 
 class Order:
-    """The batches of a run over `n` examples."""
+    """The batches of a run over `n` examples.
+
+    Attributes:
+      steps_per_epoch: n // batch_size.
+    """
 
     def __init__(self, seed: int, n: int, batch_size: int):
+        """Raises ValueError if there is not one whole batch."""
+        if not 1 <= batch_size <= n:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1 and at most the number of examples, {n}.")
         self._seed, self._n, self._batch_size = seed, n, batch_size
         self.steps_per_epoch = n // batch_size
         self._cached: tuple[int, np.ndarray] | None = None
@@ -33,14 +41,17 @@ class Order:
 
 
 def view_seeds(seed: int, epoch: int, examples: np.ndarray, views: int = 2) -> np.ndarray:
-    """A seed for each view of each example, (n, views, 2) int64, different for every (seed, epoch, example, view).
+    """A seed for each view of each example, (n, views, 2) int64: (seed + epoch·2³², example·views + view).
 
-    seed and epoch below 2³¹. The pairs need not look random: the stateless generator that takes them scrambles them.
+    Different for every (seed, epoch, example, view), with seed below 2³² and epoch below 2³¹. The pairs need not look
+    random: the stateless generator that takes them (Philox) scrambles them.
     """
-    places = examples[:, None] * views + np.arange(views)[None, :]
+    places = np.asarray(examples, np.int64)[:, None] * views + np.arange(views)[None, :]
     return np.stack([np.full_like(places, seed + (epoch << 32)), places], axis=-1)
 
 
-def evenly(n: int, limit: int) -> np.ndarray:
-    """At most `limit` of 0 … n-1, evenly spread, rising: a subset that does not depend on a seed."""
-    return np.arange(n) if n <= limit else np.arange(limit, dtype=np.int64) * n // limit
+def evenly(n: int, limit: int | None) -> np.ndarray:
+    """At most `limit` of 0 … n-1, evenly spread, rising, int64: a subset that depends on no seed and favours no class."""
+    if limit is None or n <= limit:
+        return np.arange(n, dtype=np.int64)
+    return np.arange(limit, dtype=np.int64) * n // limit

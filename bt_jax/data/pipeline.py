@@ -1,16 +1,23 @@
-"""Source + order + views -> batches on the host, as a tf.data pipeline. (The mesh takes them from there: bt_jax/mesh.py.)"""
+"""Source + order + views -> batches on the host, as a tf.data pipeline. (The mesh takes them from there: bt_jax/mesh.py.)
 
+What goes through the pipeline is (example, seeds) or (encoded image, label, seeds), one after the other; images are
+decoded and augmented in parallel and come out in the order they went in.
+"""
+
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
 from bt_jax.data.order import Order, evenly, view_seeds
-from bt_jax.data.sources import ArraySource, FolderSource, Source, TfdsStream
+from bt_jax.data.sources import ArraySource, FolderSource, Source, TfdsStream, import_tensorflow
 from bt_jax.data.views import ViewSpec, apply_view, evaluation_view, sample_view
 from bt_jax.errors import UserError
+
+import_tensorflow()  # the accelerators are JAX's: they must be hidden before the first TensorFlow operation
 
 Batch = dict[str, np.ndarray]
 
@@ -30,7 +37,7 @@ def train_batches(
     Args:
       config: `config.data` of a run.
       batch_size: of the global batch.
-      rows: the rows of the global batch to make, (n,): all of them, or this process's share.
+      rows: the rows of the global batch to make, (n,), rising: all of them, or this process's share.
       start_step: the step of the first batch.
       num_steps: how many; None: without end.
 
@@ -39,31 +46,37 @@ def train_batches(
 
     Raises:
       UserError: the source has fewer images than a batch, or (while iterating) an image cannot be decoded.
+      ValueError: rows that are not rows of a batch.
     """
     if len(source) < batch_size:
         raise UserError(
             f"{source.name} has {len(source)} images, fewer than a batch of {batch_size}; "
             f"set batch_size to at most {len(source)}."
         )
+    _check_rows(rows, batch_size)
     specs = [ViewSpec(**config[name]) for name in ("view_a", "view_b")]
 
     def two_views(image, label, seeds):
         height, width = tf.shape(image)[0], tf.shape(image)[1]
-        views = [
-            apply_view(image, sample_view(seeds[v], height, width, spec), config.image_size) for v, spec in enumerate(specs)
-        ]
-        return {"views": tf.stack(views), "label": label}
+        parameters = [sample_view(seeds[v], height, width, spec) for v, spec in enumerate(specs)]
+        return {"views": tf.stack([apply_view(image, p, config.image_size) for p in parameters]), "label": label}
 
-    steps = range(start_step, start_step + num_steps) if num_steps is not None else _count(start_step)
-    order = Order(seed, len(source), batch_size)
     if isinstance(source, TfdsStream):
-        raw = _streamed(source, config, seed, batch_size, rows, order.steps_per_epoch, steps)
-        load: Callable = lambda encoded, label, seeds: two_views(_decode(encoded), label, seeds)  # noqa: E731
-    else:
-        raw = _numbered(order, seed, rows, steps)
-        example = _loader(source)
-        load = lambda index, seeds: two_views(*example(index), seeds)  # noqa: E731
-    return _run(raw.map(load, **_parallel(config)), config, len(rows), source)
+        epochs = _stream_epochs(source, config, two_views, seed, batch_size, rows, start_step)
+        return itertools.islice(_streamed(epochs, source), num_steps)
+
+    order = Order(seed, len(source), batch_size)
+    load = _loader(source)
+
+    def examples(step):
+        epoch, places = order.batch(int(step))
+        return places[rows], view_seeds(seed, epoch, places[rows])
+
+    # TensorFlow counts steps and numpy says who stands there: a resumed run starts to count further up.
+    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max if num_steps is None else start_step + num_steps)
+    dataset = steps.map(lambda step: _from_numpy(examples, step, ((len(rows),), (len(rows), 2, 2)))).unbatch()
+    dataset = dataset.map(_plain(lambda index, seeds: two_views(*load(index), seeds)), **_parallel(config))
+    return _iterate(_batched(dataset, config, len(rows)), source, lambda delivered: examples(start_step + delivered)[0])
 
 
 def eval_batches(
@@ -76,87 +89,80 @@ def eval_batches(
       limit: at most so many images, evenly spread over the source.
 
     Yields:
-      {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding}
-    """
-    indices = evenly(len(source), len(source) if limit is None else limit)
-    padded = -len(indices) % batch_size
-    shown = np.concatenate([indices, np.zeros(padded, np.int64)])
-    masks = np.arange(len(shown)) < len(indices)
-    mine = (np.arange(0, len(shown), batch_size)[:, None] + rows[None, :]).reshape(-1)
+      {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding}; on every process
+      as many batches.
 
-    def view(image, label, mask):
-        return {"image": evaluation_view(image, config.eval_resize, config.image_size), "label": label, "mask": mask}
+    Raises:
+      UserError: (while iterating) an image cannot be decoded.
+      ValueError: rows that are not rows of a batch.
+    """
+    _check_rows(rows, batch_size)
+    shown = evenly(len(source), limit)
+    starts = np.arange(0, len(shown), batch_size)
+    places = (starts[:, None] + rows[None, :]).reshape(-1)
+    mine = shown[places[places < len(shown)]]
+
+    def view(image, label):
+        return {"image": evaluation_view(image, config.eval_resize, config.image_size), "label": label}
 
     if isinstance(source, TfdsStream):
         wanted = np.zeros(len(source), bool)
-        wanted[indices] = True
-        records = source.records(None, 0).enumerate()
-        kept = records.filter(lambda i, _: tf.constant(wanted)[i]).map(lambda _, record: (*record, True))
-        last = kept.take(1).map(lambda encoded, label, _: (encoded, label, False)).repeat(padded)
-        place = np.zeros(batch_size, bool)
-        place[rows] = True
-        kept = kept.concatenate(last).enumerate().filter(lambda i, _: tf.constant(place)[i % batch_size])
-        dataset = kept.map(lambda _, r: view(_decode(r[0]), r[1], r[2]), **_parallel(config))
+        wanted[mine] = True
+        wanted = tf.constant(wanted)
+        records = source.records(None, 0).enumerate().filter(lambda place, _: wanted[place])
+        dataset = records.map(_plain(lambda _, record: view(_decode(record[0]), record[1])), **_parallel(config))
     else:
-        example = _loader(source)
-        dataset = tf.data.Dataset.from_tensor_slices((shown[mine], masks[mine]))
-        dataset = dataset.map(lambda index, mask: view(*example(index), mask), **_parallel(config))
-    return _run(dataset, config, len(rows), source)
-
-
-def _count(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
-
-
-def _numbered(order: Order, seed: int, rows: np.ndarray, steps) -> tf.data.Dataset:
-    """(example, seeds of its views) one by one, in the order of the run; numpy does it a batch at a time."""
-
-    def batches():
-        for step in steps:
-            epoch, examples = order.batch(step)
-            mine = examples[rows]
-            yield mine, view_seeds(seed, epoch, mine)
-
+        load = _loader(source)
+        dataset = tf.data.Dataset.from_tensor_slices(mine).map(_plain(lambda i: view(*load(i))), **_parallel(config))
     n = len(rows)
-    signature = (tf.TensorSpec((n,), tf.int64), tf.TensorSpec((n, 2, 2), tf.int64))
-    return tf.data.Dataset.from_generator(batches, output_signature=signature).unbatch()
+    batches = _iterate(_batched(dataset, config, n), source, lambda delivered: mine[delivered * n : (delivered + 1) * n])
+    return _padded(batches, len(starts), n, config.image_size)
 
 
-def _streamed(source, config, seed, batch_size, rows, steps_per_epoch, steps) -> tf.data.Dataset:
-    """(encoded image, label, seeds of its views); an example is known by its place in the epoch."""
-    start, num = steps.start if isinstance(steps, range) else next(steps), len(steps) if isinstance(steps, range) else -1
-    mine = np.zeros(batch_size, bool)
-    mine[rows] = True
+def _check_rows(rows: np.ndarray, batch_size: int) -> None:
+    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= batch_size or np.any(np.diff(rows) <= 0):
+        raise ValueError(f"rows are {rows}; they must be rising and lie in 0 to {batch_size - 1}.")
 
-    def epoch_of(epoch: int, skip: int) -> tf.data.Dataset:
+
+def _from_numpy(function: Callable, argument: tf.Tensor, shapes: tuple) -> list[tf.Tensor]:
+    """int64 arrays of these shapes, computed by numpy from one number."""
+    arrays = tf.numpy_function(function, [argument], [tf.int64] * len(shapes), stateful=False)
+    return tuple(tf.ensure_shape(array, shape) for array, shape in zip(arrays, shapes, strict=True))
+
+
+def _stream_epochs(
+    source: TfdsStream, config: ConfigDict, two_views: Callable, seed: int, batch_size: int, rows: np.ndarray, start_step: int
+) -> Iterator[tf.data.Dataset]:
+    """One epoch's batches after the other, from `start_step` on; an example is known by its place in the epoch."""
+    steps_per_epoch = len(source) // batch_size
+    first, skip = divmod(start_step, steps_per_epoch)
+    is_mine = np.zeros(batch_size, bool)
+    is_mine[rows] = True
+    is_mine = tf.constant(is_mine)
+    # Traced once and called by each epoch's pipeline; the seed's first half is an argument for that reason.
+    load = tf.function(lambda encoded, label, seeds: two_views(_decode(encoded), label, seeds), autograph=False)
+    for epoch in itertools.count(first):
+        begin = skip * batch_size if epoch == first else 0
         records = source.records(seed, epoch)
-        records = records.shuffle(config.shuffle_buffer, seed=seed + 1, reshuffle_each_iteration=False)
-        records = records.take(steps_per_epoch * batch_size).enumerate().skip(skip * batch_size)
-        records = records.filter(lambda place, _: tf.constant(mine)[place % batch_size])
+        records = records.shuffle(config.shuffle_buffer, seed=seed, reshuffle_each_iteration=False)
+        records = records.take(steps_per_epoch * batch_size).enumerate().skip(begin)
+        records = records.filter(lambda place, _: is_mine[place % batch_size])
+        half = tf.constant(seed + (epoch << 32), tf.int64)
 
-        def with_seeds(place, record):
-            first = tf.constant(seed + (epoch << 32), tf.int64)
-            seeds = tf.stack([tf.stack([first, 2 * place + v]) for v in range(2)])
-            return (*record, seeds)
+        def example(place, record, half=half):
+            seeds = tf.stack([tf.stack([half, 2 * place + v]) for v in range(2)])  # as order.view_seeds
+            return load(*record, seeds)
 
-        return records.map(with_seeds)
+        yield _batched(records.map(_plain(example), **_parallel(config)), config, len(rows))
 
-    # One epoch's dataset after the other, each built when it is reached: its file order depends on the epoch.
-    def epochs():
-        done, epoch, skip = 0, *divmod(start, steps_per_epoch)
-        while num < 0 or done < num:
-            yield from epoch_of(epoch, skip).prefetch(64).as_numpy_iterator()
-            done, epoch, skip = done + steps_per_epoch - skip, epoch + 1, 0
 
-    signature = (tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int32), tf.TensorSpec((2, 2), tf.int64))
-    examples = tf.data.Dataset.from_generator(epochs, output_signature=signature)
-    return examples if num < 0 else examples.take(num * len(rows))
+def _streamed(epochs: Iterable[tf.data.Dataset], source: TfdsStream) -> Iterator[Batch]:
+    for dataset in epochs:
+        yield from _iterate(dataset, source, lambda _: [])
 
 
 def _loader(source: ArraySource | FolderSource) -> Callable:
-    """index -> (image (H, W, 3) uint8, label). Arrays are captured by the graph, not written into it."""
+    """index -> (image (H, W, 3) uint8, label). What it reads from is captured by the graph, not written into it."""
     labels = tf.constant(source.labels)
     if isinstance(source, ArraySource):
         images = tf.constant(source.images)
@@ -166,53 +172,77 @@ def _loader(source: ArraySource | FolderSource) -> Callable:
 
 
 def _decode(encoded: tf.Tensor) -> tf.Tensor:
-    """(H, W, 3) uint8 of an image file; JPEGs by the exact inverse transform, as Pillow decodes them."""
+    """(H, W, 3) uint8 of an image file; JPEGs by the exact inverse transform and smooth chroma, as Pillow decodes them."""
     image = tf.cond(
         tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE", fancy_upscaling=True),
         lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
     )
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def _parallel(config: ConfigDict) -> dict:
-    return {"num_parallel_calls": _threads(config), "deterministic": True}
+def _plain(function: Callable) -> Callable:
+    """The views are written in graph operations: there is nothing for autograph to translate, and it takes seconds."""
+    return tf.autograph.experimental.do_not_convert(function)
 
 
 def _threads(config: ConfigDict) -> int:
     return config.threads or len(os.sched_getaffinity(0))
 
 
-def _run(dataset: tf.data.Dataset, config: ConfigDict, batch: int, source: Source) -> Iterator[Batch]:
-    tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+def _parallel(config: ConfigDict) -> dict:
+    return {"num_parallel_calls": _threads(config), "deterministic": True}
+
+
+def _batched(dataset: tf.data.Dataset, config: ConfigDict, n: int) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = _threads(config)
-    options.threading.max_intra_op_parallelism = 1
-    dataset = dataset.batch(batch, drop_remainder=True).prefetch(config.prefetch).with_options(options)
-    return _iterate(dataset, source)
+    options.threading.max_intra_op_parallelism = 1  # images are many: one thread each is the best division of labour
+    return dataset.batch(n).prefetch(config.prefetch).with_options(options)
 
 
-def _iterate(dataset: tf.data.Dataset, source: Source) -> Iterator[Batch]:
-    try:
-        yield from dataset.as_numpy_iterator()
-    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnknownError) as error:
-        if isinstance(source, FolderSource):
-            bad = _first_bad_file(source)
-            if bad:
-                raise UserError(f"{bad} cannot be decoded as an image; mend or remove it.") from None
-        raise UserError(f"an example of {source.name} cannot be decoded ({_first_line(error)}).") from error
+def _iterate(dataset: tf.data.Dataset, source: Source, examples_of: Callable[[int], Iterable[int]]) -> Iterator[Batch]:
+    """The batches as numpy arrays that share TensorFlow's memory.
+
+    Args:
+      examples_of: the examples of a batch, by its number from 0; asked only when that batch fails.
+    """
+    batches, broken = dataset.as_numpy_iterator(), tf.errors.OpError
+    for delivered in itertools.count():
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except broken as error:
+            if isinstance(source, ArraySource):
+                raise  # nothing of the user's was read
+            for path, reason in _bad_files(source, examples_of(delivered)):
+                raise UserError(f"{path} cannot be read as an image ({reason}); mend or remove it.") from None
+            raise UserError(f"an image of {source.name} cannot be read ({_first_line(error)}).") from error
+        yield batch
 
 
-def _first_bad_file(source: FolderSource) -> str | None:
-    """TensorFlow does not say which file it was: the files are tried until one fails."""
-    for path in source.paths:
+def _bad_files(source: Source, examples: Iterable[int]) -> Iterator[tuple[str, str]]:
+    """(path, reason) of each file that fails: TensorFlow does not say which, so those of the batch are tried one by one."""
+    for example in examples:
+        path = source.paths[example]
         try:
             _decode(tf.io.read_file(path))
-        except (tf.errors.OpError, ValueError):
-            return path
-    return None
+        except (tf.errors.OpError, ValueError) as error:
+            yield path, _first_line(error)
+
+
+def _padded(batches: Iterator[Batch], count: int, n: int, size: int) -> Iterator[Batch]:
+    """Exactly `count` batches of n rows, and a mask that tells images from padding."""
+    nothing = {"image": np.zeros((0, size, size, 3), np.uint8), "label": np.zeros(0, np.int32)}
+    for _ in range(count):
+        batch = next(batches, nothing)
+        real = len(batch["label"])
+        if real < n:
+            batch = {k: np.concatenate([v, np.zeros((n - real, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
+        yield {**batch, "mask": np.arange(n) < real}
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rpartition("}} ")[2][:200]

@@ -5,8 +5,8 @@ example at once; `TfdsStream`, for large TFDS sets, can only be read in a row.
 """
 
 import difflib
-import pathlib
-from collections.abc import Iterator
+import os
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from bt_jax.data.photographs import PHOTOGRAPHS, photograph_crops
 from bt_jax.errors import UserError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")  # what TensorFlow decodes; upper case too
 
 
 class Source:
@@ -28,15 +28,16 @@ class Source:
       notices: what was passed over, a sentence each.
     """
 
-    def __init__(self, name: str, class_names: tuple[str, ...], notices: tuple[str, ...] = ()):
+    def __init__(self, name: str, length: int, class_names: tuple[str, ...], notices: tuple[str, ...] = ()):
         self.name, self.class_names, self.notices = name, class_names, notices
+        self._length = length
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
     def __len__(self) -> int:
-        raise TypeError("a source of this kind has no length")
+        return self._length
 
 
 class ArraySource(Source):
@@ -49,25 +50,23 @@ class ArraySource(Source):
 
     def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...] | None = None):
         """Raises UserError for other shapes or types, or labels outside the classes."""
+        images, labels = np.asarray(images), np.asarray(labels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(f"{name}: the images are {images.dtype} {images.shape}; they must be uint8 (N, H, W, 3).")
+        if images.size == 0:
+            raise UserError(f"{name}: the images are {images.shape}; there must be at least one, of at least one pixel.")
         if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
                 f"{name}: the labels are {labels.dtype} {labels.shape}; they must be integers ({len(images)},), one an image."
             )
-        if len(images) == 0:
-            raise UserError(f"{name} has no images; it must have at least one.")
         if class_names is None:
-            class_names = tuple(str(i) for i in range(int(labels.max()) + 1))
+            class_names = _numbers_as_names(labels)
         if labels.min() < 0 or labels.max() >= len(class_names):
             raise UserError(
                 f"{name}: labels run from {labels.min()} to {labels.max()}; they must lie in 0 to {len(class_names) - 1}."
             )
-        super().__init__(name, class_names)
+        super().__init__(name, len(images), tuple(class_names))
         self.images, self.labels = np.ascontiguousarray(images), labels.astype(np.int32)
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 class FolderSource(Source):
@@ -80,87 +79,99 @@ class FolderSource(Source):
 
     def __init__(self, root: str, split: str):
         """Raises UserError if the folder or its classes are missing or empty, or other files stand among them."""
-        folder = epath.Path(root) / split
+        if not root:
+            raise UserError("data.data_dir is empty; it must name the folder that holds <split>/<class>/<image files>.")
+        top = epath.Path(root).expanduser()
+        folder = top / split
         if not folder.is_dir():
-            raise UserError(f"there is no image folder {folder}; it must hold a folder of images for each class.")
-        classes, paths, labels, stray, hidden = [], [], [], [], 0
-        for entry in sorted(folder.iterdir(), key=lambda p: p.name):
-            if entry.name.startswith(".") or entry.name == "Thumbs.db":
+            here = [name for name, is_folder in _listing(top) if is_folder] if top.is_dir() else None
+            found = f"{top} does not exist" if here is None else f"{top} holds {_some(here) if here else 'no folders'}"
+            raise UserError(f"there is no image folder {folder} ({found}); it must hold a folder of images for each class.")
+        classes, counts, paths, empty, stray, hidden = [], [], [], [], [], 0
+        for name, is_folder in _listing(folder):
+            if _is_hidden(name):
                 hidden += 1
                 continue
-            if not entry.is_dir():
-                stray.append(str(entry))
+            if not is_folder:
+                stray.append(name)
                 continue
-            files = [f for f in sorted(entry.iterdir(), key=lambda p: p.name)]
-            images = [str(f) for f in files if f.name.lower().endswith(IMAGE_ENDINGS) and not f.name.startswith(".")]
-            others = [f for f in files if str(f) not in set(images)]
-            hidden += sum(f.name.startswith(".") or f.name == "Thumbs.db" for f in others)
-            stray += [str(f) for f in others if not (f.name.startswith(".") or f.name == "Thumbs.db")]
-            if not images:
-                raise UserError(f"the class folder {entry} holds no images ({', '.join(IMAGE_ENDINGS)}); fill or remove it.")
-            classes.append(entry.name)
-            paths += images
-            labels += [len(classes) - 1] * len(images)
+            files = []
+            for file, is_inner_folder in _listing(folder / name):
+                if _is_hidden(file):
+                    hidden += 1
+                elif is_inner_folder or not _is_image(file):
+                    stray.append(f"{name}/{file}")
+                else:
+                    files.append(os.path.join(str(folder), name, file))
+            classes.append(name)
+            counts.append(len(files))
+            paths += files
+            if not files:
+                empty.append(name)
         if stray:
             raise UserError(
-                f"{folder} must hold class folders of images and nothing else, but {len(stray)} stray file(s) stand there: "
-                f"{', '.join(stray[:3])}{', …' if len(stray) > 3 else ''}; move them away."
+                f"{folder} must hold a folder of images ({', '.join(IMAGE_ENDINGS)}) for each class and nothing else, but "
+                f"{len(stray)} stray {'entry stands' if len(stray) == 1 else 'entries stand'} there: {_some(stray)}; "
+                "move them elsewhere."
             )
         if not classes:
             raise UserError(f"the image folder {folder} is empty; it must hold a folder of images for each class.")
+        if empty:
+            raise UserError(
+                f"{len(empty)} class folder(s) in {folder} hold no images: {_some(empty)}; fill or remove each of them."
+            )
         notices = (f"{hidden} hidden file(s) in {folder} were passed over",) if hidden else ()
-        super().__init__(str(folder), tuple(classes), notices)
-        self.paths, self.labels = paths, np.array(labels, np.int32)
-
-    def __len__(self) -> int:
-        return len(self.paths)
+        super().__init__(str(folder), len(paths), tuple(classes), notices)
+        self.paths, self.labels = paths, np.repeat(np.arange(len(classes), dtype=np.int32), counts)
 
 
 class TfdsStream(Source):
-    """A large TFDS set, read in a row from its files as encoded images.
+    """A large TFDS set in TFRecord files, read in a row as encoded images.
 
-    The order is a function of (seed, epoch): files permuted, 16 read in turn, and a shuffle buffer of fixed seed. A resumed
-    run reads and drops the records before its step without decoding them (about 1 ms in 10 records), and each process reads
-    all records but decodes its own rows only. Sets that fit in memory and image folders are free of both costs.
+    The order is a function of (seed, epoch): files permuted, 16 of them read in turn, and a shuffle buffer of fixed seed.
+    What that costs: a resumed run reads the records of the epoch before its step, without decoding their images
+    (about 20 000 a second on one core, or what the disk gives), and refills the buffer; of several processes each reads
+    all records and decodes its own rows only. Image folders and sets that fit in memory are free of both; ArrayRecord
+    files, which can be read anywhere, would be too.
     """
 
     def __init__(self, builder: Any, split: str):
         info = builder.info
-        label = info.features["label"]
-        super().__init__(f"TFDS {builder.name}, {split}", tuple(label.names))
+        names = tuple(info.features["label"].names)
+        super().__init__(f"TFDS {builder.name}, {split}", info.splits[split].num_examples, names)
         self._builder, self._split = builder, split
-        self._length = info.splits[split].num_examples
-
-    def __len__(self) -> int:
-        return self._length
 
     def records(self, seed: int | None, epoch: int) -> Any:
-        """A tf.data.Dataset of (encoded image, label) in the order of an epoch; in the files' order without a seed."""
-        import tensorflow as tf
+        """A tf.data.Dataset of (encoded image, label int32) in the order of an epoch; in the files' without a seed."""
+        tf = import_tensorflow()
         import tensorflow_datasets as tfds
 
         options = tf.data.Options()
         options.deterministic = True
-        mixed = None if seed is None else int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+        mixed = None if seed is None else int(np.random.Philox(key=[seed, epoch]).random_raw(1)[0] >> 33)
+        decoders = {"image": tfds.decode.SkipDecoding()}
         dataset = self._builder.as_dataset(
             split=self._split,
             shuffle_files=seed is not None,
-            decoders={"image": tfds.decode.SkipDecoding()},
+            decoders=tfds.decode.PartialDecoding({"image": True, "label": True}, decoders=decoders),
             read_config=tfds.ReadConfig(shuffle_seed=mixed, options=options, try_autocache=False, skip_prefetch=True),
         )
-        return dataset.map(lambda e: (e["image"], tf.cast(e["label"], tf.int32)), num_parallel_calls=1)
+        return dataset.map(lambda example: (example["image"], tf.cast(example["label"], tf.int32)))
 
 
 def make_source(config: ConfigDict, split: str) -> Source:
     """The source that `config.data` names.
 
     Args:
+      config: `config.data` of a run.
       split: "train" or "test", which `config.train_split` and `config.test_split` translate.
 
     Raises:
       UserError: it is not there, or not what it should be.
     """
     theirs = config[f"{split}_split"]
+    if not theirs:
+        raise UserError(f"data.{split}_split is empty; name the {split} split, or set monitor.every_epochs to 0.")
     if config.source == "photographs":
         crops = config.photographs
         images, labels = photograph_crops(split, size=crops.size, per_class=crops[f"{split}_per_class"])
@@ -169,80 +180,162 @@ def make_source(config: ConfigDict, split: str) -> Source:
         return FolderSource(config.data_dir, theirs)
     if config.source == "arrays":
         return _arrays(config.data_dir, theirs)
-    return _tfds(config, theirs)
+    if config.source == "tfds":
+        return _tfds(config, theirs)
+    raise UserError(f"data.source is {config.source!r}; it must be photographs, tfds, folder or arrays.")
+
+
+def import_tensorflow() -> Any:
+    """TensorFlow, told to leave the accelerators to JAX: it would take all of their memory."""
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(f"reading images needs TensorFlow, which cannot be imported ({error}); pip install tensorflow.") from None
+    for kind in ("GPU", "TPU"):
+        try:
+            tf.config.set_visible_devices([], kind)
+        except RuntimeError:  # TensorFlow was at work before bt_jax was: what it has taken it has
+            break
+    return tf
+
+
+def _numbers_as_names(labels: np.ndarray) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_ENDINGS)
+
+
+def _listing(folder: epath.Path) -> list[tuple[str, bool]]:
+    """(name, is it a folder) of all entries, in the order of their names."""
+    if "://" not in str(folder):
+        with os.scandir(folder) as entries:  # for a million files many times faster than asking each path
+            return sorted((entry.name, entry.is_dir()) for entry in entries)
+    # A question for each entry would be a request each: what is named like an image is taken for a file.
+    return sorted((entry.name, not _is_image(entry.name) and entry.is_dir()) for entry in folder.iterdir())
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _arrays(file: str, split: str) -> ArraySource:
-    path = pathlib.Path(file).expanduser()
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; data.data_dir must name an .npz file of arrays.")
+    path = epath.Path(file).expanduser()
+    if not file or not path.is_file():
+        raise UserError(f"there is no file {str(path)!r}; data.data_dir must name an .npz file of arrays.")
+    images, labels = f"x_{split}", f"y_{split}"
     try:
-        with np.load(path) as arrays:
-            missing = [name for name in (f"x_{split}", f"y_{split}") if name not in arrays]
-            if missing:
-                raise UserError(f"{path} holds {', '.join(arrays.files)}; it must also hold {' and '.join(missing)}.")
-            return ArraySource(f"{path}, {split}", arrays[f"x_{split}"], arrays[f"y_{split}"])
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read as an .npz file of arrays ({error}).") from None
+        with path.open("rb") as opened, np.load(opened) as arrays:
+            missing = [name for name in (images, labels) if name not in arrays]
+            if not missing:
+                # Both splits have the same classes, though one may lack the last of them.
+                known = [_numbers_as_names(arrays[name]) for name in arrays.files if name.startswith("y_")]
+                return ArraySource(f"{path}, {split}", arrays[images], arrays[labels], max(known, key=len))
+            held = ", ".join(arrays.files)
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as an .npz file of arrays ({_first_line(error)}).") from None
+    raise UserError(f"{path} holds {held or 'no arrays'}; it must hold {images} and {labels}.")
 
 
 def _tfds(config: ConfigDict, split: str) -> Source:
-    import tensorflow_datasets as tfds
-
-    data_dir = config.data_dir or None
+    builder = _builder(config)
+    _require_prepared(builder, config)
+    info = builder.info
     try:
-        builder = tfds.builder(config.name, data_dir=data_dir)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        near = difflib.get_close_matches(config.name, tfds.list_builders(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "."
-        reason = "" if isinstance(error, tfds.core.registered.DatasetNotFoundError) else f" ({str(error).splitlines()[0]})"
-        raise UserError(f"TFDS has no data set {config.name!r}{reason}{hint}") from None
-    if not (epath.Path(builder.data_path) / "dataset_info.json").exists():
-        _prepare(builder, config)
-    splits = builder.info.splits
-    if split not in splits:
-        raise UserError(f"TFDS {builder.name} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
-    for part in ("image", "label"):
-        if part not in builder.info.features:
-            raise UserError(f"TFDS {builder.name} has no {part!r} in its examples; bt_jax needs image and label.")
-    shape = builder.info.features["image"].shape
-    if None not in shape and splits[split].num_examples * int(np.prod(shape)) <= config.in_memory_bytes:
-        return _in_memory(builder, split)
+        count = info.splits[split].num_examples  # a slice like train[:10%] is a split too
+    except (KeyError, ValueError):
+        raise UserError(f"TFDS {builder.name} has no split {split!r}; it has {', '.join(info.splits)}.") from None
+    if count == 0:
+        raise UserError(f"split {split!r} of TFDS {builder.name} has no examples; it has {', '.join(info.splits)}.")
+    features = info.features
+    parts = [part for part in ("image", "label") if part not in features]
+    if parts or features["image"].dtype != np.uint8 or not hasattr(features["label"], "names"):
+        raise UserError(f"TFDS {builder.name} holds {features}; bt_jax needs an 8-bit 'image' and a class 'label'.")
+    if info.file_format.value != "tfrecord":
+        raise UserError(
+            f"TFDS {builder.name} in {builder.data_path} is stored as {info.file_format.value}; "
+            "bt_jax reads tfrecord: build it with --file_format=tfrecord."
+        )
+    shape = features["image"].shape
+    if None not in shape and count * shape[0] * shape[1] * 3 <= config.in_memory_bytes:
+        return _in_memory(builder, split, count)
     return TfdsStream(builder, split)
 
 
-def _prepare(builder: Any, config: ConfigDict) -> None:
-    """Downloads a set that is not there, if the user allows it and TFDS can."""
-    manual = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-    where = f"TFDS {builder.name} is not in {builder.data_path}"
-    if manual:
-        raise UserError(
-            f"{where}, and must be fetched by hand: {' '.join(manual.split())} Then run "
-            f"`tfds build {builder.name} --data_dir={config.data_dir or '~/tensorflow_datasets'} --manual_dir=FOLDER`."
-        )
-    if not config.download:
-        raise UserError(f"{where}; set data.data_dir to where it is, or data.download=True to let TFDS fetch it.")
-    try:
-        builder.download_and_prepare()
-    except Exception as error:  # whatever the network or the host of the set had to say
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where}, and could not be downloaded ({reason}).") from error
-
-
-def _in_memory(builder: Any, split: str) -> ArraySource:
-    examples = _decoded(builder, split)
-    images, labels = zip(*((batch["image"], batch["label"]) for batch in examples), strict=True)
-    images = np.concatenate(images)
-    if images.shape[-1] == 1:
-        images = np.repeat(images, 3, axis=-1)
-    names = tuple(builder.info.features["label"].names)
-    return ArraySource(f"TFDS {builder.name}, {split}", images, np.concatenate(labels), names)
-
-
-def _decoded(builder: Any, split: str) -> Iterator[dict[str, np.ndarray]]:
+def _builder(config: ConfigDict) -> Any:
+    import_tensorflow()  # first, as TFDS would let it have the accelerators
     import tensorflow_datasets as tfds
 
-    order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)  # the order of the files
-    return builder.as_dataset(split=split, shuffle_files=False, batch_size=1024, read_config=order).as_numpy_iterator()
+    if not config.name:
+        raise UserError("data.name is empty; it must name a TFDS data set, for example cifar10.")
+    try:
+        return tfds.builder(config.name, data_dir=config.data_dir or None)
+    except tfds.core.registered.DatasetNotFoundError:
+        folder = epath.Path(config.data_dir or tfds.core.constants.DATA_DIR).expanduser()
+        theirs = [name for name, is_folder in _listing(folder) if is_folder] if folder.is_dir() else []
+        known = [*theirs, *tfds.list_builders(with_community_datasets=False)]
+        near = list(dict.fromkeys(difflib.get_close_matches(config.name, known, n=3)))
+        hint = f"did you mean {' or '.join(near)}?" if near else "see tensorflow.org/datasets/catalog."
+        raise UserError(f"TFDS has no data set {config.name!r}, nor is there one in {folder}; {hint}") from None
+    except (ValueError, TypeError, AssertionError, ImportError) as error:  # a configuration or version that is not
+        raise UserError(f"TFDS cannot make {config.name!r} ({_first_line(error)}); mend data.name.") from None
+
+
+def _require_prepared(builder: Any, config: ConfigDict) -> None:
+    """Sees that the set is there; downloads it if the user allows that and TFDS can."""
+    folder = epath.Path(builder.data_path)
+    if (folder / "dataset_info.json").exists():
+        return
+    where = f"TFDS {builder.name} is not in {folder}"
+    others = [n for n, is_folder in _listing(folder.parent) if is_folder and n[0].isdigit()] if folder.parent.is_dir() else []
+    if others:
+        where += f" (version {_some(others)} is: for that, set data.name to {config.name.partition(':')[0]}:{others[-1]})"
+    if manual := builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        data_dir = folder.parents[1 if builder.builder_config is None else 2]  # DIR/name[/configuration]/version
+        raise UserError(
+            f"{where}, and must be fetched by hand. TFDS says: {' '.join(manual.split())} Put that in a folder and run "
+            f"`tfds build {config.name} --data_dir={data_dir} --manual_dir=THAT_FOLDER`."
+        )
+    if not config.download:
+        raise UserError(f"{where}; set data.data_dir to where it is, or data.download to True to let TFDS fetch it.")
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # whatever the network, the disk or the set's host had to say
+        raise UserError(f"{where}, and could not be downloaded ({_first_line(error)}).") from error
+
+
+def _in_memory(builder: Any, split: str, count: int) -> ArraySource:
+    """All images decoded, in the order of the files."""
+    tf = import_tensorflow()
+    import tensorflow_datasets as tfds
+
+    height, width, channels = builder.info.features["image"].shape
+    images, labels = np.empty((count, height, width, 3), np.uint8), np.empty(count, np.int64)
+    try:
+        dataset = builder.as_dataset(
+            split=split,
+            shuffle_files=False,
+            batch_size=1024,
+            decoders=tfds.decode.PartialDecoding({"image": True, "label": True}),
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+        )
+        start = 0
+        for batch in dataset.as_numpy_iterator():
+            stop = start + len(batch["label"])
+            images[start:stop] = batch["image"] if channels in (1, 3) else batch["image"][..., :3]  # a fourth is alpha
+            labels[start:stop] = batch["label"]
+            start = stop
+    except tf.errors.OpError as error:
+        raise UserError(f"TFDS {builder.name} in {builder.data_path} cannot be read ({_first_line(error)}).") from None
+    return ArraySource(f"TFDS {builder.name}, {split}", images, labels, tuple(builder.info.features["label"].names))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -6,15 +6,16 @@ With A and B the standardised embeddings of the two views, (N, D) both, and C = 
     off_diagonal = Σ_{i≠j} C_ij²
     loss         = on_diagonal + lambd · off_diagonal        (Zbontar et al. 2021, equations 1 and 2)
 
-Form "correlation" builds C, (D, D). Form "gram" never does: Σ_ij C_ij² = ‖AᵀB‖²/N² = ⟨AAᵀ, BBᵀ⟩/N² takes two (N, N) Gram
-matrices, and C_ii = Σ_n A_ni B_ni / N is O(ND). Both give the same value and the same gradient. Each form has its
-gradient written out (`jax.custom_vjp`), as what the forward pass has built is all that the backward pass needs; it can be
-differentiated in reverse any number of times, but not in forward mode (`jax.jvp`).
+Form "correlation" builds C, (D, D). Form "gram" never does: Σ_ij C_ij² = ‖AᵀB‖²/N² = ⟨AAᵀ, BBᵀ⟩/N² takes two (N, N)
+Gram matrices, and C_ii = Σ_n A_ni B_ni / N is O(ND). Both give the same value and the same gradient. Each has its
+gradient written out (`jax.custom_vjp`), as what the forward pass has built is all that the backward pass needs. They
+can be differentiated in reverse any number of times, but not in forward mode (`jax.jvp`).
 
-All products run at precision "highest". By default a float32 product is one bfloat16 pass on TPUs and TF32 on recent GPUs,
-with 8 and 11 bits of mantissa: errors of 1e-3 in C_ij, whose size is 1/√N, and a Gram matrix holds sums of D terms that
-cancel. "highest" costs six bfloat16 passes in place of one on a TPU, and leaves the tensor cores of a GPU idle; at the
-sizes of the paper that is under 2 % of a step, all the rest of which stays as fast as before.
+All products run at precision "highest", which is float32. By default a float32 product is one bfloat16 pass on TPUs and
+TF32 on recent GPUs, with 8 and 11 bits of mantissa: the sum that makes C_ij cancels down to 1/√N of its terms' sizes,
+and the gradient of the standardisation then takes out what is largest in a Gram matrix's product. "highest" costs six
+passes for one on a TPU and does without a GPU's tensor cores. It concerns these products alone: at N = 2048, D = 8192
+they are 0.27 TFLOP, six times that is 1.6 % of the 104 TFLOP of ResNet-50's step.
 """
 
 import functools
@@ -45,19 +46,20 @@ def barlow_twins_loss(
     Each column of each view is standardised over the batch with its biased variance and eps 1e-5 inside the root.
     Everything is float32, or float64 where an embedding is; gradients come back in the embeddings' dtypes.
 
-    `form="auto"` takes the cheaper form by this model, in which P is the size of the mesh's data axis, 1 without a mesh:
+    `form="auto"` takes the cheaper form, by this model of a forward and a backward pass on each of P devices along the
+    mesh's data axis (P = 1 without a mesh):
 
-        gram         8N²D/P FLOPs, 4·4ND/P bytes for two all-to-alls there and two back, 2·2·4N² bytes for the all-reduce
-        correlation  6ND²/P FLOPs,                                                         2·4D² bytes for the all-reduce
+        gram         8N²D/P FLOPs;  16ND/P bytes for two all-to-alls there and two back, 2·8N² for one all-reduce
+        correlation  6ND²/P FLOPs;  2·4D² bytes for a reduce-scatter there and an all-gather back
 
-    forward and backward together; a ring moves each byte of an all-reduce twice; bytes count (P-1)/P, and 150 FLOPs
-    each. On one device this is gram where 4N < 3D, which is about where its 2N² numbers are fewer than the other's D².
+    (P-1)/P of the bytes leave a device, and each costs as much as 150 FLOPs. On one device this is gram where 4N < 3D,
+    which is about where its two N × N arrays are smaller than the one D × D.
 
     With a mesh, embeddings are taken to be split over their rows along "data". "gram" moves them until each device has
-    whole columns (of all the mesh's axes, so that a "model" axis shares the work), standardises these locally, and
-    adds up the devices' (N, N) Gram matrices; the backward pass then needs nothing but the way back. "correlation" keeps
-    the rows where they are and adds up C, in two halves: a reduce-scatter there, an all-gather back. Inside `jax.jit` both run without a word on shardings; without a mesh the
-    function is plain, and the compiler distributes it as it sees fit.
+    whole columns (over all the mesh's axes, so that a "model" axis shares the work), standardises these where they are
+    and adds up the devices' Gram matrices; the backward pass needs nothing more but the way back. "correlation" keeps
+    the rows where they are and adds up C. Without a mesh the function is plain, and inside `jax.jit` the compiler
+    distributes it as it sees fit.
 
     Args:
       z_a, z_b: embeddings (N, D), any floating dtype; row n of both is the same image.
@@ -69,8 +71,8 @@ def barlow_twins_loss(
       The loss, (), and its parts {"on_diagonal": (), "off_diagonal": ()}, of which off_diagonal is without lambd.
 
     Raises:
-      ValueError: embeddings of the wrong rank, of unequal shapes, not floating, of fewer than two rows, or of rows that do
-        not divide along the mesh; an unknown form; a mesh without an axis "data".
+      ValueError: embeddings of the wrong rank, of unequal shapes, not floating, of fewer than two rows, or of rows that
+        do not divide along the mesh; an unknown form; a mesh without an axis "data".
     """
     z_a, z_b = _checked(z_a, z_b)
     if form not in FORMS:
@@ -107,8 +109,8 @@ def cross_correlation(z_a: jax.Array, z_b: jax.Array) -> jax.Array:
 def expected_loss_at_start(n: int, d: int, lambd: float) -> float:
     """What the loss is near when the two views' embeddings know nothing of each other: D(1 + 1/N) + λD(D-1)/N.
 
-    C_ij is then the mean of N products of independent standardised numbers, of mean 0 and variance 1 each: E C_ij = 0 and
-    E C_ij² = 1/N (1/(N-1) for normal embeddings, as their mean is taken out). So each of the D diagonal terms is
+    C_ij is then the mean of N products of independent standardised numbers, of mean 0 and variance 1 each: E C_ij = 0
+    and E C_ij² = 1/N (strictly 1/(N-1), as the means are those of the batch). So each of the D diagonal terms is
     E (C_ii - 1)² = 1 + 1/N, and each of the D(D-1) others E C_ij² = 1/N, weighted by λ.
     """
     return d * (1 + 1 / n) + lambd * d * (d - 1) / n
@@ -126,9 +128,9 @@ def loss_floor(n: int, d: int, lambd: float) -> float:
 
         loss = Σ_i (C_ii - 1)² + λ(‖C‖² - Σ_i C_ii²) = D - 2s + (1-λ)Σ_i C_ii² + λ‖C‖² ≥ D - 2s + s²((1-λ)/D + λ/r),
 
-    which is least at s = 1/((1-λ)/D + λ/r), where it is D - s: the floor. Where λ > 1 the loss is no less than it is with
-    λ = 1. The bound is met by C = t·(a projection of rank r with equal diagonal r/D), t = s/r, and such embeddings
-    exist, for example where D is a power of 2 (rows of a Hadamard matrix). It is 0 where N > D.
+    which is least at s = 1/((1-λ)/D + λ/r), where it is D - s: the floor. Where λ > 1 the loss is no less than with
+    λ = 1. With λ ≤ 1 the bound is met where C = t·(a projection of rank r with equal diagonal r/D), t = s/r; there are
+    embeddings that do, for example where D is a power of 2 (from rows of a Hadamard matrix). It is 0 where N > D.
     """
     r, m = min(d, n - 1), min(lambd, 1.0)
     return d * m * (d - r) / (r + m * (d - r))
@@ -145,6 +147,9 @@ def _checked(z_a: jax.Array, z_b: jax.Array) -> tuple[jax.Array, jax.Array]:
         raise ValueError(f"z_a has shape {z_a.shape} and z_b {z_b.shape}, but the two views must have the same.")
     if z_a.shape[0] < 2 or z_a.shape[1] < 1:
         raise ValueError(f"embeddings have shape {z_a.shape}, but there must be at least 2 rows and 1 column.")
+    if z_a.dtype != z_b.dtype:
+        wider = jnp.float64 if jnp.float64 in (z_a.dtype, z_b.dtype) else jnp.float32
+        z_a, z_b = z_a.astype(wider), z_b.astype(wider)
     return z_a, z_b
 
 
@@ -180,8 +185,8 @@ def _padded(z: jax.Array, devices: int) -> jax.Array:
     return jnp.pad(z, ((0, 0), (0, missing))) if missing else z
 
 
-def _place(axes: tuple[str, ...], width: int) -> jax.Array:
-    """The numbers of the columns of which this device, along the mesh's `axes`, holds `width`."""
+def _columns_here(axes: tuple[str, ...], width: int) -> jax.Array:
+    """The numbers of the `width` columns that this device holds, where they are split along the mesh's `axes`."""
     return (jax.lax.axis_index(axes) * width if axes else 0) + jnp.arange(width)
 
 
@@ -215,13 +220,13 @@ def _correlation_terms(
 def _correlation_forward(a, b, shape, axes):
     (n, d), width = shape, a.shape[1]
     total = _product("nd,ne->de", a, b)
-    if axes:  # each device keeps some rows of the sum; the backward pass collects them, which together is one all-reduce
+    if axes:  # each device keeps some rows of the sum and the backward pass collects them: in all, one all-reduce
         total = jax.lax.psum_scatter(total, axes, scatter_dimension=0, tiled=True)
     # The only (D, D) array there is: N·C with its diagonal emptied, which is what both the sum and the gradient need.
     # Taking the diagonal's squares off the whole sum instead would lose small off-diagonals to cancellation.
-    total = jnp.where(_place(axes, total.shape[0])[:, None] == jnp.arange(width)[None, :], 0, total)
+    total = jnp.where(_columns_here(axes, total.shape[0])[:, None] == jnp.arange(width)[None, :], 0, total)
     diagonal = jax.lax.psum(jnp.sum(a * b, axis=0), axes) / n
-    gap = diagonal - (jnp.arange(width) < d)
+    gap = diagonal - (jnp.arange(width) < d).astype(a.dtype)  # padding's own target is 0
     off = jax.lax.psum(jnp.sum(jnp.square(total)), axes) / n**2
     return (jnp.sum(jnp.square(gap)), off), (a, b, total, gap)
 
@@ -262,7 +267,7 @@ def _gram_on_mesh(z_a: jax.Array, z_b: jax.Array, mesh: Mesh) -> tuple[jax.Array
 def _gram_terms(a: jax.Array, b: jax.Array, d: int, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
     """(on_diagonal, off_diagonal) by way of AAᵀ and BBᵀ.
 
-    a and b are (N, D), or their columns on one of the devices along `axes`, in this order; those from `d` on are padding.
+    a and b are (N, D), or their columns on one of the devices along `axes`, in this order; padding from `d` on.
     """
     return _gram_forward(a, b, d, axes)[0]
 
@@ -270,7 +275,7 @@ def _gram_terms(a: jax.Array, b: jax.Array, d: int, axes: tuple[str, ...]) -> tu
 def _gram_forward(a, b, d, axes):
     n, width = a.shape
     diagonal = jnp.sum(a * b, axis=0) / n
-    gap = diagonal - (_place(axes, width) < d)
+    gap = diagonal - (_columns_here(axes, width) < d).astype(a.dtype)  # padding's own target is 0
     gram_a, gram_b, on, squares = jax.lax.psum(
         (
             _product("nd,md->nm", a, a),
@@ -280,6 +285,8 @@ def _gram_forward(a, b, d, axes):
         ),
         axes,
     )
+    # A difference, so in float32 wrong by some 1e-7·D however small it is. That matters only where it can be small,
+    # which is where N > D and C can be the identity; "auto" takes the other form there.
     off = jnp.sum(gram_a * gram_b) / n**2 - squares
     return (on, off), (a, b, gram_a, gram_b, diagonal, gap)
 

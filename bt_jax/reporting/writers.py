@@ -24,7 +24,7 @@ class JsonLines:
         if self._lines != lines:
             new = path.with_name(path.name + ".new")
             new.write_text("".join(self._lines))
-            new.rename(path)
+            new.replace(path)
         # Object stores cannot append: there, the whole (small) file is written anew.
         self._file = None if "://" in str(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
 

@@ -60,10 +60,9 @@ class Pretraining:
             )
         self.total_steps = self.steps_per_epoch * config.epochs
         self.method = make_method(config, mesh)
-        self.schedules = make_schedules(
-            config.optimizer, batch_size=config.batch_size, steps_per_epoch=self.steps_per_epoch, epochs=config.epochs
-        )
-        self.optimizer = make_optimizer(config.optimizer, self.schedules)
+        lengths = {"batch_size": config.batch_size, "steps_per_epoch": self.steps_per_epoch, "epochs": config.epochs}
+        self.schedules = make_schedules(config.optimizer, **lengths)
+        self.optimizer = make_optimizer(config.optimizer, **lengths)
         self.view_shape = (config.data.image_size, config.data.image_size, 3)
         self.monitor = None
         if config.monitor.every_epochs:
@@ -152,7 +151,7 @@ class Pretraining:
 
     def _report(self, step: int, metrics: dict[str, jax.Array], reporter: Reporter) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        weights, biases = (schedule(step - 1) for schedule in self.schedules)
+        weights, biases = (float(schedule(step - 1)) for schedule in self.schedules)
         rates = {"learning_rate_weights": weights, "learning_rate_biases": biases}
         reporter.step(step, values, rates)
         if not all(map(math.isfinite, values.values())):

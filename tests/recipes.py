@@ -1,0 +1,43 @@
+"""What several tests share: parameters by the recipe of tests/golden/README.md, and small methods."""
+
+import zlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from bt_jax.methods import BarlowTwins
+from bt_jax.models import Projector, make_encoder
+
+
+def recipe(name: str, shape: tuple[int, ...], salt: int) -> np.ndarray:
+    """The value of the torch parameter or statistic `name`, as the golden files were made with."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()) + salt)
+    if name.endswith("running_var"):
+        value = 0.5 + rng.random(shape)
+    elif name.endswith("running_mean"):
+        value = 0.1 * rng.standard_normal(shape)
+    elif len(shape) == 1:
+        value = 0.1 * rng.standard_normal(shape) + (1 if name.endswith("weight") else 0)
+    else:
+        value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    return value.astype(np.float32)
+
+
+def relative(found, expected) -> float:
+    """‖found - expected‖ / ‖expected‖, in float64."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def small_method(mesh=None, *, sizes=(32, 32), form="auto", dtype=jnp.float32) -> BarlowTwins:
+    """A ResNet-18 of width 4 with a small projector."""
+    return BarlowTwins(
+        encoder=make_encoder("resnet18", small_images=True, width=4, dtype=dtype),
+        projector=Projector(sizes, dtype=dtype),
+        lambd=0.0051,
+        form=form,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        dtype=dtype,
+        mesh=mesh,
+    )

@@ -1,0 +1,33 @@
+"""bt_jax/models/heads.py: the projector's layers and the classifier's start."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bt_jax.models import LinearClassifier, Projector
+
+
+def test_projector_is_the_official_stack():
+    """Linear without bias, norm, ReLU, linear: written out in numpy with running statistics."""
+    projector = Projector((16, 8))
+    x = jax.random.normal(jax.random.key(1), (5, 2, 6))
+    variables = projector.init(jax.random.key(0), x, train=False)
+    assert jax.tree.map(jnp.shape, variables["params"]) == {
+        "linear1": {"kernel": (6, 16)}, "bn1": {"scale": (16,), "bias": (16,)}, "linear2": {"kernel": (16, 8)}
+    }  # fmt: skip
+    first, last = (np.asarray(variables["params"][f"linear{i}"]["kernel"], np.float64) for i in (1, 2))
+    hidden = np.maximum(np.asarray(x, np.float64) @ first / np.sqrt(1 + 1e-5), 0)
+    np.testing.assert_allclose(projector.apply(variables, x, train=False), hidden @ last, rtol=1e-4, atol=1e-6)
+
+
+def test_projector_starts_as_torch_linear():
+    """Uniform in ∓ 1/√fan_in."""
+    kernel = Projector((2048,)).init(jax.random.key(0), jnp.zeros((2, 64)), train=False)["params"]["linear1"]["kernel"]
+    assert abs(float(jnp.abs(kernel).max()) - 1 / 8) < 1e-4
+    assert abs(float(kernel.std()) - 1 / 8 / np.sqrt(3)) < 1e-3
+
+
+def test_classifier_starts_as_the_official():
+    params = LinearClassifier(1000).init(jax.random.key(0), jnp.zeros((2, 64)))["params"]["linear"]
+    assert abs(float(params["kernel"].std()) - 0.01) < 2e-4
+    assert not params["bias"].any()

@@ -1,0 +1,194 @@
+"""bt_jax/losses/barlow_twins.py against the official results, numpy in float64, and what the loss promises."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import relative
+
+from bt_jax import barlow_twins_loss
+from bt_jax import mesh as mesh_lib
+from bt_jax.losses import cross_correlation, expected_loss_at_start, loss_floor
+from bt_jax.losses.barlow_twins import choose_form
+
+FORMS = ("correlation", "gram")
+
+
+def reference(z_a, z_b, lambd):
+    """Equations 1 and 2 of the paper, and their gradients by hand, in float64."""
+    n, _ = z_a.shape
+    sides = []
+    for z in (z_a.astype(np.float64), z_b.astype(np.float64)):
+        root = np.sqrt(z.var(0) + 1e-5)
+        sides.append(((z - z.mean(0)) / root, root))
+    (a, root_a), (b, root_b) = sides
+    c = a.T @ b / n
+    diagonal = np.diag(c)
+    on, off = np.sum((diagonal - 1) ** 2), np.sum(c**2) - np.sum(diagonal**2)
+    grad_c = 2 * lambd * c
+    np.fill_diagonal(grad_c, 2 * (diagonal - 1))
+
+    def through_norm(g, x, root):  # the gradient of standardising
+        return (g - g.mean(0) - x * (g * x).mean(0)) / root
+
+    grads = through_norm(b @ grad_c.T / n, a, root_a), through_norm(a @ grad_c / n, b, root_b)
+    return on + lambd * off, on, off, grads
+
+
+def draw(n, d, seed=0):
+    """Two related views, as they are in training: features of different scales and means."""
+    rng = np.random.default_rng(seed)
+    base = rng.standard_normal((n, d))
+    scale, shift = rng.uniform(0.1, 3, d), rng.standard_normal(d)
+    return tuple(((base + 0.7 * rng.standard_normal((n, d))) * scale + shift).astype(np.float32) for _ in range(2))
+
+
+def value_and_gradients(z_a, z_b, **settings):
+    return jax.jit(jax.value_and_grad(lambda a, b: barlow_twins_loss(a, b, **settings)[0], argnums=(0, 1)))(z_a, z_b)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_golden(golden, form):
+    """The official loss, its parts and gradients: 1e-10 in float64 and 1e-5 in float32."""
+    results = golden("loss")
+    for i in range(len([k for k in results if k.endswith("_za")])):
+        case = {k.removeprefix(f"{i}_"): v for k, v in results.items() if k.startswith(f"{i}_")}
+        lambd = float(case["lambda"])
+        for dtype, tolerance in (("float64", 1e-10), ("float32", 1e-5)):
+            with jax.enable_x64(dtype == "float64"):
+                a, b = jnp.asarray(case["za"], dtype), jnp.asarray(case["zb"], dtype)
+                loss, parts = barlow_twins_loss(a, b, lambd=lambd, form=form)
+                _, (grad_a, grad_b) = value_and_gradients(a, b, lambd=lambd, form=form)
+                assert loss.dtype == dtype and grad_a.dtype == dtype
+                for found, name in (
+                    (loss, "loss"), (parts["on_diagonal"], "on_diag"), (parts["off_diagonal"], "off_diag"),
+                    (grad_a, "grad_a"), (grad_b, "grad_b"), (cross_correlation(a, b), "c"),
+                ):  # fmt: skip
+                    assert relative(found, case[name]) < tolerance, (i, dtype, name)
+
+
+@pytest.mark.parametrize(("n", "d"), [(8, 4), (2, 3), (64, 512), (512, 64), (256, 2048)])
+@pytest.mark.parametrize("form", FORMS)
+def test_float32_against_float64(n, d, form):
+    """Loss and gradients to 2e-5 (norm over norm)."""
+    z_a, z_b = draw(n, d)
+    expected, on, off, grads = reference(z_a, z_b, 0.0051)
+    loss, found = value_and_gradients(z_a, z_b, form=form)
+    assert relative(loss, expected) < 2e-5
+    for f, g in zip(found, grads, strict=True):
+        assert relative(f, g) < 2e-5
+    _, parts = barlow_twins_loss(z_a, z_b, form=form)
+    assert relative(parts["on_diagonal"], on) < 2e-5
+    assert relative(parts["off_diagonal"], off) < 2e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_invariances(form):
+    """To each feature's scale and shift, to the order of the batch; symmetric in the views."""
+    z_a, z_b = draw(32, 24)
+    loss = float(barlow_twins_loss(z_a, z_b, form=form)[0])
+    rng = np.random.default_rng(1)
+    scale, shift = rng.uniform(1, 4, (1, 24)).astype(np.float32), rng.standard_normal((1, 24)).astype(np.float32)
+    order = rng.permutation(32)
+    same = {"scale and shift": (z_a * scale + shift, z_b), "order": (z_a[order], z_b[order]), "views": (z_b, z_a)}
+    for name, (a, b) in same.items():
+        assert float(barlow_twins_loss(a, b, form=form)[0]) == pytest.approx(loss, rel=1e-3 if name == "scale and shift" else 1e-5), name
+
+
+def test_identical_views_have_a_unit_diagonal():
+    """Up to the eps in the root."""
+    z, _ = draw(64, 8)
+    np.testing.assert_allclose(np.diag(cross_correlation(z, z)), 1, atol=1e-2)
+    assert float(barlow_twins_loss(z, z)[1]["on_diagonal"]) < 1e-3
+
+
+@pytest.mark.parametrize(("n", "d"), [(32, 64), (64, 32), (16, 27)])
+@pytest.mark.parametrize("form", FORMS)
+def test_eight_devices_equal_one(n, d, form):
+    """Also for a width that does not divide among them."""
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    z_a, z_b = draw(n, d)
+    expected, found_one = value_and_gradients(z_a, z_b, form=form)
+    spread = [jax.device_put(z, mesh_lib.over_batch(mesh)) for z in (z_a, z_b)]
+    loss, found = value_and_gradients(*spread, form=form, mesh=mesh)
+    assert relative(loss, expected) < 2e-6
+    for f, g in zip(found, found_one, strict=True):
+        assert relative(f, g) < 2e-6
+
+
+def test_gram_form_sends_no_d_squared():
+    """Bytes a device exchanges for loss and gradients on 8 devices, counted in the compiled program."""
+    n, d, devices = 64, 1024, 8
+    mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,))
+    rows = mesh_lib.over_batch(mesh)
+    z = jax.ShapeDtypeStruct((n, d), jnp.float32, sharding=rows)
+    loss = jax.value_and_grad(lambda a, b: barlow_twins_loss(a, b, form="gram", mesh=mesh)[0], argnums=(0, 1))
+    text = jax.jit(loss, out_shardings=(mesh_lib.everywhere(mesh), (rows, rows))).lower(z, z).compile().as_text()
+    sent = 0
+    for line in text.splitlines():
+        if re.search(r"= .* (all-reduce|all-to-all|all-gather|collective-permute|reduce-scatter)(-start)?\(", line):
+            result = line.split("= ")[1].split(" all-")[0].split(" collective")[0].split(" reduce-")[0]
+            sizes = [int(np.prod([int(k) for k in s.split(",") if k])) for s in re.findall(r"f32\[([\d,]*)\]", result)]
+            sent += 4 * sum(sizes)
+    assert 0 < sent <= 1.05 * (4 * n * d // devices * 4 + 2 * n * n * 4)
+
+
+def test_correlation_form_holds_one_matrix():
+    """Never two D×D arrays at once: what the compiled program allots stays below it."""
+    n, d = 32, 1024
+    z = jax.ShapeDtypeStruct((n, d), jnp.float32)
+    for form, limit in (("correlation", 1.6), ("gram", 0.6)):
+        loss = jax.value_and_grad(lambda a, b, form=form: barlow_twins_loss(a, b, form=form)[0], argnums=(0, 1))
+        memory = jax.jit(loss).lower(z, z).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < limit * 4 * d * d, form
+
+
+def test_low_precision_is_computed_in_float32():
+    z_a, z_b = (jnp.asarray(z, jnp.bfloat16) for z in draw(64, 32))
+    loss, _ = barlow_twins_loss(z_a, z_b)
+    exact, _ = barlow_twins_loss(z_a.astype(jnp.float32), z_b.astype(jnp.float32))
+    assert loss.dtype == jnp.float32
+    assert float(loss) == float(exact)
+
+
+def test_choice_of_form():
+    assert [choose_form(n, 8192) for n in (256, 2048, 6143, 6144)] == ["gram", "gram", "gram", "correlation"]
+
+
+def test_expected_loss_at_start():
+    """Independent embeddings: the average over draws is the formula's, within its sampling error."""
+    n, d, lambd = 64, 128, 0.0051
+    rng = np.random.default_rng(0)
+    losses = [float(barlow_twins_loss(*(rng.standard_normal((n, d)) for _ in range(2)))[0]) for _ in range(50)]
+    assert np.mean(losses) == pytest.approx(expected_loss_at_start(n, d, lambd), rel=0.02)
+
+
+@pytest.mark.parametrize(("n", "d", "lambd"), [(5, 12, 0.5), (9, 40, 0.0051), (4, 16, 0.1)])
+def test_floor_is_a_bound_that_descent_comes_near(n, d, lambd):
+    """No descent gets below it, and a good one ends within a few percent."""
+    z = jax.random.normal(jax.random.key(0), (n, d))
+    step = jax.jit(lambda z: z - 0.3 * jax.grad(lambda z: barlow_twins_loss(z, z, lambd=lambd)[0])(z))
+    for _ in range(3000):
+        z = step(z)
+    reached, floor = float(barlow_twins_loss(z, z, lambd=lambd)[0]), loss_floor(n, d, lambd)
+    assert floor <= reached * (1 + 1e-4)
+    assert reached < 1.1 * floor
+    assert loss_floor(100, 50) == 0
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "settings", "sentence"),
+    [
+        ((4, 3), (4, 2), {}, r"z_a is \(4, 3\) and z_b \(4, 2\)"),
+        ((4,), (4,), {}, r"same \(N, D\)"),
+        ((1, 3), (1, 3), {}, "at least 2"),
+        ((4, 3), (4, 3), {"form": "grm"}, "'correlation', 'gram' or 'auto'"),
+    ],
+)
+def test_bad_input(a, b, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        barlow_twins_loss(jnp.zeros(a), jnp.zeros(b), **settings)
+    with pytest.raises(ValueError, match="int32"):
+        barlow_twins_loss(jnp.zeros((4, 3), jnp.int32), jnp.zeros((4, 3)))

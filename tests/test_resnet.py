@@ -1,0 +1,106 @@
+"""bt_jax/models/resnet.py against the official networks, and what its geometry promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import recipe, relative
+
+from bt_jax import mesh as mesh_lib
+from bt_jax.export import from_torch, to_torch
+from bt_jax.models import make_encoder
+from bt_jax.models.resnet import BLOCKS
+
+
+def official(golden, arch):
+    """The encoder, its variables by the recipe, and the golden results."""
+    results = golden(arch)
+    encoder = make_encoder(arch)
+    shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+    names = {n: v.shape for n, v in to_torch(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes), arch).items()}
+    assert set(results["names"]) == set(names)
+    salt = int(results["salt"])
+    state = {n: recipe(n, s, salt) for n, s in names.items() if not n.endswith("num_batches_tracked")}
+    return encoder, from_torch(state, arch), results
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_golden_features(golden, arch):
+    """Features of the official network, evaluating and training, and the statistics after, to 1e-4."""
+    encoder, variables, results = official(golden, arch)
+    images = results["images_nhwc"]
+    assert relative(encoder.apply(variables, images, train=False), results["features_eval"]) < 1e-4
+    features, after = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert relative(features, results["features_train"]) < 1e-4
+    stats = after["batch_stats"]
+    last, norm = ("layer4_1", "bn2") if arch == "resnet18" else ("layer4_2", "bn3")
+    assert relative(stats["bn1"]["mean"], results["bn1_running_mean_after"]) < 1e-4
+    assert relative(stats["bn1"]["var"], results["bn1_running_var_after"]) < 1e-4
+    assert relative(stats[last][norm]["var"], results["layer4_last_bn_running_var_after"]) < 1e-4
+
+
+@pytest.mark.parametrize("arch", BLOCKS)
+def test_shapes(arch):
+    """Width 64 gives torchvision's 512 or 2048 features; views come out as they went in."""
+    for width, small in ((64, False), (8, True)):
+        encoder = make_encoder(arch, width=width, small_images=small)
+        out = jax.eval_shape(lambda e=encoder: e.init_with_output(jax.random.key(0), jnp.zeros((2, 3, 32, 32, 3)), train=False))
+        assert out[0].shape == (2, 3, encoder.num_features)
+        assert encoder.num_features == width * (32 if arch in ("resnet50", "resnet101") else 8)
+
+
+def test_views_are_normalised_apart():
+    """Two views in one call are two calls of the official program: same features, same statistics."""
+    encoder = make_encoder("resnet18", width=4, small_images=True)
+    views = jax.random.normal(jax.random.key(1), (6, 2, 16, 16, 3)) * jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1, 1)
+    variables = encoder.init(jax.random.key(0), views, train=False)
+    together, after = encoder.apply(variables, views, train=True, mutable=["batch_stats"])
+    apart, stats = [], variables["batch_stats"]
+    for v in range(2):
+        features, new = encoder.apply({**variables, "batch_stats": stats}, views[:, v], train=True, mutable=["batch_stats"])
+        apart.append(features)
+        stats = new["batch_stats"]
+    np.testing.assert_allclose(together, jnp.stack(apart, 1), rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), after["batch_stats"], stats)
+
+
+def test_last_norm_of_a_block_starts_at_zero():
+    """So that each block begins as the identity (the official zero_init_residual)."""
+    for arch, norm in (("resnet18", "bn2"), ("resnet50", "bn3")):
+        params = make_encoder(arch, width=4).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"]
+        for name, block in params.items():
+            if name.startswith("layer"):
+                assert not block[norm]["scale"].any() and block["bn1"]["scale"].all()
+
+
+def test_bfloat16_keeps_float32_parameters_and_statistics():
+    encoder = make_encoder("resnet18", width=4, small_images=True, dtype=jnp.bfloat16)
+    images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+    variables = encoder.init(jax.random.key(0), images, train=False)
+    features, after = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert features.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, after))} == {jnp.dtype("float32")}
+    exact = make_encoder("resnet18", width=4, small_images=True).apply(variables, images, train=True, mutable=["batch_stats"])
+    assert relative(features, exact[0]) < 0.05
+
+
+def test_statistics_are_of_the_global_batch():
+    """Eight devices with two images each normalise as one device with sixteen."""
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    encoder = make_encoder("resnet18", width=4, small_images=True)
+    images = jax.random.normal(jax.random.key(0), (16, 2, 16, 16, 3))
+    variables = encoder.init(jax.random.key(0), images, train=False)
+    apply = jax.jit(lambda v, x: encoder.apply(v, x, train=True, mutable=["batch_stats"]))
+    one, after_one = apply(variables, images)
+    spread = jax.device_put(images, mesh_lib.over_batch(mesh))
+    many, after_many = apply(jax.device_put(variables, mesh_lib.everywhere(mesh)), spread)
+    assert len(many.sharding.device_set) == 8
+    assert relative(many, one) < 1e-5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), after_many, after_one)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="no encoder 'resnet5'.*did you mean 'resnet50'"):
+        make_encoder("resnet5")
+    with pytest.raises(ValueError, match=r"images is \(1, 32, 32\)"):
+        make_encoder("resnet18").init(jax.random.key(0), jnp.zeros((1, 32, 32)), train=False)
