@@ -58,6 +58,7 @@ def default() -> ConfigDict:
     config.model.arch = "resnet50"
     config.model.width = 64  # channels of the first stage; 64 is the standard network
     config.model.small_images = False  # 3x3 stem without max-pool, for images of about 32 pixels
+    config.model.stem_stride = 1  # of that 3x3 stem; 2 for images of about 64 pixels, or where time is short
     config.model.projector = (8192, 8192, 8192)
 
     config.loss = ConfigDict()
@@ -208,6 +209,7 @@ RULES: dict[str, Rule] = {
     "model.arch": _one_of(ARCHITECTURES),
     "model.width": _at_least(1),
     "model.small_images": _anything,
+    "model.stem_stride": _between(1, 2),
     "model.projector": _numbers(None, "positive integers", lambda x: isinstance(x, int) and x > 0),
     "loss.lambd": _at_least(0, float),
     "loss.form": _one_of(("auto", "correlation", "gram")),

@@ -19,6 +19,7 @@ def get_config():
     config.model.arch = "resnet18"
     config.model.width = 16
     config.model.small_images = True
+    config.model.stem_stride = 2
     config.model.projector = (512, 512, 512)
 
     config.optimizer.learning_rate_weights = 0.3

@@ -27,7 +27,9 @@ class Order:
     def __init__(self, seed: int, n: int, batch_size: int):
         """Raises ValueError if there is not one whole batch."""
         if not 1 <= batch_size <= n:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1 and at most the number of examples, {n}.")
+            raise ValueError(
+                f"batch_size is {batch_size}; it must be at least 1 and at most the number of examples, {n}."
+            )
         self._seed, self._n, self._batch_size = seed, n, batch_size
         self.steps_per_epoch = n // batch_size
         self._cached: tuple[int, np.ndarray] | None = None
@@ -50,8 +52,13 @@ def view_seeds(seed: int, epoch: int, examples: np.ndarray, views: int = 2) -> n
     return np.stack([np.full_like(places, seed + (epoch << 32)), places], axis=-1)
 
 
+def single_seed(seed: int, epoch: int) -> int:
+    """One number from 0 to 2³¹-1 of both, for shufflers that take no more."""
+    return int(np.random.Philox(key=[seed, epoch]).random_raw() >> 33)
+
+
 def evenly(n: int, limit: int | None) -> np.ndarray:
-    """At most `limit` of 0 … n-1, evenly spread, rising, int64: a subset that depends on no seed and favours no class."""
+    """At most `limit` of 0 … n-1, evenly spread, rising, int64: a subset without a seed that favours no class."""
     if limit is None or n <= limit:
         return np.arange(n, dtype=np.int64)
     return np.arange(limit, dtype=np.int64) * n // limit

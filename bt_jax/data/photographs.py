@@ -1,7 +1,7 @@
-"""The quickstart's images: labelled crops of free photographs that scikit-image and scikit-learn ship in their wheels.
+"""The quickstart's images: labelled crops of free photographs that scikit-image and scikit-learn ship.
 
-One class a photograph. Each is cut along its longer side into five strips; test crops come from the middle one and train
-crops from the others, so that no pixel is in both. Nothing is downloaded.
+One class a photograph. Each is cut along its longer side into five strips; test crops come from the middle one and
+train crops from the others, so that no pixel is in both. Nothing is downloaded.
 """
 
 import importlib.util
@@ -48,7 +48,9 @@ def load_photograph(name: str) -> np.ndarray:
     found = importlib.util.find_spec(module)  # where it lies, without importing it: that takes a second
     path = None if found is None else pathlib.Path(found.origin).parent / folder / file
     if path is None or not path.exists():
-        raise UserError(f"the photograph {file} comes with {package}, which does not have it here; pip install {package}.")
+        raise UserError(
+            f"the photograph {file} comes with {package}, which does not have it here; pip install {package}."
+        )
     image = Image.open(path).convert("RGB")
     image.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
     return np.asarray(image)

@@ -1,7 +1,7 @@
-"""Source + order + views -> batches on the host, as a tf.data pipeline. (The mesh takes them from there: bt_jax/mesh.py.)
+"""Source + order + views -> batches on the host, by tf.data. The mesh takes them from there (bt_jax/mesh.py).
 
-What goes through the pipeline is (example, seeds) or (encoded image, label, seeds), one after the other; images are
-decoded and augmented in parallel and come out in the order they went in.
+numpy says which examples make a batch and fetches what their source holds of them: pixels, or file names. One by one
+they go through TensorFlow, are read, decoded and augmented in parallel, and come out in the order they went in.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from bt_jax.data.order import Order, evenly, view_seeds
+from bt_jax.data.order import Order, evenly, single_seed, view_seeds
 from bt_jax.data.sources import ArraySource, FolderSource, Source, TfdsStream, import_tensorflow
 from bt_jax.data.views import ViewSpec, apply_view, evaluation_view, sample_view
 from bt_jax.errors import UserError
@@ -63,19 +63,23 @@ def train_batches(
 
     if isinstance(source, TfdsStream):
         epochs = _stream_epochs(source, config, two_views, seed, batch_size, rows, start_step)
-        return itertools.islice(_streamed(epochs, source), num_steps)
+        return _streamed(epochs, source, num_steps)
 
     order = Order(seed, len(source), batch_size)
-    load = _loader(source)
 
     def examples(step):
-        epoch, places = order.batch(int(step))
-        return places[rows], view_seeds(seed, epoch, places[rows])
+        epoch, places = order.batch(step)
+        return places[rows], epoch
+
+    def fetch(step):
+        mine, epoch = examples(int(step))
+        return source.fetch(mine), source.labels[mine], view_seeds(seed, epoch, mine)
 
     # TensorFlow counts steps and numpy says who stands there: a resumed run starts to count further up.
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max if num_steps is None else start_step + num_steps)
-    dataset = steps.map(lambda step: _from_numpy(examples, step, ((len(rows),), (len(rows), 2, 2)))).unbatch()
-    dataset = dataset.map(_plain(lambda index, seeds: two_views(*load(index), seeds)), **_parallel(config))
+    dataset = _one_by_one(steps, fetch, [_item(source), _LABEL, tf.TensorSpec((None, 2, 2), tf.int64)])
+    pixels = _pixels(source)
+    dataset = dataset.map(_plain(lambda item, label, seeds: two_views(pixels(item), label, seeds)), **_parallel(config))
     return _iterate(_batched(dataset, config, len(rows)), source, lambda delivered: examples(start_step + delivered)[0])
 
 
@@ -89,8 +93,8 @@ def eval_batches(
       limit: at most so many images, evenly spread over the source.
 
     Yields:
-      {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding}; on every process
-      as many batches.
+      {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding}; as many
+      batches on every process.
 
     Raises:
       UserError: (while iterating) an image cannot be decoded.
@@ -101,6 +105,10 @@ def eval_batches(
     starts = np.arange(0, len(shown), batch_size)
     places = (starts[:, None] + rows[None, :]).reshape(-1)
     mine = shown[places[places < len(shown)]]
+    n = len(rows)
+
+    def examples_of(number):
+        return mine[number * n : (number + 1) * n]
 
     def view(image, label):
         return {"image": evaluation_view(image, config.eval_resize, config.image_size), "label": label}
@@ -112,10 +120,15 @@ def eval_batches(
         records = source.records(None, 0).enumerate().filter(lambda place, _: wanted[place])
         dataset = records.map(_plain(lambda _, record: view(_decode(record[0]), record[1])), **_parallel(config))
     else:
-        load = _loader(source)
-        dataset = tf.data.Dataset.from_tensor_slices(mine).map(_plain(lambda i: view(*load(i))), **_parallel(config))
-    n = len(rows)
-    batches = _iterate(_batched(dataset, config, n), source, lambda delivered: mine[delivered * n : (delivered + 1) * n])
+
+        def fetch(number):
+            examples = examples_of(int(number))
+            return source.fetch(examples), source.labels[examples]
+
+        pixels = _pixels(source)
+        dataset = _one_by_one(tf.data.Dataset.range(len(starts)), fetch, [_item(source), _LABEL])
+        dataset = dataset.map(_plain(lambda item, label: view(pixels(item), label)), **_parallel(config))
+    batches = _iterate(_batched(dataset, config, n), source, examples_of)
     return _padded(batches, len(starts), n, config.image_size)
 
 
@@ -124,14 +137,30 @@ def _check_rows(rows: np.ndarray, batch_size: int) -> None:
         raise ValueError(f"rows are {rows}; they must be rising and lie in 0 to {batch_size - 1}.")
 
 
-def _from_numpy(function: Callable, argument: tf.Tensor, shapes: tuple) -> list[tf.Tensor]:
-    """int64 arrays of these shapes, computed by numpy from one number."""
-    arrays = tf.numpy_function(function, [argument], [tf.int64] * len(shapes), stateful=False)
-    return tuple(tf.ensure_shape(array, shape) for array, shape in zip(arrays, shapes, strict=True))
+_LABEL = tf.TensorSpec((None,), tf.int32)
+
+
+def _one_by_one(numbers: tf.data.Dataset, fetch: Callable, specs: list[tf.TensorSpec]) -> tf.data.Dataset:
+    """What `fetch` gives for each number, arrays with an example a row, example by example.
+
+    Nothing of the source is handed to TensorFlow but these rows: it would copy a large array twice over.
+    """
+
+    def batch(number):
+        arrays = tf.numpy_function(fetch, [number], [spec.dtype for spec in specs], stateful=False)
+        return tuple(tf.ensure_shape(array, spec.shape) for array, spec in zip(arrays, specs, strict=True))
+
+    return numbers.map(_plain(batch)).prefetch(1).unbatch()
 
 
 def _stream_epochs(
-    source: TfdsStream, config: ConfigDict, two_views: Callable, seed: int, batch_size: int, rows: np.ndarray, start_step: int
+    source: TfdsStream,
+    config: ConfigDict,
+    two_views: Callable,
+    seed: int,
+    batch_size: int,
+    rows: np.ndarray,
+    start_step: int,
 ) -> Iterator[tf.data.Dataset]:
     """One epoch's batches after the other, from `start_step` on; an example is known by its place in the epoch."""
     steps_per_epoch = len(source) // batch_size
@@ -144,7 +173,7 @@ def _stream_epochs(
     for epoch in itertools.count(first):
         begin = skip * batch_size if epoch == first else 0
         records = source.records(seed, epoch)
-        records = records.shuffle(config.shuffle_buffer, seed=seed, reshuffle_each_iteration=False)
+        records = records.shuffle(config.shuffle_buffer, single_seed(seed, epoch), reshuffle_each_iteration=False)
         records = records.take(steps_per_epoch * batch_size).enumerate().skip(begin)
         records = records.filter(lambda place, _: is_mine[place % batch_size])
         half = tf.constant(seed + (epoch << 32), tf.int64)
@@ -156,23 +185,27 @@ def _stream_epochs(
         yield _batched(records.map(_plain(example), **_parallel(config)), config, len(rows))
 
 
-def _streamed(epochs: Iterable[tf.data.Dataset], source: TfdsStream) -> Iterator[Batch]:
-    for dataset in epochs:
-        yield from _iterate(dataset, source, lambda _: [])
+def _streamed(epochs: Iterator[tf.data.Dataset], source: TfdsStream, num_steps: int | None) -> Iterator[Batch]:
+    batches = itertools.chain.from_iterable(_iterate(dataset, source, lambda _: ()) for dataset in epochs)
+    yield from itertools.islice(batches, num_steps)
 
 
-def _loader(source: ArraySource | FolderSource) -> Callable:
-    """index -> (image (H, W, 3) uint8, label). What it reads from is captured by the graph, not written into it."""
-    labels = tf.constant(source.labels)
+def _item(source: ArraySource | FolderSource) -> tf.TensorSpec:
+    """What `source.fetch` gives."""
     if isinstance(source, ArraySource):
-        images = tf.constant(source.images)
-        return lambda index: (images[index], labels[index])
-    paths = tf.constant(source.paths)
-    return lambda index: (_decode(tf.io.read_file(paths[index])), labels[index])
+        return tf.TensorSpec((None, *source.images.shape[1:]), tf.uint8)
+    return tf.TensorSpec((None,), tf.string)
+
+
+def _pixels(source: ArraySource | FolderSource) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What makes an image, (H, W, 3) uint8, of an item."""
+    if isinstance(source, ArraySource):
+        return lambda pixels: pixels
+    return lambda path: _decode(tf.io.read_file(path))
 
 
 def _decode(encoded: tf.Tensor) -> tf.Tensor:
-    """(H, W, 3) uint8 of an image file; JPEGs by the exact inverse transform and smooth chroma, as Pillow decodes them."""
+    """(H, W, 3) uint8 of an image file; JPEGs by the exact inverse transform and smooth chroma, as Pillow decodes."""
     image = tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE", fancy_upscaling=True),
@@ -187,7 +220,9 @@ def _plain(function: Callable) -> Callable:
 
 
 def _threads(config: ConfigDict) -> int:
-    return config.threads or len(os.sched_getaffinity(0))
+    if config.threads:
+        return config.threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
 
 
 def _parallel(config: ConfigDict) -> dict:
@@ -215,20 +250,21 @@ def _iterate(dataset: tf.data.Dataset, source: Source, examples_of: Callable[[in
         except StopIteration:
             return
         except broken as error:
-            if isinstance(source, ArraySource):
-                raise  # nothing of the user's was read
-            for path, reason in _bad_files(source, examples_of(delivered)):
-                raise UserError(f"{path} cannot be read as an image ({reason}); mend or remove it.") from None
-            raise UserError(f"an image of {source.name} cannot be read ({_first_line(error)}).") from error
+            if isinstance(source, TfdsStream):
+                raise UserError(f"an image of {source.name} cannot be read ({_first_line(error)}).") from None
+            if isinstance(source, FolderSource):
+                for path, reason in _bad_files(source, examples_of(delivered)):
+                    raise UserError(f"{path} cannot be read as an image ({reason}); mend or remove it.") from None
+            raise  # not the fault of what was read
         yield batch
 
 
-def _bad_files(source: Source, examples: Iterable[int]) -> Iterator[tuple[str, str]]:
-    """(path, reason) of each file that fails: TensorFlow does not say which, so those of the batch are tried one by one."""
+def _bad_files(source: FolderSource, examples: Iterable[int]) -> Iterator[tuple[str, str]]:
+    """(path, reason) of each file that fails: TensorFlow does not say which, so all of the batch are tried."""
     for example in examples:
         path = source.paths[example]
         try:
-            _decode(tf.io.read_file(path))
+            _decode(tf.io.read_file(os.fsencode(path)))
         except (tf.errors.OpError, ValueError) as error:
             yield path, _first_line(error)
 

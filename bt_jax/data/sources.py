@@ -1,7 +1,7 @@
 """Where images come from: photographs (embedded), TFDS by name, an image folder, arrays in memory.
 
-A source is a numbered list of labelled images. `ArraySource` holds pixels, `FolderSource` names files, and both give any
-example at once; `TfdsStream`, for large TFDS sets, can only be read in a row.
+A source is a numbered list of labelled images. `ArraySource` holds pixels and `FolderSource` names files; both have
+`fetch`, which gives what they hold of any examples. `TfdsStream`, for large TFDS sets, can only be read in a row.
 """
 
 import difflib
@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from bt_jax.data.order import single_seed
 from bt_jax.data.photographs import PHOTOGRAPHS, photograph_crops
 from bt_jax.errors import UserError
 
@@ -54,19 +55,27 @@ class ArraySource(Source):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(f"{name}: the images are {images.dtype} {images.shape}; they must be uint8 (N, H, W, 3).")
         if images.size == 0:
-            raise UserError(f"{name}: the images are {images.shape}; there must be at least one, of at least one pixel.")
+            raise UserError(
+                f"{name}: the images are {images.shape}; there must be at least one, of at least one pixel."
+            )
         if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
-                f"{name}: the labels are {labels.dtype} {labels.shape}; they must be integers ({len(images)},), one an image."
+                f"{name}: the labels are {labels.dtype} {labels.shape}; "
+                f"they must be integers ({len(images)},), one an image."
             )
         if class_names is None:
             class_names = _numbers_as_names(labels)
         if labels.min() < 0 or labels.max() >= len(class_names):
             raise UserError(
-                f"{name}: labels run from {labels.min()} to {labels.max()}; they must lie in 0 to {len(class_names) - 1}."
+                f"{name}: the labels run from {labels.min()} to {labels.max()}; "
+                f"they must lie in 0 to {len(class_names) - 1}."
             )
         super().__init__(name, len(images), tuple(class_names))
-        self.images, self.labels = np.ascontiguousarray(images), labels.astype(np.int32)
+        self.images, self.labels = images, labels.astype(np.int32)
+
+    def fetch(self, examples: np.ndarray) -> np.ndarray:
+        """The pixels of these examples, (n, H, W, 3) uint8."""
+        return self.images[examples]
 
 
 class FolderSource(Source):
@@ -86,7 +95,9 @@ class FolderSource(Source):
         if not folder.is_dir():
             here = [name for name, is_folder in _listing(top) if is_folder] if top.is_dir() else None
             found = f"{top} does not exist" if here is None else f"{top} holds {_some(here) if here else 'no folders'}"
-            raise UserError(f"there is no image folder {folder} ({found}); it must hold a folder of images for each class.")
+            raise UserError(
+                f"there is no image folder {folder} ({found}); it must hold a folder of images for each class."
+            )
         classes, counts, paths, empty, stray, hidden = [], [], [], [], [], 0
         for name, is_folder in _listing(folder):
             if _is_hidden(name):
@@ -110,9 +121,8 @@ class FolderSource(Source):
                 empty.append(name)
         if stray:
             raise UserError(
-                f"{folder} must hold a folder of images ({', '.join(IMAGE_ENDINGS)}) for each class and nothing else, but "
-                f"{len(stray)} stray {'entry stands' if len(stray) == 1 else 'entries stand'} there: {_some(stray)}; "
-                "move them elsewhere."
+                f"{folder} must hold a folder of images ({', '.join(IMAGE_ENDINGS)}) for each class and nothing else, "
+                f"but {len(stray)} stray file(s) or folder(s) stand there: {_some(stray)}; move them elsewhere."
             )
         if not classes:
             raise UserError(f"the image folder {folder} is empty; it must hold a folder of images for each class.")
@@ -124,14 +134,19 @@ class FolderSource(Source):
         super().__init__(str(folder), len(paths), tuple(classes), notices)
         self.paths, self.labels = paths, np.repeat(np.arange(len(classes), dtype=np.int32), counts)
 
+    def fetch(self, examples: np.ndarray) -> np.ndarray:
+        """The paths of these examples, (n,) bytes."""
+        return np.array([os.fsencode(self.paths[example]) for example in examples], object)
+
 
 class TfdsStream(Source):
     """A large TFDS set in TFRecord files, read in a row as encoded images.
 
-    The order is a function of (seed, epoch): files permuted, 16 of them read in turn, and a shuffle buffer of fixed seed.
-    What that costs: a resumed run reads the records of the epoch before its step, without decoding their images
-    (about 20 000 a second on one core, or what the disk gives), and refills the buffer; of several processes each reads
-    all records and decodes its own rows only. Image folders and sets that fit in memory are free of both; ArrayRecord
+    The order is a function of (seed, epoch): files permuted, 16 of them read in turn, and a shuffle buffer seeded by
+    both. What that costs: the buffer holds `data.shuffle_buffer` encoded images (16 384 of ImageNet are 1.8 GB); a
+    resumed run reads the records of the epoch before its step, without decoding their images (about 5000 of ImageNet's
+    size a second on one core, if the disk gives them), and refills the buffer; of several processes each reads all
+    records and decodes its own rows only. Image folders and sets that fit in memory are free of all this; ArrayRecord
     files, which can be read anywhere, would be too.
     """
 
@@ -148,7 +163,7 @@ class TfdsStream(Source):
 
         options = tf.data.Options()
         options.deterministic = True
-        mixed = None if seed is None else int(np.random.Philox(key=[seed, epoch]).random_raw(1)[0] >> 33)
+        mixed = None if seed is None else single_seed(seed, epoch)
         decoders = {"image": tfds.decode.SkipDecoding()}
         dataset = self._builder.as_dataset(
             split=self._split,
@@ -190,7 +205,9 @@ def import_tensorflow() -> Any:
     try:
         import tensorflow as tf
     except ImportError as error:
-        raise UserError(f"reading images needs TensorFlow, which cannot be imported ({error}); pip install tensorflow.") from None
+        raise UserError(
+            f"reading images needs TensorFlow, which cannot be imported ({error}); pip install tensorflow."
+        ) from None
     for kind in ("GPU", "TPU"):
         try:
             tf.config.set_visible_devices([], kind)
@@ -257,7 +274,8 @@ def _tfds(config: ConfigDict, split: str) -> Source:
     features = info.features
     parts = [part for part in ("image", "label") if part not in features]
     if parts or features["image"].dtype != np.uint8 or not hasattr(features["label"], "names"):
-        raise UserError(f"TFDS {builder.name} holds {features}; bt_jax needs an 8-bit 'image' and a class 'label'.")
+        held = " ".join(str(features).split())
+        raise UserError(f"TFDS {builder.name} holds {held}; bt_jax needs an 8-bit 'image' and a class 'label'.")
     if info.file_format.value != "tfrecord":
         raise UserError(
             f"TFDS {builder.name} in {builder.data_path} is stored as {info.file_format.value}; "
@@ -294,9 +312,15 @@ def _require_prepared(builder: Any, config: ConfigDict) -> None:
     if (folder / "dataset_info.json").exists():
         return
     where = f"TFDS {builder.name} is not in {folder}"
-    others = [n for n, is_folder in _listing(folder.parent) if is_folder and n[0].isdigit()] if folder.parent.is_dir() else []
+    others = (
+        [n for n, is_folder in _listing(folder.parent) if is_folder and n[0].isdigit()]
+        if folder.parent.is_dir()
+        else []
+    )
     if others:
-        where += f" (version {_some(others)} is: for that, set data.name to {config.name.partition(':')[0]}:{others[-1]})"
+        where += (
+            f" (version {_some(others)} is: for that, set data.name to {config.name.partition(':')[0]}:{others[-1]})"
+        )
     if manual := builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         data_dir = folder.parents[1 if builder.builder_config is None else 2]  # DIR/name[/configuration]/version
         raise UserError(

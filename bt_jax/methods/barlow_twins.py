@@ -42,7 +42,13 @@ class BarlowTwins:
     def from_config(cls, config: ConfigDict, mesh: Mesh | None) -> "BarlowTwins":
         dtype = jnp.dtype(config.dtype)
         model = config.model
-        encoder = make_encoder(model.arch, small_images=model.small_images, dtype=dtype, width=model.width)
+        encoder = make_encoder(
+            model.arch,
+            small_images=model.small_images,
+            dtype=dtype,
+            width=model.width,
+            stem_stride=model.stem_stride,
+        )
         return cls(
             encoder=encoder,
             projector=Projector(tuple(model.projector), dtype=dtype),

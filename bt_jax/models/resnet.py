@@ -22,14 +22,17 @@ BOTTLENECK = frozenset({"resnet50", "resnet101"})
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def make_encoder(arch: str, *, small_images: bool = False, dtype: Any = jnp.float32, width: int = 64) -> "ResNet":
+def make_encoder(
+    arch: str, *, small_images: bool = False, dtype: Any = jnp.float32, width: int = 64, stem_stride: int = 1
+) -> "ResNet":
     """An encoder by its name.
 
     Args:
       arch: resnet18, resnet34, resnet50 or resnet101.
-      small_images: a 3×3 stem of stride 1 without max-pool, for images of about 32 pixels (as SimCLR on CIFAR-10).
+      small_images: a 3×3 stem without max-pool, for images of about 32 pixels (as SimCLR on CIFAR-10).
       dtype: of the computation; parameters and statistics are float32.
       width: channels of the first stage; 64 is the standard network.
+      stem_stride: of the 3×3 stem; 2 for images of about 64 pixels, or where time is short. The 7×7 stem's is 2 always.
 
     Returns:
       A Linen module: normalised images (N, H, W, 3) -> features (N, F), or (N, V, H, W, 3) -> (N, V, F) with batch
@@ -42,7 +45,14 @@ def make_encoder(arch: str, *, small_images: bool = False, dtype: Any = jnp.floa
         near = difflib.get_close_matches(arch, BLOCKS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"there is no encoder {arch!r}{hint}; those there are: {', '.join(BLOCKS)}.")
-    return ResNet(BLOCKS[arch], bottleneck=arch in BOTTLENECK, small_images=small_images, width=width, dtype=dtype)
+    return ResNet(
+        blocks=BLOCKS[arch],
+        bottleneck=arch in BOTTLENECK,
+        small_images=small_images,
+        width=width,
+        stem_stride=stem_stride,
+        dtype=dtype,
+    )
 
 
 class ResNet(nn.Module):
@@ -52,6 +62,7 @@ class ResNet(nn.Module):
     bottleneck: bool
     small_images: bool = False
     width: int = 64
+    stem_stride: int = 1
     dtype: Any = jnp.float32
 
     @property
@@ -69,7 +80,7 @@ class ResNet(nn.Module):
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(ViewBatchNorm, dtype=self.dtype)
         if self.small_images:
-            x = conv(self.width, 3, name="conv1")(x)
+            x = conv(self.width, 3, stride=self.stem_stride, name="conv1")(x)
         else:
             x = conv(self.width, 7, stride=2, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x, views=views, train=train))

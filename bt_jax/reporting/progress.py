@@ -44,7 +44,7 @@ class Reporter:
             self._writers.append(TensorBoard(workdir / "tensorboard", start_step=start_step))
         if sys.stderr.isatty():
             self._bar = tqdm.tqdm(
-                initial=start_step, total=total_steps, dynamic_ncols=True, bar_format="{n_fmt}/{total_fmt}{postfix} |{bar}|"
+                initial=start_step, total=total_steps, dynamic_ncols=True, bar_format="{n_fmt}/{total_fmt}{postfix} {bar}"
             )
 
     def history(self) -> list[dict]:

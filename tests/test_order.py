@@ -1,0 +1,101 @@
+"""bt_jax/data/order.py: an epoch is a permutation, and every batch a pure function of (seed, step)."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from bt_jax.data.order import Order, evenly, permutation, single_seed, view_seeds
+
+
+@pytest.mark.parametrize("n", [1, 2, 17, 5000])
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (3, 7), (2**31 - 1, 10**6)])
+def test_is_a_permutation(seed, epoch, n):
+    order = permutation(seed, epoch, n)
+    assert order.dtype == np.int64
+    np.testing.assert_array_equal(np.sort(order), np.arange(n))
+    np.testing.assert_array_equal(order, permutation(seed, epoch, n))
+
+
+def test_stays_what_it_is():
+    """A run that is resumed under another numpy must go on in the order it began with."""
+    assert permutation(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+    assert permutation(1, 2, 1000)[:8].tolist() == [349, 547, 71, 34, 518, 395, 724, 728]
+
+
+def test_depends_on_seed_and_epoch_each():
+    """(0, 1) and (1, 0) are different runs: a sum of the two would confuse them."""
+    orders = [tuple(permutation(seed, epoch, 50)) for seed, epoch in itertools.product(range(4), range(4))]
+    assert len(set(orders)) == 16
+
+
+def test_every_example_is_as_likely_everywhere():
+    """Over 3000 epochs each of 6 examples stands 500 times at each place, give or take five standard deviations."""
+    counts = np.zeros((6, 6), int)
+    for epoch in range(3000):
+        counts[np.arange(6), permutation(5, epoch, 6)] += 1
+    assert np.abs(counts - 500).max() < 5 * np.sqrt(500 * 5 / 6)
+
+
+def test_batches_of_an_epoch_are_disjoint():
+    """Each example at most once an epoch; what does not fill a batch is dropped, other examples each time."""
+    order = Order(seed=1, n=23, batch_size=5)
+    assert order.steps_per_epoch == 4
+    dropped = []
+    for epoch in range(3):
+        batches = [order.batch(step) for step in range(4 * epoch, 4 * epoch + 4)]
+        assert [e for e, _ in batches] == [epoch] * 4
+        seen = np.concatenate([examples for _, examples in batches])
+        assert len(np.unique(seen)) == 20
+        np.testing.assert_array_equal(seen, permutation(1, epoch, 23)[:20])
+        dropped.append(set(range(23)) - set(seen.tolist()))
+    assert dropped[0] != dropped[1]
+
+
+def test_a_step_does_not_depend_on_those_before():
+    order = Order(seed=4, n=40, batch_size=7)
+    in_a_row = [order.batch(step) for step in range(25)]
+    for step in (24, 3, 11, 10, 0):
+        epoch, examples = Order(seed=4, n=40, batch_size=7).batch(step)
+        assert epoch == in_a_row[step][0] == order.batch(step)[0]
+        np.testing.assert_array_equal(examples, in_a_row[step][1])
+        np.testing.assert_array_equal(examples, order.batch(step)[1])
+
+
+def test_view_seeds_are_all_different():
+    """Also where a sum or a product of the parts would collide, and at the largest values allowed."""
+    big = 2**31 - 1
+    seeds = [
+        tuple(pair)
+        for seed, epoch in itertools.product((0, 1, 2, big), (0, 1, 2, big))
+        for pair in view_seeds(seed, epoch, np.array([0, 1, 2, 3, 2**40])).reshape(-1, 2).tolist()
+    ]
+    assert len(set(seeds)) == len(seeds) == 4 * 4 * 5 * 2
+    assert min(map(min, seeds)) >= 0
+
+
+def test_view_seeds_are_laid_out_by_example_and_view():
+    """The streamed pipeline computes the same in TensorFlow, so the layout is pinned."""
+    seeds = view_seeds(7, 3, np.array([5, 9]))
+    assert seeds.shape == (2, 2, 2) and seeds.dtype == np.int64
+    assert seeds.tolist() == [[[7 + 3 * 2**32, 10], [7 + 3 * 2**32, 11]], [[7 + 3 * 2**32, 18], [7 + 3 * 2**32, 19]]]
+
+
+def test_single_seed_depends_on_both():
+    seeds = [single_seed(seed, epoch) for seed, epoch in itertools.product(range(20), range(20))]
+    assert len(set(seeds)) == 400 and min(seeds) >= 0 and max(seeds) < 2**31
+
+
+@pytest.mark.parametrize(("n", "limit"), [(10, 3), (10, 10), (10, 99), (10, None), (1281167, 50000), (3, 1)])
+def test_evenly(n, limit):
+    """Rising, without repetition, as many as asked for, and no gap more than one larger than another."""
+    chosen = evenly(n, limit)
+    assert len(chosen) == min(n, limit or n) and chosen[0] == 0 and chosen[-1] < n
+    gaps = np.diff(np.append(chosen, n))
+    assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize("batch_size", [0, 11])
+def test_less_than_a_batch(batch_size):
+    with pytest.raises(ValueError, match="at most the number of examples, 10"):
+        Order(0, 10, batch_size)

@@ -1,0 +1,63 @@
+"""bt_jax/reporting/progress.py: lines a person reads, and what goes to the files."""
+
+import json
+
+import pytest
+from etils import epath
+
+from bt_jax.reporting.progress import Reporter, duration
+
+METRICS = {"loss": 123.456, "on_diagonal": 60.5, "off_diagonal": 12345.6}
+RATES = {"learning_rate_weights": 0.2, "learning_rate_biases": 0.0048}
+
+
+def reporter(tmp_path, **settings):
+    defaults = {
+        "start_step": 0, "total_steps": 1200, "steps_per_epoch": 19, "batch_size": 256, "every_steps": 5, "tensorboard": False
+    }  # fmt: skip
+    return Reporter(epath.Path(tmp_path), **defaults | settings)
+
+
+def test_plain_lines_fit_eighty_columns(tmp_path, capsys):
+    """One line every five steps, with loss, parts, rate, speed and ETA."""
+    report = reporter(tmp_path)
+    for step in range(1, 12):
+        report.step(step, METRICS, RATES)
+    report.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("  10/1200  epoch 0.53  loss 123.5  on 60.5  off 1.235e+04  lr 0.2  ")
+    assert "images/s  ETA " in lines[1]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [5, 10]
+    assert records[0].items() >= {**METRICS, **RATES, "epoch": 0.2632}.items()
+
+
+def test_terminal_line_does_not_wrap(tmp_path, capsys, monkeypatch):
+    """The bar shows every step within the terminal's width."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    report = reporter(tmp_path)
+    for step in range(1, 60):
+        report.step(step, METRICS, RATES)
+    report.say("a line above the bar")
+    report.close()
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0].strip() == "a line above the bar"
+    drawn = [part for part in captured.err.replace("\n", "\r").split("\r") if part.strip()]
+    assert drawn and max(map(len, drawn)) <= 80
+
+
+def test_other_processes_are_silent(tmp_path, capsys):
+    report = reporter(tmp_path, active=False)
+    report.step(5, METRICS, RATES)
+    report.say("nothing")
+    report.record(5, {"knn_accuracy": 0.5})
+    assert report.history() == []
+    report.close()
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7, "0:07"), (754, "12:34"), (18367, "5:06:07"), (183840, "2d 03:04")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text
