@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, first_line
 
 
 class Checkpoints:
@@ -72,7 +72,7 @@ class Checkpoints:
             try:
                 restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
             except Exception as error:  # Orbax passes on whatever JSON, tensorstore or the file system had to say
-                damaged[step] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                damaged[step] = first_line(error)
                 continue
             return restored.state, step, [self._set_aside(bad, why, step) for bad, why in damaged.items()]
         if damaged:

@@ -7,3 +7,8 @@ class UserError(ValueError):
     `main.py` prints the sentence and exits with status 1; library callers can catch it, or `ValueError`. Whoever
     raises it names the file, field or shape at fault. Every other exception is a bug of bt_jax and keeps its trace.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, short enough to stand in a sentence: without node names and what follows."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rpartition("}} ")[2][:200]

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, first_line
 
 DATA_AXIS = "data"
 
@@ -37,9 +37,9 @@ def start_processes(config: ConfigDict) -> None:
         elif _in_cluster(os.environ):
             jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        through = config.coordinator or "the cluster they run in"
         raise UserError(
-            f"the processes could not be joined through {config.coordinator or 'the cluster they run in'} ({reason}); "
+            f"the processes could not be joined through {through} ({first_line(error)}); "
             "start as many processes as mesh.processes says, all with the same coordinator."
         ) from None
 

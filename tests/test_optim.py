@@ -62,7 +62,7 @@ def test_schedule_shape():
     assert (np.diff(rates[:51]) > 0).all() and (np.diff(rates[50:]) < 0).all()
     assert schedule(200) == schedule(10**6) == pytest.approx(0.4e-3)
     assert warmup_cosine(1.0, batch_size=256, steps_per_epoch=1, epochs=2, warmup_epochs=0)(0) == 1
-    with pytest.raises(ValueError, match="epochs more than warmup_epochs"):
+    with pytest.raises(ValueError, match="epochs is 10, but must be more than the warmup_epochs, 10"):
         warmup_cosine(0.2, batch_size=256, steps_per_epoch=1, epochs=10)
 
 

@@ -26,8 +26,8 @@ def test_plain_lines_fit_eighty_columns(tmp_path, capsys):
     report.close()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert lines[1].startswith("  10/1200  epoch 0.53  loss 123.5  on 60.5  off 1.235e+04  lr 0.2  ")
-    assert "images/s  ETA " in lines[1]
+    assert lines[1].startswith("  10/1200 ep 0.5 loss 123.5 on 60.5 off 1.235e+04 lr 0.2 ")
+    assert "images/s ETA " in lines[1]
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == [5, 10]
     assert records[0].items() >= {**METRICS, **RATES, "epoch": 0.2632}.items()

@@ -4,8 +4,11 @@ numpy says which examples make a batch and fetches what their source holds of th
 they go through TensorFlow, are read, decoded and augmented in parallel, and come out in the order they went in.
 """
 
+import atexit
+import functools
 import itertools
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -15,7 +18,7 @@ from ml_collections import ConfigDict
 from bt_jax.data.order import Order, evenly, single_seed, view_seeds
 from bt_jax.data.sources import ArraySource, FolderSource, Source, TfdsStream, import_tensorflow
 from bt_jax.data.views import ViewSpec, apply_view, evaluation_view, sample_view
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, first_line
 
 import_tensorflow()  # the accelerators are JAX's: they must be hidden before the first TensorFlow operation
 
@@ -237,6 +240,27 @@ def _batched(dataset: tf.data.Dataset, config: ConfigDict, n: int) -> tf.data.Da
     return dataset.batch(n).prefetch(config.prefetch).with_options(options)
 
 
+_open: weakref.WeakSet[Iterator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open() -> None:
+    """Pipelines wait for Python functions of theirs: one still open when the interpreter is taken down would hang it."""
+    for batches in list(_open):
+        batches.close()
+
+
+def _closed_at_exit(make: Callable[..., Iterator[Batch]]) -> Callable[..., Iterator[Batch]]:
+    @functools.wraps(make)
+    def made(*args):
+        batches = make(*args)
+        _open.add(batches)
+        return batches
+
+    return made
+
+
+@_closed_at_exit
 def _iterate(dataset: tf.data.Dataset, source: Source, examples_of: Callable[[int], Iterable[int]]) -> Iterator[Batch]:
     """The batches as numpy arrays that share TensorFlow's memory.
 
@@ -251,7 +275,7 @@ def _iterate(dataset: tf.data.Dataset, source: Source, examples_of: Callable[[in
             return
         except broken as error:
             if isinstance(source, TfdsStream):
-                raise UserError(f"an image of {source.name} cannot be read ({_first_line(error)}).") from None
+                raise UserError(f"an image of {source.name} cannot be read ({first_line(error)}).") from None
             if isinstance(source, FolderSource):
                 for path, reason in _bad_files(source, examples_of(delivered)):
                     raise UserError(f"{path} cannot be read as an image ({reason}); mend or remove it.") from None
@@ -266,7 +290,7 @@ def _bad_files(source: FolderSource, examples: Iterable[int]) -> Iterator[tuple[
         try:
             _decode(tf.io.read_file(os.fsencode(path)))
         except (tf.errors.OpError, ValueError) as error:
-            yield path, _first_line(error)
+            yield path, first_line(error)
 
 
 def _padded(batches: Iterator[Batch], count: int, n: int, size: int) -> Iterator[Batch]:
@@ -278,7 +302,3 @@ def _padded(batches: Iterator[Batch], count: int, n: int, size: int) -> Iterator
         if real < n:
             batch = {k: np.concatenate([v, np.zeros((n - real, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
         yield {**batch, "mask": np.arange(n) < real}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rpartition("}} ")[2][:200]

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from bt_jax.data.order import single_seed
 from bt_jax.data.photographs import PHOTOGRAPHS, photograph_crops
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, first_line
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")  # what TensorFlow decodes; upper case too
 
@@ -257,7 +257,7 @@ def _arrays(file: str, split: str) -> ArraySource:
     except UserError:
         raise
     except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as an .npz file of arrays ({_first_line(error)}).") from None
+        raise UserError(f"{path} cannot be read as an .npz file of arrays ({first_line(error)}).") from None
     raise UserError(f"{path} holds {held or 'no arrays'}; it must hold {images} and {labels}.")
 
 
@@ -303,7 +303,7 @@ def _builder(config: ConfigDict) -> Any:
         hint = f"did you mean {' or '.join(near)}?" if near else "see tensorflow.org/datasets/catalog."
         raise UserError(f"TFDS has no data set {config.name!r}, nor is there one in {folder}; {hint}") from None
     except (ValueError, TypeError, AssertionError, ImportError) as error:  # a configuration or version that is not
-        raise UserError(f"TFDS cannot make {config.name!r} ({_first_line(error)}); mend data.name.") from None
+        raise UserError(f"TFDS cannot make {config.name!r} ({first_line(error)}); mend data.name.") from None
 
 
 def _require_prepared(builder: Any, config: ConfigDict) -> None:
@@ -332,7 +332,7 @@ def _require_prepared(builder: Any, config: ConfigDict) -> None:
     try:
         builder.download_and_prepare()
     except Exception as error:  # whatever the network, the disk or the set's host had to say
-        raise UserError(f"{where}, and could not be downloaded ({_first_line(error)}).") from error
+        raise UserError(f"{where}, and could not be downloaded ({first_line(error)}).") from error
 
 
 def _in_memory(builder: Any, split: str, count: int) -> ArraySource:
@@ -357,9 +357,5 @@ def _in_memory(builder: Any, split: str, count: int) -> ArraySource:
             labels[start:stop] = batch["label"]
             start = stop
     except tf.errors.OpError as error:
-        raise UserError(f"TFDS {builder.name} in {builder.data_path} cannot be read ({_first_line(error)}).") from None
+        raise UserError(f"TFDS {builder.name} in {builder.data_path} cannot be read ({first_line(error)}).") from None
     return ArraySource(f"TFDS {builder.name}, {split}", images, labels, tuple(builder.info.features["label"].names))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,5 +1,6 @@
 """One progress line: a bar on a terminal, plain lines in a log, nothing on processes other than the first."""
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -43,9 +44,7 @@ class Reporter:
         if tensorboard:
             self._writers.append(TensorBoard(workdir / "tensorboard", start_step=start_step))
         if sys.stderr.isatty():
-            self._bar = tqdm.tqdm(
-                initial=start_step, total=total_steps, dynamic_ncols=True, bar_format="{n_fmt}/{total_fmt}{postfix} {bar}"
-            )
+            self._bar = tqdm.tqdm(initial=start_step, total=total_steps, ncols=_columns(), bar_format="{desc} {bar}")
 
     def history(self) -> list[dict]:
         """The records written so far, those before a restart included."""
@@ -70,13 +69,11 @@ class Reporter:
             rate = {} if self._rate is None else {"images_per_second": round(self._rate, 2)}
             self.record(step, {**metrics, **learning_rates, **rate})
         if self._bar is not None:
-            self._bar.n = step
-            self._bar.set_postfix_str("  ".join(self._parts(step, metrics, learning_rates)), refresh=False)
+            self._bar.n, self._bar.ncols = step, _columns()  # a terminal may change its width
+            self._bar.set_description_str(self._line(step, metrics, learning_rates), refresh=False)
             self._bar.update(0)
         elif due:
-            epoch = f"epoch {step / self._steps_per_epoch:.2f}"
-            width = len(str(self._total))
-            print("  ".join([f"{step:{width}}/{self._total}", epoch, *self._parts(step, metrics, learning_rates)]), flush=True)
+            print(self._line(step, metrics, learning_rates), flush=True)
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Writes values of a step to the files."""
@@ -97,20 +94,25 @@ class Reporter:
             self._rate = steps * self._batch_size / seconds
         self._mark = (step, now)
 
-    def _parts(self, step: int, metrics: dict[str, float], learning_rates: dict[str, float]) -> list[str]:
+    def _line(self, step: int, metrics: dict[str, float], learning_rates: dict[str, float]) -> str:
+        parts = [f"{step:{len(str(self._total))}}/{self._total}", f"ep {step / self._steps_per_epoch:.1f}"]
         # "on" and "off" for on_diagonal and off_diagonal: the line should fit 80 columns.
-        parts = [f"{name.removesuffix('_diagonal')} {value:.4g}" for name, value in metrics.items()]
+        parts += [f"{name.removesuffix('_diagonal')} {value:.4g}" for name, value in metrics.items()]
         parts.append(f"lr {next(iter(learning_rates.values())):.3g}")
         if self._rate is not None:
             seconds = (self._total - step) * self._batch_size / self._rate
             parts += [f"{self._rate:.0f} images/s", f"ETA {duration(seconds)}"]
-        return parts
+        return " ".join(parts)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
         for writer in self._writers:
             writer.close()
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns - 1  # a line that fills the last column wraps on some terminals
 
 
 def duration(seconds: float) -> str:
