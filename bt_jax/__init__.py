@@ -1,7 +1,20 @@
 """Barlow Twins for JAX: self-supervised pre-training, from a laptop to a TPU pod."""
 
+from typing import TYPE_CHECKING, Any
+
 from bt_jax.errors import UserError
 from bt_jax.losses.barlow_twins import barlow_twins_loss
 
+if TYPE_CHECKING:
+    from bt_jax.export.encoder import load_encoder
+
 __version__ = "0.1.0"
-__all__ = ["UserError", "barlow_twins_loss"]
+__all__ = ["UserError", "barlow_twins_loss", "load_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_encoder":  # on demand: it imports Flax and Orbax, which take seconds
+        from bt_jax.export.encoder import load_encoder
+
+        return load_encoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ a run killed while saving goes on from the step before. What cannot be read is m
 never deleted.
 """
 
+import warnings
 from typing import Any
 
 import jax
@@ -95,3 +96,41 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what was started, and lets go."""
         self._manager.close()
+
+
+def restore_encoder(workdir: epath.Path, like: Any) -> tuple[Any, int]:
+    """The encoder's variables alone, from the newest checkpoint of a run that can be read; nothing is changed there.
+
+    Warns of each newer one that cannot.
+
+    Args:
+      like: the variables' shapes and dtypes, {"params": …, "batch_stats": …}.
+
+    Returns:
+      (variables as arrays on the first local device, the step).
+
+    Raises:
+      UserError: the run has no checkpoint, or none that can be read.
+    """
+    folder = workdir / "checkpoints"
+    # A step's folder has its plain name only once it is complete.
+    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.exists() else []
+    if not steps:
+        raise UserError(f"{workdir} holds no checkpoint yet; let the run save one first.")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), like)
+    part = {"params": {"encoder": like["params"]}, "model_state": {"batch_stats": {"encoder": like["batch_stats"]}}}
+    problem = ""
+    for step in steps:
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                arguments = ocp.args.PyTreeRestore(
+                    item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
+                )
+                found = reader.restore(folder / str(step) / "state", args=arguments)
+        except Exception as error:  # whatever JSON, tensorstore or the file system had to say
+            problem = problem or f"step {step}: {first_line(error)}"
+            warnings.warn(f"checkpoint {step} in {folder} cannot be read; trying the one before", stacklevel=3)
+            continue
+        return {"params": found["params"]["encoder"], "batch_stats": found["model_state"]["batch_stats"]["encoder"]}, step
+    raise UserError(f"none of the checkpoints in {folder} can be read ({problem}).")

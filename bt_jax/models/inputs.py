@@ -25,14 +25,15 @@ def normalize(
       images: (..., 3) uint8.
 
     Returns:
-      (..., 3) of `dtype`, computed in float32.
+      (..., 3) of `dtype`, computed in float32 (float64 where that is `dtype`).
 
     Raises:
       ValueError: another dtype or last axis.
     """
     if images.dtype != jnp.uint8 or images.ndim < 1 or images.shape[-1] != 3:
         raise ValueError(f"images is {images.dtype} {images.shape}; it must be uint8 with a last axis of 3 channels.")
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    full = jnp.promote_types(dtype, jnp.float32)
+    mean, std = np.asarray(mean, full), np.asarray(std, full)
     shape = (1,) * (images.ndim - 1) + (3,)
-    scaled = images.astype(jnp.float32) / 255
+    scaled = images.astype(full) / 255
     return ((scaled - mean.reshape(shape)) / std.reshape(shape)).astype(dtype)

@@ -19,7 +19,8 @@ class ViewBatchNorm(nn.Module):
     """Batch norm of (N·V, …, C) in which row n·V + v is view v of image n.
 
     Normalises with the biased variance and eps inside the root; the running variance takes torch's unbiased one, n/(n-1)
-    (torch.nn.BatchNorm2d). Parameters and statistics are float32; the result has `dtype`.
+    (torch.nn.BatchNorm2d). Parameters and statistics are float32, or float64 where `dtype` is; the
+    result has `dtype`.
 
     The variance is that of x - running mean, E[d²] - E[d]²: one pass over the activations and one collective where two
     passes would take two. The shift changes nothing in exact arithmetic, and in float32 it takes away the cancellation
@@ -43,11 +44,12 @@ class ViewBatchNorm(nn.Module):
           ValueError: training on fewer than two values a channel and view, where a variance means nothing.
         """
         channels = x.shape[-1]
+        full = jnp.promote_types(self.dtype, jnp.float32)
         init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
-        scale = self.param("scale", init, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        scale = self.param("scale", init, (channels,), full)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), full)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), full)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), full)
 
         def per_channel(v):
             return v.reshape((1,) * (x.ndim - 1) + (channels,))
@@ -55,7 +57,7 @@ class ViewBatchNorm(nn.Module):
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.eps)
             shift = bias - running_mean.value * factor
-            return (x.astype(jnp.float32) * per_channel(factor) + per_channel(shift)).astype(self.dtype)
+            return (x.astype(full) * per_channel(factor) + per_channel(shift)).astype(self.dtype)
 
         by_view = x.reshape(x.shape[0] // views, views, *x.shape[1:])  # N stays in front: its sharding moves nothing
         count = by_view.size // (views * channels)
@@ -63,7 +65,7 @@ class ViewBatchNorm(nn.Module):
             raise ValueError(f"batch norm got {x.shape} with {views} view(s): one value a channel has no variance.")
         axes = (0, *range(2, by_view.ndim - 1))
         around = running_mean.value
-        centred = by_view.astype(jnp.float32) - around.reshape((1,) * (by_view.ndim - 1) + (channels,))
+        centred = by_view.astype(full) - around.reshape((1,) * (by_view.ndim - 1) + (channels,))
         first, second = jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes)  # (V, C) both
         var = jnp.maximum(second - jnp.square(first), 0.0)
         mean = first + around[None, :]

@@ -30,7 +30,7 @@ def make_encoder(
     Args:
       arch: resnet18, resnet34, resnet50 or resnet101.
       small_images: a 3×3 stem without max-pool, for images of about 32 pixels (as SimCLR on CIFAR-10).
-      dtype: of the computation; parameters and statistics are float32.
+      dtype: of the computation; parameters and statistics are float32, or float64 where this is.
       width: channels of the first stage; 64 is the standard network.
       stem_stride: of the 3×3 stem; 2 for images of about 64 pixels, or where time is short. The 7×7 stem's is 2 always.
 
@@ -92,7 +92,7 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 0 and i == 0 else 1
                 name = f"layer{stage + 1}_{i}"
                 x = block(self.width * 2**stage, stride, conv, norm, name=name)(x, views=views, train=train)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32)).astype(self.dtype)
         return x.reshape(*lead, -1)
 
 
@@ -106,7 +106,8 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", _conv_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
+        full = jnp.promote_types(self.dtype, jnp.float32)
+        kernel = self.param("kernel", _conv_init, (self.size, self.size, x.shape[-1], self.features), full)
         pad = (self.size - 1) // 2
         return jax.lax.conv_general_dilated(
             x.astype(self.dtype),

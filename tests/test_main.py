@@ -1,0 +1,120 @@
+"""main.py: the command line, and a sentence with exit status 1 for everything that a user can get wrong."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from etils import epath
+from PIL import Image
+
+import main
+from bt_jax.workdir import claim_workdir
+from configs import quickstart
+
+
+def run(monkeypatch, *arguments):
+    """What the command exits with: its last words, which Python prints with status 1."""
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:  # the overrides of an earlier command
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+    monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main.run()
+    assert isinstance(stopped.value.code, str), "exit status 1"
+    assert stopped.value.code.startswith("error: ") and len(stopped.value.code.splitlines()) == 1
+    return stopped.value.code
+
+
+def image_folder(root, images=8, classes=("cat", "dog"), splits=("train", "test")):
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for i in range(images):
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+def folder_run(root, workdir, *more):
+    """The quickstart's small network on an image folder."""
+    return (
+        "--config.data.source=folder", f"--config.data.data_dir={root}", f"--workdir={workdir}", "--config.batch_size=8",
+        "--config.monitor.batch_size=8", "--config.model.projector=(16,16)", "--config.model.width=4", *more
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--config.optimizer.weight_decya=1"], "there is no field 'optimizer.weight_decya' (did you mean 'optimizer.weight_decay'?)"),
+        (["--config.batch_size=many"], "batch_size"),
+        (["--config.loss.lambd=-1"], "loss.lambd is -1.0, but must be a number of at least 0"),
+        (["--config.data.source=photo"], "(did you mean 'photographs'?)"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["train"], "there is no argument 'train'"),
+        (["--confg=x"], "confg"),
+        (["--config.batch_size=100"], "does not divide among 8 devices; the nearest that do: 96 or 104"),
+        (["--config.monitor.batch_size=100"], "monitor.batch_size is 100"),
+        (["--config.batch_size=8000"], "fewer than a batch of 8000; set batch_size to at most 5100"),
+        (["--config.mesh.data=9"], "mesh.data is 9, but there are 8 devices"),
+    ],
+)  # fmt: skip
+def test_bad_command(monkeypatch, tmp_path, arguments, sentence):
+    found = run(monkeypatch, f"--workdir={tmp_path / 'run'}", *arguments)
+    assert sentence in found
+    assert not (tmp_path / "run").exists(), "a mistaken start leaves nothing behind"
+
+
+def test_bad_folder(monkeypatch, tmp_path):
+    """Missing, empty, with one class, with stray files, with a file that is no image."""
+    missing = tmp_path / "nowhere"
+    assert f"there is no image folder {missing / 'train'} ({missing} does not exist)" in run(
+        monkeypatch, *folder_run(missing, tmp_path / "run")
+    )
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    assert "is empty; it must hold a folder of images for each class" in run(
+        monkeypatch, *folder_run(tmp_path / "empty", tmp_path / "run")
+    )
+    one = image_folder(tmp_path / "one", classes=("cat",))
+    assert "has 1 class(es), and the kNN monitor needs at least 2" in run(monkeypatch, *folder_run(one, tmp_path / "run"))
+    stray = image_folder(tmp_path / "stray")
+    (stray / "train" / "cat" / "notes.txt").write_text("hello")
+    assert "1 stray file(s) or folder(s) stand there: cat/notes.txt" in run(
+        monkeypatch, *folder_run(stray, tmp_path / "run")
+    )
+    assert not (tmp_path / "run").exists()
+    broken = image_folder(tmp_path / "broken")
+    (broken / "train" / "dog" / "3.png").write_text("no image")
+    found = run(monkeypatch, *folder_run(broken, tmp_path / "run"))
+    assert f"{broken / 'train' / 'dog' / '3.png'} cannot be read as an image" in found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--config.data.name=cifar1"], "TFDS has no data set 'cifar1'"),
+        (["--config.data.name=mnist"], "TFDS mnist is not in"),
+        (["--config.data.name=imagenet2012"], "must be fetched by hand"),
+    ],
+)
+def test_bad_tfds(monkeypatch, tmp_path, arguments, sentence):
+    (tmp_path / "sets").mkdir()
+    places = ["--config.data.source=tfds", f"--config.data.data_dir={tmp_path / 'sets'}", f"--workdir={tmp_path / 'run'}"]
+    assert sentence in run(monkeypatch, *places, *arguments)
+
+
+def test_workdir_of_another_config(monkeypatch, tmp_path):
+    """The fields that differ are named."""
+    claim_workdir(quickstart.get_config(), epath.Path(tmp_path), write=True)
+    found = run(monkeypatch, f"--workdir={tmp_path}", "--config.loss.lambd=0.1")
+    assert "holds a run of another config (loss.lambd was" in found and "is now 0.1" in found
+
+
+def test_a_process_exits_with_status_one():
+    """What `run` here takes for granted, once for real."""
+    done = subprocess.run([sys.executable, "main.py", "--config.epochs=0"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: the config is wrong: epochs is 0, but must be an integer of at least 1")
+    assert "Traceback" not in done.stderr
