@@ -1,0 +1,178 @@
+"""bt_jax/training/loop.py: a run from its start to its end, interrupted anywhere, gone wrong, gone on with."""
+
+import json
+
+import jax
+import jax.experimental.compilation_cache.compilation_cache as compilation_cache
+import numpy as np
+import pytest
+from recipes import small_method
+
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError
+from bt_jax.training import loop
+
+STEPS = 6  # three epochs of two steps
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process in the middle."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The runs here compile the same programs again and again: they are kept for as long as this file's tests last."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+
+    def use(settings):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    use(wanted)
+    yield
+    use(before)
+
+
+@pytest.fixture
+def small_run(tmp_path, monkeypatch):
+    """A config of a few seconds: 24 images of two classes in a batch of 8, and a small network."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 2
+    images = (rng.integers(0, 160, (24, 16, 16, 3)) + 80 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
+    monkeypatch.setattr(loop, "make_method", lambda config, mesh: small_method(mesh))
+    config = config_lib.default()
+    config.batch_size, config.epochs = 8, 2
+    config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"), image_size=16, eval_resize=0, threads=2)
+    config.model.update(arch="resnet18", width=4, small_images=True, projector=(32, 32))
+    config.optimizer.warmup_epochs = 1
+    config.checkpoint.every_epochs = 1
+    config.monitor.update(every_epochs=1, batch_size=8, k=5)
+    config.log.every_steps = 1
+    config.log.tensorboard = False
+    return config
+
+
+def final_parameters(config, workdir):
+    """What the last checkpoint holds, on the host."""
+    run = loop.Pretraining(config, loop.epath.Path(workdir), jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,)))
+    state, step, _ = run._state()
+    run.checkpoints.close()
+    return step, jax.device_get(state)
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_and_what_it_leaves(small_run, tmp_path, capsys):
+    """Summary, progress, kNN before and after, files; the same command again has nothing to do."""
+    workdir = tmp_path / "run"
+    result = loop.pretrain(small_run, str(workdir))
+    said = capsys.readouterr().out
+    for part in (
+        "8 cpu in 1 process(es), 1 images each", "24 images, 2 classes", "3 steps an epoch, 2 epochs, 6 steps",
+        "weights 0.00625 = 0.2 × 8/256, biases 0.00015 = 0.0048 × 8/256", "gradients divided by 1",
+        "kNN accuracy", "untrained", "after epoch 1", "on raw pixels", "done in", f"load_encoder('{workdir}')",
+    ):  # fmt: skip
+        assert part in said, part
+    assert all(len(line) <= 120 for line in said.splitlines() if str(tmp_path) not in line)
+    lines = records(workdir)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "knn_accuracy" in line] == [0, 3, 6]
+    assert json.loads((workdir / "pretrain.json").read_text()) == json.loads(json.dumps(result))
+    assert result["step"] == STEPS and 0 <= result["knn_accuracy_after"] <= 1
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == [3, 6]
+
+    again = loop.pretrain(small_run, str(workdir))
+    assert "this run has made all its 6 steps" in capsys.readouterr().out
+    assert again["metrics"] == result["metrics"] and records(workdir) == lines
+
+
+def test_official_rates_are_printed(capsys, small_run, tmp_path):
+    """The ImageNet config's effective rates: weights 0.2·bs/256, biases 0.0048·bs/256, divisor 16."""
+    from configs import resnet50_imagenet
+
+    official = resnet50_imagenet.get_config()
+    small_run.optimizer = official.optimizer
+    small_run.epochs = 11
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    run = loop.Pretraining(small_run, loop.epath.Path(tmp_path / "run"), mesh)
+    state, *_ = run._state()
+    run.config.batch_size = official.batch_size
+    text = run._summary(state, 0, [])
+    run.checkpoints.close()
+    assert "weights 1.6 = 0.2 × 2048/256, biases 0.0384 = 0.0048 × 2048/256" in text
+    assert "gradients divided by 16; warm-up 10 epochs" in text
+
+
+def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, monkeypatch):
+    """After each step in turn: parameters, statistics, optimiser and the written losses are those of one piece."""
+    small_run.monitor.every_epochs = 0
+    loop.pretrain(small_run, str(tmp_path / "whole"))
+    expected = final_parameters(small_run, tmp_path / "whole")
+    losses = [(r["step"], r["loss"]) for r in records(tmp_path / "whole") if "loss" in r]
+    prefetch = loop.mesh_lib.prefetch_to_mesh
+
+    def until(steps):
+        def cut(*arguments):
+            for i, batch in enumerate(prefetch(*arguments)):
+                if i == steps:
+                    raise Killed
+                yield batch
+
+        return cut
+
+    for killed_after in range(STEPS):
+        workdir = tmp_path / f"killed_after_{killed_after}"
+        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", until(killed_after))
+        with pytest.raises(Killed):
+            loop.pretrain(small_run, str(workdir))
+        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", prefetch)
+        loop.pretrain(small_run, str(workdir))
+        found = final_parameters(small_run, workdir)
+        assert found[0] == expected[0] == STEPS
+        jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+        assert [(r["step"], r["loss"]) for r in records(workdir) if "loss" in r] == losses
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, monkeypatch):
+    """With the step, and the last good checkpoint kept; what is not finite is never saved."""
+    make = loop.make_train_step
+
+    def poisoned(*arguments):
+        step = make(*arguments)
+
+        def train_step(state, batch):
+            new, metrics = step(state, batch)
+            scale = jax.numpy.where(new.step == 5, jax.numpy.nan, 1.0)
+            return new.replace(params=jax.tree.map(lambda p: p * scale, new.params)), metrics
+
+        return train_step
+
+    monkeypatch.setattr(loop, "make_train_step", poisoned)
+    with pytest.raises(UserError, match=r"the loss is not finite at step 6 .*the last good checkpoint is step 3 in"):
+        loop.pretrain(small_run, str(tmp_path / "run"))
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()] == ["3"]
+    assert records(tmp_path / "run")[-1]["loss"] is None
+
+
+def test_a_damaged_checkpoint_is_stepped_over(small_run, tmp_path, capsys):
+    """The run goes on from the one before, says so, and ends as it would have."""
+    workdir = tmp_path / "run"
+    loop.pretrain(small_run, str(workdir))
+    expected = final_parameters(small_run, workdir)
+    for file in (workdir / "checkpoints" / "6").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    capsys.readouterr()
+    loop.pretrain(small_run, str(workdir))
+    said = capsys.readouterr().out
+    assert "checkpoint 6 cannot be read" in said and "step 3 is used instead" in said and "resuming  at step 3 of 6" in said
+    found = final_parameters(small_run, workdir)
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
