@@ -132,5 +132,8 @@ def restore_encoder(workdir: epath.Path, like: Any) -> tuple[Any, int]:
             problem = problem or f"step {step}: {first_line(error)}"
             warnings.warn(f"checkpoint {step} in {folder} cannot be read; trying the one before", stacklevel=3)
             continue
-        return {"params": found["params"]["encoder"], "batch_stats": found["model_state"]["batch_stats"]["encoder"]}, step
+        return {
+            "params": found["params"]["encoder"],
+            "batch_stats": found["model_state"]["batch_stats"]["encoder"],
+        }, step
     raise UserError(f"none of the checkpoints in {folder} can be read ({problem}).")

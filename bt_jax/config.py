@@ -39,7 +39,9 @@ def default() -> ConfigDict:
     config.data.train_split = "train"
     config.data.test_split = "test"  # "" for none: then there is no kNN monitor
     config.data.image_size = 224  # side of a view, in pixels
-    config.data.eval_resize = 256  # shorter side before the centre crop when evaluating; 0: resize to image_size, no crop
+    config.data.eval_resize = (
+        256  # shorter side before the centre crop when evaluating; 0: resize to image_size, no crop
+    )
     config.data.mean = (0.485, 0.456, 0.406)  # of the three channels, on a scale of 0 to 1
     config.data.std = (0.229, 0.224, 0.225)
     config.data.download = False  # may TFDS download the set? never silently
@@ -237,6 +239,7 @@ RULES: dict[str, Rule] = {
     "log.tensorboard": _anything,
 }
 
+
 def check(config: ConfigDict) -> None:
     """Looks at every field.
 
@@ -291,7 +294,9 @@ def _contradictions(fields: dict[str, Any]) -> list[str]:
     if get("data.source") in ("folder", "arrays") and get("data.data_dir") == "":
         what = "the image folder" if get("data.source") == "folder" else "the .npz file"
         wrong.append(f"data.data_dir is empty, but must name {what} when data.source is {get('data.source')!r}")
-    if {"data.eval_resize", "data.image_size"} <= fields.keys() and 0 < get("data.eval_resize") < get("data.image_size"):
+    if {"data.eval_resize", "data.image_size"} <= fields.keys() and 0 < get("data.eval_resize") < get(
+        "data.image_size"
+    ):
         wrong.append(
             f"data.eval_resize is {get('data.eval_resize')}, but must be 0 or at least data.image_size, "
             f"which is {get('data.image_size')}"
@@ -304,7 +309,9 @@ def _contradictions(fields: dict[str, Any]) -> list[str]:
         if any(given) and not all(given):
             wrong.append(f"{', '.join(parts)} must be given all three or not at all")
         elif all(given) and get(parts[2]) >= get(parts[1]):
-            wrong.append(f"mesh.process_index is {get(parts[2])}, but must be less than mesh.processes, {get(parts[1])}")
+            wrong.append(
+                f"mesh.process_index is {get(parts[2])}, but must be less than mesh.processes, {get(parts[1])}"
+            )
     return wrong
 
 

@@ -59,7 +59,9 @@ def make_mesh(config: ConfigDict) -> Mesh:
     devices = jax.device_count()
     if config.data not in (-1, devices):
         if jax.process_count() > 1 or config.data > devices:
-            raise UserError(f"mesh.data is {config.data}, but there are {devices} devices; set it to {devices} or to -1.")
+            raise UserError(
+                f"mesh.data is {config.data}, but there are {devices} devices; set it to {devices} or to -1."
+            )
         return jax.make_mesh((config.data,), (DATA_AXIS,), (AxisType.Auto,), devices=jax.devices()[: config.data])
     return jax.make_mesh((devices,), (DATA_AXIS,), (AxisType.Auto,))
 
@@ -80,7 +82,9 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str = "batch_size") -> 
     if batch_size % devices:
         below = batch_size // devices * devices
         near = f"{below} or {below + devices}" if below else f"{devices}"
-        raise UserError(f"{field} is {batch_size}, which does not divide among {devices} devices; the nearest that do: {near}.")
+        raise UserError(
+            f"{field} is {batch_size}, which does not divide among {devices} devices; the nearest that do: {near}."
+        )
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

@@ -1,4 +1,5 @@
 """Quickstart."""
+
 from bt_jax.config import default
 
 

@@ -8,7 +8,9 @@ import pytest
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 
-CONFIGS = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "__init__")
+CONFIGS = sorted(
+    p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "__init__"
+)
 
 
 def sound():
@@ -51,7 +53,14 @@ def test_official_recipe():
     assert tuple(config.model.projector) == (8192, 8192, 8192)
     a, b = config.data.view_a, config.data.view_b
     assert (a.blur, a.solarize, b.blur, b.solarize) == (1.0, 0.0, 0.1, 0.2)
-    same = {"crop_scale": (0.08, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2}
+    same = {
+        "crop_scale": (0.08, 1.0),
+        "flip": 0.5,
+        "jitter": 0.8,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.2,
+    }
     same |= {"hue": 0.1, "grayscale": 0.2, "blur_sigma": (0.1, 2.0)}
     for view in (a, b):
         assert {name: view[name] for name in same} == same

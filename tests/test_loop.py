@@ -60,7 +60,9 @@ def small_run(tmp_path, monkeypatch):
 
 def final_parameters(config, workdir):
     """What the last checkpoint holds, on the host."""
-    run = loop.Pretraining(config, loop.epath.Path(workdir), jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,)))
+    run = loop.Pretraining(
+        config, loop.epath.Path(workdir), jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    )
     state, step, _ = run._state()
     run.checkpoints.close()
     return step, jax.device_get(state)
@@ -173,6 +175,10 @@ def test_a_damaged_checkpoint_is_stepped_over(small_run, tmp_path, capsys):
     capsys.readouterr()
     loop.pretrain(small_run, str(workdir))
     said = capsys.readouterr().out
-    assert "checkpoint 6 cannot be read" in said and "step 3 is used instead" in said and "resuming  at step 3 of 6" in said
+    assert (
+        "checkpoint 6 cannot be read" in said
+        and "step 3 is used instead" in said
+        and "resuming  at step 3 of 6" in said
+    )
     found = final_parameters(small_run, workdir)
     jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])

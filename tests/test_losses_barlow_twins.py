@@ -96,7 +96,9 @@ def test_invariances(form):
     order = rng.permutation(32)
     same = {"scale and shift": (z_a * scale + shift, z_b), "order": (z_a[order], z_b[order]), "views": (z_b, z_a)}
     for name, (a, b) in same.items():
-        assert float(barlow_twins_loss(a, b, form=form)[0]) == pytest.approx(loss, rel=1e-3 if name == "scale and shift" else 1e-5), name
+        assert float(barlow_twins_loss(a, b, form=form)[0]) == pytest.approx(
+            loss, rel=1e-3 if name == "scale and shift" else 1e-5
+        ), name
 
 
 def test_identical_views_have_a_unit_diagonal():

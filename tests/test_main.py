@@ -78,7 +78,9 @@ def test_bad_folder(monkeypatch, tmp_path):
         monkeypatch, *folder_run(tmp_path / "empty", tmp_path / "run")
     )
     one = image_folder(tmp_path / "one", classes=("cat",))
-    assert "has 1 class(es), and the kNN monitor needs at least 2" in run(monkeypatch, *folder_run(one, tmp_path / "run"))
+    assert "has 1 class(es), and the kNN monitor needs at least 2" in run(
+        monkeypatch, *folder_run(one, tmp_path / "run")
+    )
     stray = image_folder(tmp_path / "stray")
     (stray / "train" / "cat" / "notes.txt").write_text("hello")
     assert "1 stray file(s) or folder(s) stand there: cat/notes.txt" in run(
@@ -101,7 +103,11 @@ def test_bad_folder(monkeypatch, tmp_path):
 )
 def test_bad_tfds(monkeypatch, tmp_path, arguments, sentence):
     (tmp_path / "sets").mkdir()
-    places = ["--config.data.source=tfds", f"--config.data.data_dir={tmp_path / 'sets'}", f"--workdir={tmp_path / 'run'}"]
+    places = [
+        "--config.data.source=tfds",
+        f"--config.data.data_dir={tmp_path / 'sets'}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
     assert sentence in run(monkeypatch, *places, *arguments)
 
 
@@ -116,5 +122,7 @@ def test_a_process_exits_with_status_one():
     """What `run` here takes for granted, once for real."""
     done = subprocess.run([sys.executable, "main.py", "--config.epochs=0"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: the config is wrong: epochs is 0, but must be an integer of at least 1")
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: the config is wrong: epochs is 0, but must be an integer of at least 1"
+    )
     assert "Traceback" not in done.stderr

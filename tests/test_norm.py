@@ -29,7 +29,12 @@ def test_equals_the_reference(shape, views, offset):
     rng = np.random.default_rng(0)
     c = shape[-1]
     x = rng.standard_normal(shape) * rng.uniform(0.5, 2, c) + offset
-    scale, bias, mean, var = rng.standard_normal(c), rng.standard_normal(c), offset + rng.standard_normal(c), rng.random(c)
+    scale, bias, mean, var = (
+        rng.standard_normal(c),
+        rng.standard_normal(c),
+        offset + rng.standard_normal(c),
+        rng.random(c),
+    )
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
     variables = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), variables)
     norm = ViewBatchNorm()

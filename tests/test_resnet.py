@@ -44,7 +44,9 @@ def test_shapes(arch):
     """Width 64 gives torchvision's 512 or 2048 features; views come out as they went in."""
     for width, small in ((64, False), (8, True)):
         encoder = make_encoder(arch, width=width, small_images=small)
-        out = jax.eval_shape(lambda e=encoder: e.init_with_output(jax.random.key(0), jnp.zeros((2, 3, 32, 32, 3)), train=False))
+        out = jax.eval_shape(
+            lambda e=encoder: e.init_with_output(jax.random.key(0), jnp.zeros((2, 3, 32, 32, 3)), train=False)
+        )
         assert out[0].shape == (2, 3, encoder.num_features)
         assert encoder.num_features == width * (32 if arch in ("resnet50", "resnet101") else 8)
 
@@ -57,7 +59,9 @@ def test_views_are_normalised_apart():
     together, after = encoder.apply(variables, views, train=True, mutable=["batch_stats"])
     apart, stats = [], variables["batch_stats"]
     for v in range(2):
-        features, new = encoder.apply({**variables, "batch_stats": stats}, views[:, v], train=True, mutable=["batch_stats"])
+        features, new = encoder.apply(
+            {**variables, "batch_stats": stats}, views[:, v], train=True, mutable=["batch_stats"]
+        )
         apart.append(features)
         stats = new["batch_stats"]
     np.testing.assert_allclose(together, jnp.stack(apart, 1), rtol=1e-5, atol=1e-5)
@@ -80,7 +84,9 @@ def test_bfloat16_keeps_float32_parameters_and_statistics():
     features, after = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
     assert features.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, after))} == {jnp.dtype("float32")}
-    exact = make_encoder("resnet18", width=4, small_images=True).apply(variables, images, train=True, mutable=["batch_stats"])
+    exact = make_encoder("resnet18", width=4, small_images=True).apply(
+        variables, images, train=True, mutable=["batch_stats"]
+    )
     assert relative(features, exact[0]) < 0.05
 
 

@@ -153,7 +153,9 @@ def test_state_is_born_where_it_lives():
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     optimizer = make_optimizer(config_lib.default().optimizer, batch_size=256, steps_per_epoch=2, epochs=12)
     state = init_state(small_method(mesh), optimizer, 3, (16, 16, 3), mesh)
-    assert all(leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(state))
+    assert all(
+        leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(state)
+    )
     again = init_state(small_method(mesh), optimizer, 3, (16, 16, 3), mesh)
     jax.tree.map(np.testing.assert_array_equal, state, again)
 

@@ -12,15 +12,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-import tensorflow as tf
 from ml_collections import ConfigDict
 
 from bt_jax.data.order import Order, evenly, single_seed, view_seeds
-from bt_jax.data.sources import ArraySource, FolderSource, Source, TfdsStream, import_tensorflow
+from bt_jax.data.sources import ArraySource, FolderSource, Source, TfdsStream
+from bt_jax.data.tensorflow_import import tf
 from bt_jax.data.views import ViewSpec, apply_view, evaluation_view, sample_view
 from bt_jax.errors import UserError, first_line
-
-import_tensorflow()  # the accelerators are JAX's: they must be hidden before the first TensorFlow operation
 
 Batch = dict[str, np.ndarray]
 

@@ -201,18 +201,13 @@ def make_source(config: ConfigDict, split: str) -> Source:
 
 
 def import_tensorflow() -> Any:
-    """TensorFlow, told to leave the accelerators to JAX: it would take all of their memory."""
+    """TensorFlow, when it is first needed: in-memory training does without."""
     try:
-        import tensorflow as tf
+        from bt_jax.data.tensorflow_import import tf
     except ImportError as error:
         raise UserError(
             f"reading images needs TensorFlow, which cannot be imported ({error}); pip install tensorflow."
         ) from None
-    for kind in ("GPU", "TPU"):
-        try:
-            tf.config.set_visible_devices([], kind)
-        except RuntimeError:  # TensorFlow was at work before bt_jax was: what it has taken it has
-            break
     return tf
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-import tensorflow as tf
+from bt_jax.data.tensorflow_import import tf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,9 +212,7 @@ def adjust_hue(x: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
             out = tf.where(here, value, out)
         return out
 
-    return tf.stack(
-        [pick(high, q, p, p, t, high), pick(t, high, high, q, p, p), pick(p, p, t, high, high, q)], axis=-1
-    )
+    return tf.stack([pick(high, q, p, p, t, high), pick(t, high, high, q, p, p), pick(p, p, t, high, high, q)], axis=-1)
 
 
 def luma(x: tf.Tensor) -> tf.Tensor:
@@ -286,7 +284,9 @@ def evaluation_view(image: tf.Tensor, resize: int, size: int) -> tf.Tensor:
     height, width = shape[0], shape[1]
     if not resize:
         same = (height == size) & (width == size)
-        return tf.ensure_shape(tf.cond(same, lambda: image, lambda: _resize_bilinear(image, size, size)), (size, size, 3))
+        return tf.ensure_shape(
+            tf.cond(same, lambda: image, lambda: _resize_bilinear(image, size, size)), (size, size, 3)
+        )
     short = tf.minimum(height, width)
     new_height, new_width = resize * height // short, resize * width // short
     image = _resize_bilinear(image, new_height, new_width)

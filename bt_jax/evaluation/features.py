@@ -28,7 +28,9 @@ def raw_pixels(_: Any, images: jax.Array) -> jax.Array:
 class FeatureExtractor:
     """Runs a function of images over batches on the mesh."""
 
-    def __init__(self, apply: Callable[[Any, jax.Array], jax.Array], mesh: Mesh, *, mean: tuple, std: tuple, dtype: Any):
+    def __init__(
+        self, apply: Callable[[Any, jax.Array], jax.Array], mesh: Mesh, *, mean: tuple, std: tuple, dtype: Any
+    ):
         """Args:
         apply: (variables, normalised images (N, H, W, 3) of `dtype`) -> features (N, F); see `frozen`.
         """

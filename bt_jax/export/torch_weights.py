@@ -38,7 +38,9 @@ def from_torch(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
       UserError: names unknown or missing, or shapes wrong: all are listed.
     """
     if "conv1.weight" not in state_dict or np.ndim(state_dict["conv1.weight"]) != 4:
-        raise UserError(f"these are no weights of a {arch}: conv1.weight, (width, 3, 7, 7) or (width, 3, 3, 3), is not there.")
+        raise UserError(
+            f"these are no weights of a {arch}: conv1.weight, (width, 3, 7, 7) or (width, 3, 3, 3), is not there."
+        )
     width, _, side, _ = np.shape(state_dict["conv1.weight"])
     encoder = make_encoder(arch, width=width, small_images=side == 3)
     shapes = _shapes(encoder, (1, 32, 32, 3))
@@ -111,7 +113,9 @@ def _entries(shapes: Mapping[tuple[str, ...], tuple], naming: Callable) -> list[
 
 def _counters(shapes: Mapping[tuple[str, ...], tuple], naming: Callable) -> list[Entry]:
     """Where each norm's `num_batches_tracked` rides along."""
-    return [(f"{naming(path[1:-1])}.num_batches_tracked", (*path[:-1], "batches")) for path in shapes if path[-1] == "mean"]
+    return [
+        (f"{naming(path[1:-1])}.num_batches_tracked", (*path[:-1], "batches")) for path in shapes if path[-1] == "mean"
+    ]
 
 
 def _convert(state_dict: Mapping[str, Any], shapes: Mapping, naming: Callable, what: str) -> dict[str, Tree]:
@@ -155,7 +159,9 @@ def _convert_back(variables: Mapping[str, Tree], shapes: Mapping, naming: Callab
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return {4: lambda: (shape[3], shape[2], shape[0], shape[1]), 2: lambda: shape[::-1]}.get(len(shape), lambda: shape)()
+    return {4: lambda: (shape[3], shape[2], shape[0], shape[1]), 2: lambda: shape[::-1]}.get(
+        len(shape), lambda: shape
+    )()
 
 
 def _to_linen(x: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from bt_jax.methods.base import Method
 from bt_jax.methods.barlow_twins import BarlowTwins
+from bt_jax.methods.base import Method
 
 __all__ = ["BarlowTwins", "Method", "make_method"]
 

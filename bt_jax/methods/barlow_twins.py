@@ -1,7 +1,7 @@
 """Barlow Twins (Zbontar et al. 2021, section 2; official main.py, class BarlowTwins) as a method."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -37,6 +37,7 @@ class BarlowTwins:
     std: tuple[float, float, float]
     dtype: Any
     mesh: Mesh | None = None
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "on_diagonal", "off_diagonal")
 
     @classmethod
     def from_config(cls, config: ConfigDict, mesh: Mesh | None) -> "BarlowTwins":
@@ -74,7 +75,9 @@ class BarlowTwins:
     ) -> tuple[jax.Array, tuple[PyTree, PyTree, dict[str, jax.Array]]]:
         del rng  # the views were drawn on the host, and nothing else is random
         views = normalize(batch["views"], mean=self.mean, std=self.std, dtype=self.dtype)
-        z, model_state = self.network.apply({"params": params, **model_state}, views, train=True, mutable=["batch_stats"])
+        z, model_state = self.network.apply(
+            {"params": params, **model_state}, views, train=True, mutable=["batch_stats"]
+        )
         loss, parts = barlow_twins_loss(z[:, 0], z[:, 1], lambd=self.lambd, form=self.form, mesh=self.mesh)
         return loss, (model_state, method_state, {"loss": loss, **parts})
 

@@ -20,6 +20,7 @@ class Method(Protocol):
     """
 
     encoder: Any  # a Linen module, as bt_jax.models.make_encoder gives it
+    metrics: tuple[str, ...]  # what `loss` reports, in the order to be shown; "loss" first
 
     def init(self, rng: jax.Array, view_shape: tuple[int, ...]) -> tuple[PyTree, PyTree, PyTree]:
         """(params, model_state, method_state) at the start, for views of `view_shape` (H, W, 3)."""

@@ -90,7 +90,7 @@ class Reporter:
     def _measure(self, step: int) -> None:
         now = time.monotonic()
         steps, seconds = step - self._mark[0], now - self._mark[1]
-        if steps > 0 and seconds > 0:
+        if seconds > 0 and (self._rate is None or steps >= self._every):  # the last few steps alone say little
             self._rate = steps * self._batch_size / seconds
         self._mark = (step, now)
 

@@ -150,7 +150,8 @@ class Pretraining:
         return mesh_lib.prefetch_to_mesh(host, self.mesh, self.config.batch_size)
 
     def _report(self, step: int, metrics: dict[str, jax.Array], reporter: Reporter) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        metrics = jax.device_get(metrics)
+        values = {name: float(metrics[name]) for name in self.method.metrics}
         weights, biases = (float(schedule(step - 1)) for schedule in self.schedules)
         rates = {"learning_rate_weights": weights, "learning_rate_biases": biases}
         reporter.step(step, values, rates)
@@ -201,7 +202,9 @@ class Pretraining:
         text = [f"{title:<9} " + value.replace("\n", "\n" + " " * 10) for title, value in lines.items()]
         text += [f"note      {notice}" for notice in [*self.source.notices, *notices]]
         if start_step == self.total_steps:
-            text.append(f"complete  this run has made all its {start_step} steps; choose another --workdir for a new one")
+            text.append(
+                f"complete  this run has made all its {start_step} steps; choose another --workdir for a new one"
+            )
         elif start_step:
             text.append(f"resuming  at step {start_step} of {self.total_steps}")
         return "\n".join(text)
@@ -211,7 +214,12 @@ class Pretraining:
         for record in history:
             last |= record
         knn = [record["knn_accuracy"] for record in history if "knn_accuracy" in record]
-        result = {"task": "pretrain", "step": self.total_steps, "seconds_of_last_start": round(seconds, 1), "metrics": last}
+        result = {
+            "task": "pretrain",
+            "step": self.total_steps,
+            "seconds_of_last_start": round(seconds, 1),
+            "metrics": last,
+        }
         if knn:
             result |= {"knn_accuracy_before": knn[0], "knn_accuracy_after": knn[-1]}
             if self.config.data.image_size <= 64:

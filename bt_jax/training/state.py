@@ -33,7 +33,9 @@ def create_state(method: Method, optimizer: optax.GradientTransformation, seed: 
     return TrainState(jnp.int32(0), params, model_state, method_state, optimizer.init(params))
 
 
-def abstract_state(method: Method, optimizer: optax.GradientTransformation, view_shape: tuple, mesh: Mesh) -> TrainState:
+def abstract_state(
+    method: Method, optimizer: optax.GradientTransformation, view_shape: tuple, mesh: Mesh
+) -> TrainState:
     """The state's shapes, dtypes and shardings, without any array: what a checkpoint is restored into."""
     shapes = jax.eval_shape(lambda: create_state(method, optimizer, 0, view_shape))
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=mesh_lib.everywhere(mesh)), shapes)

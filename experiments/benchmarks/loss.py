@@ -135,7 +135,9 @@ def count(text: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Each form of the loss against the literal one, in the same run.")
     sizes = [(256, 1024), (2048, 512), (256, 8192), (256, 65536)]
-    parser.add_argument("--sizes", nargs="+", type=size, default=sizes, metavar="NxD", help="embeddings to measure with")
+    parser.add_argument(
+        "--sizes", nargs="+", type=size, default=sizes, metavar="NxD", help="embeddings to measure with"
+    )
     parser.add_argument("--repeats", type=count, default=5, help="turns of each form")
     parser.add_argument("--literal-gb", type=float, default=8.0, help="leave the literal form out above this memory")
     parser.add_argument("--peer", choices=["torch"], help="also the official form in this framework, if it is there")

@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import sys
+import zlib
 
 import numpy as np
 import torch
@@ -23,8 +24,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def recipe(name, shape, salt):
     """As in tests/golden/README.md (and tests/recipes.py, which needs JAX)."""
-    import zlib
-
     rng = np.random.default_rng(zlib.crc32(name.encode()) + salt)
     if name.endswith("running_var"):
         return 0.5 + rng.random(shape)
@@ -44,7 +43,7 @@ class Twins(nn.Module):
         self.backbone = torchvision.models.resnet18()
         self.backbone.fc = nn.Identity()
         layers = []
-        for before, after in zip([512, *sizes[:-2]], sizes[:-1]):
+        for before, after in zip([512, *sizes[:-2]], sizes[:-1], strict=True):
             layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
         self.projector = nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1], bias=False))
         self.bn = nn.BatchNorm1d(sizes[-1], affine=False)

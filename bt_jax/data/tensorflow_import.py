@@ -1,0 +1,43 @@
+"""TensorFlow as this folder uses it: quiet, and kept off the accelerators, which are JAX's. Importing this imports it."""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What it tells of itself on standard error, past all its settings: which instructions it uses, and that it finds no GPU.
+_CHATTER = re.compile(
+    r"I0000 |WARNING: All log messages before|To enable the following|E0000 .*(cuda|CUDA|cuInit)|.*oneDNN"
+)
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Holds standard error back, file descriptor 2 included, and lets through afterwards what is not chatter."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile("w+", errors="replace") as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held:
+                if not _CHATTER.match(line) and not re.match(r"\d{4}-\d\d-\d\d .*: I ", line):
+                    sys.stderr.write(line)
+
+
+with _without_chatter():
+    import tensorflow as tf
+
+    for _kind in ("GPU", "TPU"):
+        try:
+            tf.config.set_visible_devices([], _kind)  # it would take all of their memory
+        except RuntimeError:  # TensorFlow was at work before bt_jax was: what it has taken it has
+            break
+
+__all__ = ["tf"]
