@@ -1,0 +1,110 @@
+"""bt_jax/export/encoder.py: an encoder taken from a run, without TensorFlow and without training code."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+import bt_jax
+from bt_jax import config as config_lib
+from bt_jax.checkpoint import Checkpoints
+from bt_jax.methods import make_method
+from bt_jax.models.inputs import normalize
+from bt_jax.optim import make_optimizer
+from bt_jax.training.state import init_state
+from bt_jax.workdir import claim_workdir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir with checkpoints of steps 3 and 7 of a narrow ResNet-18, and the state at step 7."""
+    workdir = epath.Path(tmp_path_factory.mktemp("run"))
+    config = config_lib.default()
+    config.data.update(source="photographs", image_size=24)
+    config.model.update(arch="resnet18", width=4, small_images=True, projector=(16, 16))
+    claim_workdir(config, workdir, write=True)
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    method = make_method(config, mesh)
+    optimizer = make_optimizer(config.optimizer, batch_size=8, steps_per_epoch=1, epochs=20)
+    state = init_state(method, optimizer, 0, (24, 24, 3), mesh)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(3, state)
+    state = state.replace(params=jax.tree.map(lambda p: p * 1.1, state.params))
+    checkpoints.save(7, state)
+    checkpoints.close()
+    return workdir, method, state
+
+
+def test_features_are_those_of_the_run(run):
+    """By running statistics; uint8 and normalised floats alike, whatever the number of images and the block."""
+    workdir, method, state = run
+    encoder = bt_jax.load_encoder(str(workdir))
+    assert (encoder.arch, encoder.width, encoder.input_size) == ("resnet18", 32, 24)
+    assert "step 7" in repr(encoder) and len(repr(encoder).splitlines()) == 1
+    images = np.random.default_rng(0).integers(0, 256, (13, 24, 24, 3), np.uint8)
+    floats = normalize(images)
+    expected = method.encoder.apply(state.encoder_variables(), floats, train=False)
+    for given in (images, floats, np.asarray(floats)):
+        np.testing.assert_allclose(encoder.features(given, block=8), expected, rtol=1e-4, atol=1e-5)
+    assert encoder.features(images[:0]).shape == (0, 32)
+    np.testing.assert_allclose(encoder.features(images[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+    assert encoder.features(np.zeros((2, 40, 31, 3), np.uint8)).shape == (2, 32)
+
+
+def test_bad_images(run):
+    encoder = bt_jax.load_encoder(str(run[0]))
+    with pytest.raises(bt_jax.UserError, match=r"images is \(24, 24, 3\); it must be \(N, H, W, 3\)"):
+        encoder.features(np.zeros((24, 24, 3), np.uint8))
+    with pytest.raises(bt_jax.UserError, match="images is int64"):
+        encoder.features(np.zeros((1, 24, 24, 3), np.int64))
+
+
+def test_a_damaged_checkpoint_is_stepped_over(run, tmp_path):
+    """With a warning, and nothing in the workdir is changed."""
+
+    workdir = pathlib.Path(shutil.copytree(run[0], tmp_path / "copy"))
+    for step, then in (
+        (7, pytest.warns(UserWarning, match="checkpoint 7 in .* cannot be read")),
+        (3, pytest.raises(bt_jax.UserError, match="none of the checkpoints")),
+    ):
+        for file in (workdir / "checkpoints" / str(step)).rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"")
+        with then:
+            assert "step 3" in repr(bt_jax.load_encoder(workdir))
+        assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == ["3", "7"]
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(bt_jax.UserError, match="is not the workdir of a run: there is no config.json"):
+        bt_jax.load_encoder(tmp_path / "nowhere")
+    claim_workdir(config_lib.default(), epath.Path(tmp_path), write=True)
+    with pytest.raises(bt_jax.UserError, match="holds no checkpoint yet"):
+        bt_jax.load_encoder(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(bt_jax.UserError, match="is not the config of a run"):
+        bt_jax.load_encoder(tmp_path)
+
+
+def test_without_tensorflow(run):
+    """In a process where importing TensorFlow fails."""
+    program = f"""
+import sys
+sys.modules["tensorflow"] = None
+import numpy as np
+import bt_jax
+print(bt_jax.load_encoder({str(run[0])!r}).features(np.zeros((2, 24, 24, 3), np.uint8)).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(2, 32)"
+
+
+def test_dtype_of_features(run):
+    assert bt_jax.load_encoder(run[0]).features(np.zeros((1, 24, 24, 3), np.uint8)).dtype == jnp.float32

@@ -1,0 +1,77 @@
+"""bt_jax/training/monitor.py: kNN accuracy of a run's encoder on a labelled subset."""
+
+import jax
+import numpy as np
+import pytest
+from recipes import small_method
+
+from bt_jax import config as config_lib
+from bt_jax.data.sources import make_source
+from bt_jax.errors import UserError
+from bt_jax.training.monitor import KnnMonitor
+
+
+@pytest.fixture
+def mesh():
+    return jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+
+
+def config_of(tmp_path, train, test):
+    """The config of a run on arrays: bright images of class 1 and dark ones of class 0, by their labels."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, labels in (("train", train), ("test", test)):
+        labels = np.array(labels)
+        base = (100 * (labels[:, None, None, None] % 2)).astype(np.uint8)
+        arrays |= {
+            f"x_{split}": base + rng.integers(0, 50, (len(labels), 8, 8, 3)).astype(np.uint8),
+            f"y_{split}": labels,
+        }
+    np.savez(tmp_path / "set.npz", **arrays)
+    config = config_lib.default()
+    config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"), image_size=8, eval_resize=0)
+    config.monitor.update(every_epochs=1, batch_size=8, k=200)
+    return config
+
+
+def test_accuracy_of_classes_that_can_be_told_apart(tmp_path, mesh):
+    """k is cut to what the set allows; the limits on the examples hold."""
+    config = config_of(tmp_path, [0, 1] * 10, [0, 1, 1, 0, 1])
+    config.monitor.k = 3
+    method = small_method(mesh)
+    monitor = KnnMonitor(config, method.encoder, make_source(config.data, "train"), mesh)
+    assert monitor.raw_pixels() == 1.0
+    params, model_state, _ = method.init(jax.random.key(0), (8, 8, 3))
+    variables = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
+    assert monitor(variables) == 1.0
+    config.monitor.train_examples, config.monitor.k = 2, 200
+    assert 0 <= monitor.raw_pixels() <= 1
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "sentence"),
+    [
+        ([0] * 9, [0] * 3, "has 1 class"),
+        ([0, 1] * 8, [0, 1, 0], "monitor.batch_size is 12, which does not divide among 8 devices"),
+    ],
+)
+def test_bad_input(tmp_path, mesh, train, test, sentence):
+    config = config_of(tmp_path, train, test)
+    if "batch_size" in sentence:
+        config.monitor.batch_size = 12
+    with pytest.raises(UserError, match=sentence):
+        KnnMonitor(config, small_method(mesh).encoder, make_source(config.data, "train"), mesh)
+
+
+def test_splits_of_different_classes(tmp_path, mesh):
+    from PIL import Image
+
+    for split, names in (("train", "ab"), ("test", "ac")):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / split / name / "1.png")
+    config = config_lib.default()
+    config.data.update(source="folder", data_dir=str(tmp_path), image_size=8, eval_resize=0)
+    config.monitor.update(every_epochs=1, batch_size=8)
+    with pytest.raises(UserError, match=r"have different classes \(b, c"):
+        KnnMonitor(config, small_method(mesh).encoder, make_source(config.data, "train"), mesh)
