@@ -1,26 +1,34 @@
-"""Quickstart."""
+"""A narrow ResNet-18 on crops of photographs: the whole road in minutes, on a CPU, with nothing to download.
+
+Source:    ours. 17 free photographs and textures that scikit-image and scikit-learn ship, one class a photograph, train
+           and test crops from disjoint regions.
+Hardware:  2 CPU cores.
+Expected:  @EXPECT@
+
+Next to the paper's recipe: the 7×7 stem at 48 pixels keeps the work inside at 12×12, where CPUs are quick; neither view is
+made grey or solarised, because what tells brick from gravel here is largely colour and tone; rates and trust coefficient
+as in resnet18_cifar10.py.
+"""
 
 from bt_jax.config import default
 
 
 def get_config():
     config = default()
-    config.seed = 0
-    config.batch_size = 256
-    config.epochs = 15
+    config.batch_size = 128
+    config.epochs = 6
 
     config.data.source = "photographs"
-    config.data.image_size = 32
+    config.data.image_size = 48
     config.data.eval_resize = 0
-    config.data.view_a.crop_scale = (0.2, 1.0)
-    config.data.view_b.crop_scale = (0.2, 1.0)
-    config.data.view_a.blur = 0.0
-    config.data.view_b.blur = 0.0
+    for view in (config.data.view_a, config.data.view_b):
+        view.crop_scale = (0.2, 1.0)
+        view.grayscale = 0.0
+        view.solarize = 0.0
+        view.blur = 0.0
 
     config.model.arch = "resnet18"
     config.model.width = 16
-    config.model.small_images = True
-    config.model.stem_stride = 2
     config.model.projector = (512, 512, 512)
 
     config.optimizer.learning_rate_weights = 0.3
@@ -28,10 +36,10 @@ def get_config():
     config.optimizer.weight_decay = 1e-4
     config.optimizer.trust_coefficient = 0.02
     config.optimizer.gradient_divisor = 10.0
-    config.optimizer.warmup_epochs = 2
+    config.optimizer.warmup_epochs = 1
 
-    config.checkpoint.every_epochs = 5
-    config.monitor.every_epochs = 5
+    config.checkpoint.every_epochs = 2
+    config.monitor.every_epochs = 2
     config.monitor.k = 20
-    config.log.every_steps = 5
+    config.log.every_steps = 20
     return config
