@@ -3,7 +3,8 @@
 Source:    ours. 17 free photographs and textures that scikit-image and scikit-learn ship, one class a photograph, train
            and test crops from disjoint regions.
 Hardware:  2 CPU cores.
-Expected:  @EXPECT@
+Expected:  kNN accuracy 70 % (69.5 and 70.4 with seeds 0 and 1) against 47.5 % untrained and 37.5 % on raw pixels, in two
+           minutes from the command to the last line. Measured here, JAX 0.10.2.
 
 Next to the paper's recipe: the 7×7 stem at 48 pixels keeps the work inside at 12×12, where CPUs are quick; neither view is
 made grey or solarised, because what tells brick from gravel here is largely colour and tone; rates and trust coefficient

@@ -78,7 +78,7 @@ def test_a_run_and_what_it_leaves(small_run, tmp_path, capsys):
     result = loop.pretrain(small_run, str(workdir))
     said = capsys.readouterr().out
     for part in (
-        "8 cpu in 1 process(es), 1 images each", "24 images, 2 classes", "3 steps an epoch, 2 epochs, 6 steps",
+        "8 × cpu, 1 images each; 1 process", "24 images, 2 classes", "3 steps an epoch, 2 epochs, 6 steps",
         "weights 0.00625 = 0.2 × 8/256, biases 0.00015 = 0.0048 × 8/256", "gradients divided by 1",
         "kNN accuracy", "untrained", "after epoch 1", "on raw pixels", "done in", f"load_encoder('{workdir}')",
     ):  # fmt: skip

@@ -33,6 +33,20 @@ def test_plain_lines_fit_eighty_columns(tmp_path, capsys):
     assert records[0].items() >= {**METRICS, **RATES, "epoch": 0.2632}.items()
 
 
+def test_the_first_step_counts_for_no_rate(tmp_path, monkeypatch):
+    """It holds the compilation; pauses do not count either."""
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    report = reporter(tmp_path, every_steps=1)
+    report.step(1, METRICS, RATES)
+    with report.pause():
+        next(clock)
+    report.step(2, METRICS, RATES)
+    report.close()
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert "images_per_second" not in first and second["images_per_second"] > 0
+
+
 def test_terminal_line_does_not_wrap(tmp_path, capsys, monkeypatch):
     """The bar shows every step within the terminal's width."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)

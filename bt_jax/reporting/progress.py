@@ -33,7 +33,7 @@ class Reporter:
         self._active = active
         self._total, self._steps_per_epoch, self._batch_size = total_steps, steps_per_epoch, batch_size
         self._every = every_steps
-        self._mark = (start_step, time.monotonic())  # where the rate is measured from
+        self._mark: tuple[int, float] | None = None  # where the rate is measured from
         self._rate = None
         self._bar = None
         self._writers = []
@@ -63,6 +63,8 @@ class Reporter:
         """Reports the metrics of a step that is done: `step` updates have been made."""
         if not self._active:
             return
+        if self._mark is None:  # the first step's time is the compiler's
+            self._mark = (step, time.monotonic())
         due = step % self._every == 0 or step == self._total
         if due:
             self._measure(step)
@@ -85,12 +87,13 @@ class Reporter:
         """Time spent inside counts neither for the rate nor for the ETA."""
         start = time.monotonic()
         yield
-        self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)
+        if self._mark is not None:
+            self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)
 
     def _measure(self, step: int) -> None:
         now = time.monotonic()
         steps, seconds = step - self._mark[0], now - self._mark[1]
-        if seconds > 0 and (self._rate is None or steps >= self._every):  # the last few steps alone say little
+        if steps > 0 and seconds > 0 and (self._rate is None or steps >= self._every):  # the last few alone say little
             self._rate = steps * self._batch_size / seconds
         self._mark = (step, now)
 
