@@ -45,6 +45,7 @@ def default() -> ConfigDict:
     config.data.mean = (0.485, 0.456, 0.406)  # of the three channels, on a scale of 0 to 1
     config.data.std = (0.229, 0.224, 0.225)
     config.data.download = False  # may TFDS download the set? never silently
+    config.data.max_bad_fraction = 0.001  # of a folder's images may fail to decode; others stand in for them
     config.data.in_memory_bytes = 4 * 2**30  # decoded sets of one image size up to this many bytes live in host memory
     config.data.shuffle_buffer = 16384  # examples; only for large TFDS sets, which are read as a stream
     config.data.threads = 0  # of the host pipeline; 0: as many as there are cores
@@ -200,6 +201,7 @@ RULES: dict[str, Rule] = {
     "data.mean": _numbers(3, "numbers", _is_number),
     "data.std": _numbers(3, "positive numbers", lambda x: _is_number(x) and x > 0),
     "data.download": _anything,
+    "data.max_bad_fraction": _between(0, 1),
     "data.in_memory_bytes": _at_least(0),
     "data.shuffle_buffer": _at_least(1),
     "data.threads": _at_least(0),

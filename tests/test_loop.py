@@ -2,10 +2,12 @@
 
 import json
 
+import chex
 import jax
 import jax.experimental.compilation_cache.compilation_cache as compilation_cache
 import numpy as np
 import pytest
+from PIL import Image
 from recipes import small_method
 
 from bt_jax import config as config_lib
@@ -139,7 +141,7 @@ def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, m
         loop.pretrain(small_run, str(workdir))
         found = final_parameters(small_run, workdir)
         assert found[0] == expected[0] == STEPS
-        jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+        chex.assert_trees_all_equal(found[1], expected[1])
         assert [(r["step"], r["loss"]) for r in records(workdir) if "loss" in r] == losses
 
 
@@ -181,4 +183,21 @@ def test_a_damaged_checkpoint_is_stepped_over(small_run, tmp_path, capsys):
         and "resuming  at step 3 of 6" in said
     )
     found = final_parameters(small_run, workdir)
-    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+    chex.assert_trees_all_equal(found[1], expected[1])
+
+
+def test_images_that_do_not_decode_are_named_once(small_run, tmp_path, capsys):
+    """The run goes on without them, and counts them at the end of each epoch."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / split / name / f"{i}.png")
+    (tmp_path / "train" / "dog" / "3.png").write_bytes(b"no image")
+    small_run.data.update(source="folder", data_dir=str(tmp_path), max_bad_fraction=0.1)
+    result = loop.pretrain(small_run, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert result["step"] == STEPS
+    assert said.count(f"{tmp_path / 'train' / 'dog' / '3.png'} cannot be read as an image") == 1
+    assert said.count("1 of 24 images in") == 2

@@ -1,5 +1,6 @@
 """bt_jax/data/pipeline.py: batches are a pure function of (seed, step), and evaluations see every image once."""
 
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -289,9 +290,44 @@ def test_jpegs_are_decoded_as_pillow_does(folder):
 # --- what is not an image
 
 
+def test_others_stand_in_for_bad_images(tmp_path, light_views):
+    """The next good one each time, label and all; rows, seeds and later batches as before; evaluation leaves them out."""
+    for name, shade in (("a", 0), ("b", 200)):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(np.full((20, 20, 3), shade + i, np.uint8)).save(tmp_path / "train" / name / f"{i}.png")
+    config = data_config()
+    config.max_bad_fraction = 0.2
+    clean = FolderSource(str(tmp_path), "train")
+    expected = take(clean, 8, batch_size=4)
+    order = [permutation(3, epoch, 16) for epoch in range(2)]
+    bad = {int(order[0][9]), 7, 15}  # the last of all is followed by the first
+    source = FolderSource(str(tmp_path), "train")
+    for example in bad:
+        pathlib.Path(source.paths[example]).write_bytes(b"no image")
+    batches = pipeline.train_batches(source, config, seed=3, batch_size=4, rows=np.arange(4), num_steps=8)
+    for step, batch in enumerate(batches):
+        examples = order[step // 4][step % 4 * 4 :][:4]
+        for row, example in enumerate(examples):
+            if example not in bad:
+                np.testing.assert_array_equal(batch["views"][row], expected[step]["views"][row])
+            stands = example
+            while stands in bad:
+                stands = (stands + 1) % 16
+            assert batch["label"][row] == clean.labels[stands]
+    assert step == 7 and set(source.bad) == bad
+    fresh = FolderSource(str(tmp_path), "train")
+    seen = list(pipeline.eval_batches(fresh, config, batch_size=6, rows=np.arange(6)))
+    assert sum(batch["mask"].sum() for batch in seen) == 13 and set(fresh.bad) == bad
+    np.testing.assert_array_equal(
+        np.concatenate([batch["label"][batch["mask"]] for batch in seen]),
+        [clean.labels[i] for i in range(16) if i not in bad],
+    )
+
+
 @pytest.mark.parametrize("kind", ["text", "empty", "cut", "gone"])
 def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
-    """The batches before it are delivered; then a sentence names it, not its neighbours."""
+    """The batches before it are delivered; then, as it is more than a thousandth of all, a sentence names it alone."""
     folder = tmp_path / "train" / "a"
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
@@ -306,7 +342,9 @@ def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
         bad.write_bytes({"text": b"not an image at all", "empty": b"", "cut": whole[: len(whole) // 2]}[kind])
     batches = pipeline.train_batches(source, data_config(), seed=3, batch_size=4, rows=np.arange(4))
     assert len(next(batches)["label"]) == len(next(batches)["label"]) == 4
-    with pytest.raises(UserError, match=rf"{bad} cannot be read as an image \(.+\); mend or remove it") as raised:
+    with pytest.raises(
+        UserError, match=rf"{bad} cannot be read as an image \(.+\); mend or remove it, or raise"
+    ) as raised:
         next(batches)
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match=str(bad)):

@@ -46,7 +46,7 @@ def train_batches(
       {"views": (n, 2, S, S, 3) uint8, "label": (n,) int32}
 
     Raises:
-      UserError: the source has fewer images than a batch, or (while iterating) an image cannot be decoded.
+      UserError: the source has fewer images than a batch; (while iterating) too many images do not decode.
       ValueError: rows that are not rows of a batch.
     """
     if len(source) < batch_size:
@@ -74,14 +74,22 @@ def train_batches(
 
     def fetch(step):
         mine, epoch = examples(int(step))
-        return source.fetch(mine), source.labels[mine], view_seeds(seed, epoch, mine)
+        shown = source.usable(mine)
+        return source.fetch(shown), source.labels[shown], view_seeds(seed, epoch, mine)
 
-    # TensorFlow counts steps and numpy says who stands there: a resumed run starts to count further up.
-    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max if num_steps is None else start_step + num_steps)
-    dataset = _one_by_one(steps, fetch, [_item(source), _LABEL, tf.TensorSpec((None, 2, 2), tf.int64)])
+    specs_of_fetch = [_item(source), _LABEL, tf.TensorSpec((None, 2, 2), tf.int64)]
     pixels = _pixels(source)
-    dataset = dataset.map(_plain(lambda item, label, seeds: two_views(pixels(item), label, seeds)), **_parallel(config))
-    return _iterate(_batched(dataset, config, len(rows)), source, lambda delivered: examples(start_step + delivered)[0])
+
+    def from_batch(delivered):
+        # TensorFlow counts steps and numpy says who stands there: a resumed run starts to count further up.
+        end = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
+        dataset = _one_by_one(tf.data.Dataset.range(start_step + delivered, end), fetch, specs_of_fetch)
+        dataset = dataset.map(
+            _plain(lambda item, label, seeds: two_views(pixels(item), label, seeds)), **_parallel(config)
+        )
+        return _batched(dataset, config, len(rows))
+
+    return _iterate(from_batch, source, lambda delivered: examples(start_step + delivered)[0], config.max_bad_fraction)
 
 
 def eval_batches(
@@ -89,16 +97,18 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """The images of a source as evaluations look at them, each exactly once; the last batch is padded.
 
+    Images that do not decode are left out by the mask, and counted in `source.bad`.
+
     Args:
       config, batch_size, rows: as for `train_batches`.
       limit: at most so many images, evenly spread over the source.
 
     Yields:
-      {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding}; as many
-      batches on every process.
+      {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding or
+      does not decode}; as many batches on every process.
 
     Raises:
-      UserError: (while iterating) an image cannot be decoded.
+      UserError: (while iterating) too many images do not decode.
       ValueError: rows that are not rows of a batch.
     """
     _check_rows(rows, batch_size)
@@ -114,23 +124,25 @@ def eval_batches(
     def view(image, label):
         return {"image": evaluation_view(image, config.eval_resize, config.image_size), "label": label}
 
-    if isinstance(source, TfdsStream):
-        wanted = np.zeros(len(source), bool)
-        wanted[mine] = True
-        wanted = tf.constant(wanted)
-        records = source.records(None, 0).enumerate().filter(lambda place, _: wanted[place])
-        dataset = records.map(_plain(lambda _, record: view(_decode(record[0]), record[1])), **_parallel(config))
-    else:
+    def fetch(number):
+        examples = source.usable(examples_of(int(number)))
+        return source.fetch(examples), source.labels[examples]
 
-        def fetch(number):
-            examples = examples_of(int(number))
-            return source.fetch(examples), source.labels[examples]
+    def from_batch(delivered):
+        if isinstance(source, TfdsStream):
+            wanted = np.zeros(len(source), bool)
+            wanted[mine] = True
+            wanted = tf.constant(wanted)
+            records = source.records(None, 0).enumerate().filter(lambda place, _: wanted[place])
+            dataset = records.map(_plain(lambda _, record: view(_decode(record[0]), record[1])), **_parallel(config))
+        else:
+            pixels = _pixels(source)
+            dataset = _one_by_one(tf.data.Dataset.range(delivered, len(starts)), fetch, [_item(source), _LABEL])
+            dataset = dataset.map(_plain(lambda item, label: view(pixels(item), label)), **_parallel(config))
+        return _batched(dataset, config, n)
 
-        pixels = _pixels(source)
-        dataset = _one_by_one(tf.data.Dataset.range(len(starts)), fetch, [_item(source), _LABEL])
-        dataset = dataset.map(_plain(lambda item, label: view(pixels(item), label)), **_parallel(config))
-    batches = _iterate(_batched(dataset, config, n), source, examples_of)
-    return _padded(batches, len(starts), n, config.image_size)
+    batches = _iterate(from_batch, source, examples_of, config.max_bad_fraction)
+    return _masked(batches, source, examples_of, len(starts), n, config.image_size)
 
 
 def _check_rows(rows: np.ndarray, batch_size: int) -> None:
@@ -187,7 +199,7 @@ def _stream_epochs(
 
 
 def _streamed(epochs: Iterator[tf.data.Dataset], source: TfdsStream, num_steps: int | None) -> Iterator[Batch]:
-    batches = itertools.chain.from_iterable(_iterate(dataset, source, lambda _: ()) for dataset in epochs)
+    batches = itertools.chain.from_iterable(_iterate(lambda _, d=d: d, source, lambda _: (), 0.0) for d in epochs)
     yield from itertools.islice(batches, num_steps)
 
 
@@ -259,14 +271,24 @@ def _closed_at_exit(make: Callable[..., Iterator[Batch]]) -> Callable[..., Itera
 
 
 @_closed_at_exit
-def _iterate(dataset: tf.data.Dataset, source: Source, examples_of: Callable[[int], Iterable[int]]) -> Iterator[Batch]:
+def _iterate(
+    from_batch: Callable[[int], tf.data.Dataset],
+    source: Source,
+    examples_of: Callable[[int], Iterable[int]],
+    max_bad_fraction: float,
+) -> Iterator[Batch]:
     """The batches as numpy arrays that share TensorFlow's memory.
 
+    Where an image of a folder does not decode, another stands in for it from then on, and the pipeline is built anew from
+    the batch that failed: a batch stays a function of (seed, step) and of the files.
+
     Args:
-      examples_of: the examples of a batch, by its number from 0; asked only when that batch fails.
+      from_batch: the pipeline from a batch on, by its number from 0.
+      examples_of: the examples of a batch, by its number; asked only when that batch fails.
     """
-    batches, broken = dataset.as_numpy_iterator(), tf.errors.OpError
-    for delivered in itertools.count():
+    batches, delivered = from_batch(0).as_numpy_iterator(), 0
+    broken = tf.errors.OpError
+    while True:
         try:
             batch = next(batches)
         except StopIteration:
@@ -274,29 +296,43 @@ def _iterate(dataset: tf.data.Dataset, source: Source, examples_of: Callable[[in
         except broken as error:
             if isinstance(source, TfdsStream):
                 raise UserError(f"an image of {source.name} cannot be read ({first_line(error)}).") from None
-            if isinstance(source, FolderSource):
-                for path, reason in _bad_files(source, examples_of(delivered)):
-                    raise UserError(f"{path} cannot be read as an image ({reason}); mend or remove it.") from None
-            raise  # not the fault of what was read
+            found = _bad_files(source, examples_of(delivered)) if isinstance(source, FolderSource) else {}
+            if not found:
+                raise  # not the fault of what was read
+            source.exclude(found, max_bad_fraction)
+            batches = from_batch(delivered).as_numpy_iterator()
+            continue
         yield batch
+        delivered += 1
 
 
-def _bad_files(source: FolderSource, examples: Iterable[int]) -> Iterator[tuple[str, str]]:
-    """(path, reason) of each file that fails: TensorFlow does not say which, so all of the batch are tried."""
-    for example in examples:
-        path = source.paths[example]
+def _bad_files(source: FolderSource, examples: Iterable[int]) -> dict[int, str]:
+    """The examples whose file fails, and why: TensorFlow does not say which, so all of the batch are tried."""
+    found = {}
+    for example in source.usable(np.asarray(examples)):
         try:
-            _decode(tf.io.read_file(os.fsencode(path)))
+            _decode(tf.io.read_file(os.fsencode(source.paths[example])))
         except (tf.errors.OpError, ValueError) as error:
-            yield path, first_line(error)
+            found[int(example)] = first_line(error)
+    return found
 
 
-def _padded(batches: Iterator[Batch], count: int, n: int, size: int) -> Iterator[Batch]:
-    """Exactly `count` batches of n rows, and a mask that tells images from padding."""
+def _masked(
+    batches: Iterator[Batch],
+    source: Source,
+    examples_of: Callable[[int], np.ndarray],
+    count: int,
+    n: int,
+    size: int,
+) -> Iterator[Batch]:
+    """Exactly `count` batches of n rows, and a mask that is false for padding and for what stands in for bad images."""
     nothing = {"image": np.zeros((0, size, size, 3), np.uint8), "label": np.zeros(0, np.int32)}
-    for _ in range(count):
+    for number in range(count):
         batch = next(batches, nothing)
         real = len(batch["label"])
         if real < n:
             batch = {k: np.concatenate([v, np.zeros((n - real, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
-        yield {**batch, "mask": np.arange(n) < real}
+        mask = np.arange(n) < real
+        if source.bad:
+            mask[:real] &= [int(example) not in source.bad for example in examples_of(number)]
+        yield {**batch, "mask": mask}

@@ -27,10 +27,12 @@ class Source:
       name: for people.
       class_names: in the order of the labels.
       notices: what was passed over, a sentence each.
+      bad: the examples that turned out not to decode, and why; others stand in for them.
     """
 
     def __init__(self, name: str, length: int, class_names: tuple[str, ...], notices: tuple[str, ...] = ()):
         self.name, self.class_names, self.notices = name, class_names, notices
+        self.bad: dict[int, str] = {}
         self._length = length
 
     @property
@@ -39,6 +41,17 @@ class Source:
 
     def __len__(self) -> int:
         return self._length
+
+    def usable(self, examples: np.ndarray) -> np.ndarray:
+        """These examples, and in the place of each bad one the next that is not: a function of the example alone."""
+        if not self.bad:
+            return examples
+        return np.array([self._next_good(int(example)) for example in examples], np.int64)
+
+    def _next_good(self, example: int) -> int:
+        while example in self.bad:
+            example = (example + 1) % len(self)
+        return example
 
 
 class ArraySource(Source):
@@ -137,6 +150,23 @@ class FolderSource(Source):
     def fetch(self, examples: np.ndarray) -> np.ndarray:
         """The paths of these examples, (n,) bytes."""
         return np.array([os.fsencode(self.paths[example]) for example in examples], object)
+
+    def exclude(self, found: dict[int, str], max_fraction: float) -> None:
+        """Takes note of examples that do not decode, with the reasons.
+
+        Raises:
+          UserError: they are now more than `max_fraction` of all; names them.
+        """
+        bad = self.bad | found
+        if len(bad) > max_fraction * len(self) or len(bad) == len(self):
+            first, why = next(iter(bad.items()))
+            others = [self.paths[example] for example in bad if example != first]
+            more = f", and so cannot {_some(others)}" if others else ""
+            raise UserError(
+                f"{self.paths[first]} cannot be read as an image ({why}){more}; mend or remove "
+                f"{'them' if others else 'it'}, or raise data.max_bad_fraction, which is {max_fraction:g} of {len(self)}."
+            )
+        self.bad = bad
 
 
 class TfdsStream(Source):

@@ -67,6 +67,8 @@ class Pretraining:
         self.monitor = None
         if config.monitor.every_epochs:
             self.monitor = KnnMonitor(config, self.method.encoder, self.source, mesh)
+        self.sources = [self.source] if self.monitor is None else [self.source, self.monitor.test]
+        self.told: dict[str, int] = {}  # how many of a source's bad images have been named
         # Last, when all else about the config has proved right: a mistaken start leaves no workdir behind.
         claim_workdir(config, workdir, write=self.is_first)
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
@@ -131,9 +133,19 @@ class Pretraining:
                 if save:
                     with reporter.pause():
                         self.checkpoints.save(step, state)
+                self._tell_of_bad_images(reporter, epoch_ends=epoch_ends)
         finally:
             batches.close()
         return state
+
+    def _tell_of_bad_images(self, reporter: Reporter, *, epoch_ends: bool) -> None:
+        """Names once each image that turned out not to decode, and counts them at the end of an epoch."""
+        for source in self.sources:
+            for example, why in list(source.bad.items())[self.told.get(source.name, 0) :]:
+                reporter.say(f"{source.paths[example]} cannot be read as an image ({why}); it is left out")
+            self.told[source.name] = len(source.bad)
+            if source.bad and epoch_ends:
+                reporter.say(f"{len(source.bad)} of {len(source)} images in {source.name} left out")
 
     def _batches(self, start_step: int):
         from bt_jax.data.pipeline import train_batches  # the first import of TensorFlow

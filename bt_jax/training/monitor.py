@@ -22,18 +22,18 @@ class KnnMonitor:
         UserError: the batch does not divide, the set has fewer than two classes, or the splits' classes differ.
         """
         self._config, self._train = config, train
-        self._test = make_source(config.data, "test")
+        self.test = make_source(config.data, "test")
         mesh_lib.check_batch_size(mesh, config.monitor.batch_size, "monitor.batch_size")
-        for source in (train, self._test):
+        for source in (train, self.test):
             if source.num_classes < 2:
                 raise UserError(
                     f"{source.name} has {source.num_classes} class(es), and the kNN monitor needs at least 2; "
                     "set monitor.every_epochs to 0 to train without it."
                 )
-        if train.class_names != self._test.class_names:
-            odd = sorted(set(train.class_names) ^ set(self._test.class_names))
+        if train.class_names != self.test.class_names:
+            odd = sorted(set(train.class_names) ^ set(self.test.class_names))
             raise UserError(
-                f"{train.name} and {self._test.name} have different classes ({', '.join(odd[:3])}…); "
+                f"{train.name} and {self.test.name} have different classes ({', '.join(odd[:3])}…); "
                 "give both the same, or set monitor.every_epochs to 0."
             )
         self._mesh = mesh
@@ -51,7 +51,7 @@ class KnnMonitor:
     def _accuracy(self, extract: FeatureExtractor, variables: Any) -> float:
         monitor = self._config.monitor
         train = extract(variables, self._batches(self._train, monitor.train_examples), monitor.batch_size)
-        test = extract(variables, self._batches(self._test, monitor.test_examples), monitor.batch_size)
+        test = extract(variables, self._batches(self.test, monitor.test_examples), monitor.batch_size)
         k = min(monitor.k, len(train[0]))
         return knn_accuracy(*train, *test, num_classes=self._train.num_classes, k=k, temperature=monitor.temperature)
 
