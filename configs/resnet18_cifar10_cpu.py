@@ -3,7 +3,8 @@
 Source:    ours; the recipe of resnet18_cifar10.py with what a CPU can do in half an hour.
 Data:      TFDS `cifar10`; --config.data.download=True lets TFDS fetch its 163 MB.
 Hardware:  2 CPU cores.
-Expected:  @CIFAR@
+Expected:  kNN accuracy (10 000 images vote on 5000) 22.5 % untrained, 34.5 % on raw pixels, 40.9 % after six epochs in
+           20 minutes. Measured here, JAX 0.10.2; curves in experiments/results/cifar10_cpu/.
 
 The stem takes every second pixel, so that the work inside is done at 16×16 and not at 32×32: a fourth of the cost.
 """

@@ -93,7 +93,8 @@ class Reporter:
     def _measure(self, step: int) -> None:
         now = time.monotonic()
         steps, seconds = step - self._mark[0], now - self._mark[1]
-        if steps > 0 and seconds > 0 and (self._rate is None or steps >= self._every):  # the last few alone say little
+        # Not at the end: the last report follows the one before it at once, as nothing is left to wait for.
+        if steps > 0 and seconds > 0 and (self._rate is None or (steps >= self._every and step < self._total)):
             self._rate = steps * self._batch_size / seconds
         self._mark = (step, now)
 
@@ -104,7 +105,10 @@ class Reporter:
         parts.append(f"lr {next(iter(learning_rates.values())):.3g}")
         if self._rate is not None:
             seconds = (self._total - step) * self._batch_size / self._rate
-            parts += [f"{self._rate:.0f} images/s", f"ETA {duration(seconds)}"]
+            parts += [
+                f"{self._rate:.3g} images/s" if self._rate < 100 else f"{self._rate:.0f} images/s",
+                f"ETA {duration(seconds)}",
+            ]
         return " ".join(parts)
 
     def close(self) -> None:
