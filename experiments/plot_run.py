@@ -36,8 +36,9 @@ def main() -> None:
     loss.plot(epochs, [r["on_diagonal"] for r in steps], color="tab:blue", label="on the diagonal")
     off = [lambd * r["off_diagonal"] for r in steps]
     loss.plot(epochs, off, color="tab:orange", label=f"off the diagonal, times λ = {lambd:g}")
-    loss.set(xlabel="epoch", ylabel="loss", yscale="log", title="Barlow Twins loss")
-    loss.legend(frameon=False)
+    loss.set(xlabel="epoch", ylabel="loss", title="Barlow Twins loss")
+    loss.set_ylim(0, 1.35 * loss.dataLim.ymax)  # room for the legend
+    loss.legend(frameon=False, loc="upper right")
     if watched:
         knn = axes[0][1]
         accuracy = [100 * r["knn_accuracy"] for r in watched]

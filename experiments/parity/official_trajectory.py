@@ -103,6 +103,11 @@ def main():
     difference = np.array(losses) / golden["losses"] - 1
     print(f"torch {torch.__version__}, {arguments.dtype}, {arguments.threads} threads; relative to trajectory.npz:")
     print(np.array2string(difference, precision=1, max_line_width=100), f"\nlargest {np.abs(difference).max():.1e}")
+    arrays = dict(model.state_dict())
+    for name in [n.removeprefix("final_") for n in golden if n.startswith("final_")]:
+        expected = golden[f"final_{name}"]
+        difference = np.linalg.norm(arrays[name].numpy() - expected) / np.linalg.norm(expected)
+        print(f"  at the end {name}: {difference:.1e}")
     if arguments.out:
         np.savez(arguments.out, losses=np.array(losses))
 

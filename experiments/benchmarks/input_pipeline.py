@@ -1,0 +1,155 @@
+"""Images a second of the input pipeline, an image being two views of 224×224, by stage and beside the official transform.
+
+    python experiments/benchmarks/input_pipeline.py DIR
+    python experiments/benchmarks/input_pipeline.py DIR --peer torchvision --peer-python /usr/bin/python3
+
+DIR is an image folder, DIR/train/<class>/*.JPEG. All stages use as many threads as there are cores; the peer as many
+worker processes. Ours and the peer take turns, so that whatever else the machine does hits both; the ratio is the median
+of the turns' ratios. The peer runs in a Python of its own, which has torchvision and need not have TensorFlow. Files are
+read once before, so that what is measured is work and not the disk.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from bt_jax.config import default
+from bt_jax.data import pipeline, views
+from bt_jax.data.sources import FolderSource
+from bt_jax.data.tensorflow_import import tf
+
+# Images a second that a chip takes in training ResNet-50 at 224 with two views an image: estimates from published
+# rates of supervised ResNet-50 training (one view), halved.
+CHIPS = {"TPU v5e": 1000, "H200": 1700}
+
+
+def stages(config) -> dict:
+    """What is done to a file up to and including each stage."""
+    specs = [views.ViewSpec(**config[name]) for name in ("view_a", "view_b")]
+    off = {"flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "solarize": 0.0}
+    spec_of = {
+        "crop": lambda spec: vars(spec) | off,
+        "colour": lambda spec: vars(spec) | {"blur": 0.0},
+        "blur": vars,
+    }
+
+    def two_views(path, seed, stage):
+        image = pipeline._decode(tf.io.read_file(path))
+        height, width = tf.shape(image)[0], tf.shape(image)[1]
+        drawn = [
+            views.sample_view(
+                tf.stack([seed, tf.constant(v, tf.int64)]), height, width, views.ViewSpec(**spec_of[stage](s))
+            )
+            for v, s in enumerate(specs)
+        ]
+        return tf.stack([views.apply_view(image, p, config.image_size) for p in drawn])
+
+    return {
+        "read": lambda path, seed: tf.io.read_file(path),
+        "decode": lambda path, seed: pipeline._decode(tf.io.read_file(path)),
+        **{name: lambda path, seed, name=name: two_views(path, seed, name) for name in spec_of},
+    }
+
+
+def rate_of_stage(source: FolderSource, function, config, count: int) -> float:
+    """Images a second over `count` images, after as many threads' worth of warming up."""
+    paths = tf.data.Dataset.from_tensor_slices(source.paths).repeat().enumerate()
+    dataset = paths.map(pipeline._plain(lambda i, path: function(path, i)), **pipeline._parallel(config))
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = pipeline._threads(config)
+    options.threading.max_intra_op_parallelism = 1
+    items = iter(dataset.with_options(options))
+    for _ in range(16):
+        next(items)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(items)
+    return count / (time.perf_counter() - start)
+
+
+class Ours:
+    """The whole pipeline, as training uses it."""
+
+    def __init__(self, source: FolderSource, config, batch_size: int):
+        self.batch_size = batch_size
+        self.batches = pipeline.train_batches(source, config, seed=0, batch_size=batch_size, rows=np.arange(batch_size))
+        next(self.batches)
+
+    def turn(self, count: int) -> float:
+        for _ in range(4):  # what was made while the peer had its turn
+            next(self.batches)
+        steps = max(1, count // self.batch_size)
+        start = time.perf_counter()
+        for _ in range(steps):
+            next(self.batches)
+        return steps * self.batch_size / (time.perf_counter() - start)
+
+
+class Peer:
+    """The official transform in a process of its own, told when to work."""
+
+    def __init__(self, python: str, folder: str, batch_size: int, workers: int):
+        script = pathlib.Path(__file__).parent / "input_pipeline_torchvision.py"
+        command = [python, str(script), folder, str(batch_size), str(workers)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.name = self.process.stdout.readline().strip()
+        if not self.name:
+            sys.exit(f"error: {python} could not run the peer; it needs torch and torchvision.")
+
+    def turn(self, count: int) -> float:
+        print(count, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--peer", choices=("torchvision",))
+    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--images", type=int, default=384, help="a turn")
+    parser.add_argument("--batch-size", type=int, default=32)
+    arguments = parser.parse_args()
+    config = default().data
+    config.data_dir = arguments.folder
+    source = FolderSource(arguments.folder, "train")
+    cores = pipeline._threads(config)
+    for path in source.paths:
+        pathlib.Path(path).read_bytes()
+    print(f"{len(source)} files, {cores} cores, two views of {config.image_size}×{config.image_size} an image")
+
+    for name, function in stages(config).items():
+        rates = [rate_of_stage(source, function, config, arguments.images) for _ in range(3)]
+        print(f"  up to {name:8s} {statistics.median(rates):8.0f} images/s")
+
+    peer = None
+    if arguments.peer:
+        peer = Peer(arguments.peer_python, os.path.join(arguments.folder, "train"), arguments.batch_size, cores)
+    ours = Ours(source, config, arguments.batch_size)
+    mine, theirs = [], []
+    for _ in range(arguments.turns):
+        time.sleep(2)  # until the other has filled its buffers
+        mine.append(ours.turn(arguments.images))
+        if peer:
+            time.sleep(2)
+            theirs.append(peer.turn(arguments.images))
+    rate = statistics.median(mine)
+    print(f"  whole          {rate:8.0f} images/s ({min(mine):.0f} to {max(mine):.0f}), {rate / cores:.0f} a core")
+    if peer:
+        ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+        print(f"  {peer.name}: {statistics.median(theirs):.0f} images/s")
+        print(
+            f"  ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), median of {len(ratios)} turns"
+        )
+    for chip, wanted in CHIPS.items():
+        print(f"  to feed one {chip} at about {wanted} images/s: {wanted / (rate / cores):.0f} such cores")
+
+
+if __name__ == "__main__":
+    main()
