@@ -8,6 +8,7 @@ Every field is listed in bt_jax/config.py. The same command goes on with a run t
 """
 
 import pathlib
+import pkgutil
 import sys
 
 from absl import app, flags, logging
@@ -30,9 +31,10 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{flags.FLAGS['config'].config_filename} is not a config file that can be read ({config!r}).")
     config_lib.check(config)
     name = pathlib.Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "-")
-    from bt_jax.training.loop import pretrain  # after the checks: Flax and Orbax take seconds to import
-
-    {"pretrain": pretrain}[config.task](config, _WORKDIR.value or f"runs/{name}")
+    task = pkgutil.resolve_name(
+        config_lib.TASKS[config.task]
+    )  # after the checks: Flax and Orbax take seconds to import
+    task(config, _WORKDIR.value or f"runs/{name}")
 
 
 def parse(argv: list[str]) -> list[str]:

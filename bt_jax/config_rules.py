@@ -1,0 +1,188 @@
+"""What each field of a config may be, one rule a field, and what fields must be together."""
+
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
+
+# What `config.task` can name, and the function of (config, workdir) that does it.
+TASKS = {
+    "pretrain": "bt_jax.training.loop:pretrain",
+}
+METHODS = ("barlow_twins",)
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101")
+SOURCES = ("photographs", "tfds", "folder", "arrays")
+
+
+Rule = Callable[[Any], str | None]  # what is wrong with a value, or None
+
+
+def _at_least(low: float, kind: type = int) -> Rule:
+    return lambda v: None if v >= low else f"must be {'an integer' if kind is int else 'a number'} of at least {low:g}"
+
+
+def _above_zero(v: float) -> str | None:
+    return None if v > 0 and math.isfinite(v) else "must be a positive number"
+
+
+def _between(low: float, high: float) -> Rule:
+    return lambda v: None if low <= v <= high else f"must be between {low:g} and {high:g}"
+
+
+def _one_of(names: Iterable[str]) -> Rule:
+    names = tuple(names)
+    return lambda v: None if v in names else f"must be {_listed(names)}{nearest(v, names)}"
+
+
+def _range_within(low: float, high: float) -> Rule:
+    def rule(v):
+        fits = len(v) == 2 and all(map(is_number, v)) and low <= v[0] <= v[1] <= high
+        return None if fits else f"must be two rising numbers between {low:g} and {high:g}"
+
+    return rule
+
+
+def _anything(_) -> None:
+    return None
+
+
+def _numbers(length: int | None, kind: str, fits: Callable[[Any], bool]) -> Rule:
+    how_many = "one or more" if length is None else str(length)
+
+    def rule(v):
+        right = (len(v) >= 1 if length is None else len(v) == length) and all(fits(x) for x in v)
+        return None if right else f"must be {how_many} {kind}"
+
+    return rule
+
+
+def is_number(v: Any) -> bool:
+    return isinstance(v, numbers.Real) and not isinstance(v, bool)
+
+
+_VIEW_RULES = {
+    "crop_scale": _range_within(1e-6, 1),
+    "crop_ratio": _range_within(1e-3, 1e3),
+    "flip": _between(0, 1),
+    "jitter": _between(0, 1),
+    "brightness": _between(0, 1),
+    "contrast": _between(0, 1),
+    "saturation": _between(0, 1),
+    "hue": _between(0, 0.5),
+    "grayscale": _between(0, 1),
+    "blur": _between(0, 1),
+    "blur_sigma": _range_within(1e-3, 100),
+    "solarize": _between(0, 1),
+}
+
+# One rule a field, so that no field goes unchecked (a test compares this list with `default()`).
+RULES: dict[str, Rule] = {
+    "task": _one_of(TASKS),
+    "method": _one_of(METHODS),
+    "seed": _between(0, 2**31 - 1),
+    "dtype": _one_of(("float32", "bfloat16")),
+    "batch_size": _at_least(2),
+    "epochs": _at_least(1),
+    "data.source": _one_of(SOURCES),
+    "data.name": _anything,
+    "data.data_dir": _anything,
+    "data.train_split": lambda v: None if v else "must name a split",
+    "data.test_split": _anything,
+    "data.image_size": _at_least(8),
+    "data.eval_resize": _at_least(0),
+    "data.mean": _numbers(3, "numbers", is_number),
+    "data.std": _numbers(3, "positive numbers", lambda x: is_number(x) and x > 0),
+    "data.download": _anything,
+    "data.max_bad_fraction": _between(0, 1),
+    "data.in_memory_bytes": _at_least(0),
+    "data.shuffle_buffer": _at_least(1),
+    "data.threads": _at_least(0),
+    "data.prefetch": _at_least(1),
+    **{f"data.view_{v}.{name}": rule for v in "ab" for name, rule in _VIEW_RULES.items()},
+    "data.photographs.size": _at_least(8),
+    "data.photographs.train_per_class": _at_least(1),
+    "data.photographs.test_per_class": _at_least(1),
+    "model.arch": _one_of(ARCHITECTURES),
+    "model.width": _at_least(1),
+    "model.small_images": _anything,
+    "model.stem_stride": _between(1, 2),
+    "model.projector": _numbers(None, "positive integers", lambda x: isinstance(x, int) and x > 0),
+    "loss.lambd": _at_least(0, float),
+    "loss.form": _one_of(("auto", "correlation", "gram")),
+    "optimizer.learning_rate_weights": _at_least(0, float),
+    "optimizer.learning_rate_biases": _at_least(0, float),
+    "optimizer.weight_decay": _at_least(0, float),
+    "optimizer.momentum": lambda v: None if 0 <= v < 1 else "must be at least 0 and less than 1",
+    "optimizer.trust_coefficient": _above_zero,
+    "optimizer.warmup_epochs": _at_least(0),
+    "optimizer.end_factor": _between(0, 1),
+    "optimizer.gradient_divisor": _above_zero,
+    "mesh.data": lambda v: None if v == -1 or v >= 1 else "must be a number of devices, or -1 for all there are",
+    "mesh.coordinator": _anything,
+    "mesh.processes": _at_least(0),
+    "mesh.process_index": _at_least(-1),
+    "checkpoint.every_epochs": _at_least(1),
+    "checkpoint.keep": _at_least(1),
+    "monitor.every_epochs": _at_least(0),
+    "monitor.train_examples": _at_least(1),
+    "monitor.test_examples": _at_least(1),
+    "monitor.batch_size": _at_least(1),
+    "monitor.k": _at_least(1),
+    "monitor.temperature": _above_zero,
+    "log.every_steps": _at_least(1),
+    "log.tensorboard": _anything,
+}
+
+
+def contradictions(fields: dict[str, Any]) -> list[str]:
+    """What no single field shows; looks only at fields that are sound by themselves."""
+    wrong = []
+    get = fields.get
+    if {"epochs", "optimizer.warmup_epochs"} <= fields.keys() and get("epochs") <= get("optimizer.warmup_epochs"):
+        wrong.append(
+            f"epochs is {get('epochs')}, but must be more than optimizer.warmup_epochs, "
+            f"which is {get('optimizer.warmup_epochs')}"
+        )
+    if get("data.source") == "tfds" and get("data.name") == "":
+        wrong.append("data.name is empty, but must name the TFDS data set when data.source is 'tfds'")
+    if get("data.source") in ("folder", "arrays") and get("data.data_dir") == "":
+        what = "the image folder" if get("data.source") == "folder" else "the .npz file"
+        wrong.append(f"data.data_dir is empty, but must name {what} when data.source is {get('data.source')!r}")
+    if {"data.eval_resize", "data.image_size"} <= fields.keys() and 0 < get("data.eval_resize") < get(
+        "data.image_size"
+    ):
+        wrong.append(
+            f"data.eval_resize is {get('data.eval_resize')}, but must be 0 or at least data.image_size, "
+            f"which is {get('data.image_size')}"
+        )
+    if get("monitor.every_epochs", 0) > 0 and get("data.test_split") == "":
+        wrong.append("data.test_split is empty, but must name a split when monitor.every_epochs is not 0")
+    parts = ("mesh.coordinator", "mesh.processes", "mesh.process_index")
+    if set(parts) <= fields.keys():
+        given = (get(parts[0]) != "", get(parts[1]) > 0, get(parts[2]) >= 0)
+        if any(given) and not all(given):
+            wrong.append(f"{', '.join(parts)} must be given all three or not at all")
+        elif all(given) and get(parts[2]) >= get(parts[1]):
+            wrong.append(
+                f"mesh.process_index is {get(parts[2])}, but must be less than mesh.processes, {get(parts[1])}"
+            )
+    return wrong
+
+
+def nearest(name: Any, names: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"`, or nothing when no name is near."""
+    name, names = str(name), list(names)
+    last = {n.rpartition(".")[2]: n for n in names}
+    part = name.rpartition(".")[2]
+    if part in last and "." in last[part]:  # the right field in the wrong group
+        close = [last[part]]
+    else:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        close = close or [last[found] for found in difflib.get_close_matches(part, last, n=1, cutoff=0.6)]
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    quoted = [repr(n) for n in names]
+    return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + " or " + quoted[-1]
