@@ -53,8 +53,9 @@ def default() -> ConfigDict:
     config.data.mean = (0.485, 0.456, 0.406)  # of the three channels, on a scale of 0 to 1
     config.data.std = (0.229, 0.224, 0.225)
     config.data.download = False  # may TFDS download the set? never silently
-    config.data.max_bad_fraction = 0.001  # of a folder's images may fail to decode; others stand in for them
+    config.data.max_bad_fraction = 0.001  # of the images may fail to decode; others stand in for them
     config.data.in_memory_bytes = 4 * 2**30  # decoded sets of one image size up to this many bytes live in host memory
+    config.data.cache_bytes = 0  # of encoded images a process may keep in memory; for sets that a network brings
     config.data.shuffle_buffer = 16384  # examples; only for large TFDS sets, which are read as a stream
     config.data.threads = 0  # of the host pipeline; 0: as many as there are cores
     config.data.prefetch = 2  # batches that wait ready on the host

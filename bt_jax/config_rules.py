@@ -96,6 +96,7 @@ RULES: dict[str, Rule] = {
     "data.download": _anything,
     "data.max_bad_fraction": _between(0, 1),
     "data.in_memory_bytes": _at_least(0),
+    "data.cache_bytes": _at_least(0),
     "data.shuffle_buffer": _at_least(1),
     "data.threads": _at_least(0),
     "data.prefetch": _at_least(1),

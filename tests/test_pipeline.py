@@ -12,7 +12,7 @@ from PIL import Image
 from bt_jax.config import default
 from bt_jax.data import pipeline
 from bt_jax.data.order import permutation, view_seeds
-from bt_jax.data.sources import ArraySource, FolderSource, TfdsStream, make_source
+from bt_jax.data.sources import ArraySource, EncodedSource, FolderSource, StreamSource, make_source
 from bt_jax.data.views import ViewSpec, apply_view, sample_view
 from bt_jax.errors import UserError
 
@@ -58,12 +58,13 @@ def light_views(monkeypatch):
     tf = pipeline.tf
 
     def light(image, parameters, size):
-        drawn = tf.cast(tf.reduce_sum(parameters.crop * [1, 3, 7, 11]), tf.uint8) + tf.cast(
-            parameters.hue * 1e6, tf.uint8
-        )
-        return tf.bitwise.bitwise_xor(image[:size, :size], drawn)
+        drawn = [
+            tf.cast(tf.reduce_sum(p.crop * [1, 3, 7, 11]), tf.uint8) + tf.cast(p.hue * 1e6, tf.uint8)
+            for p in parameters
+        ]
+        return tf.stack([tf.bitwise.bitwise_xor(image[:size, :size], d) for d in drawn])
 
-    monkeypatch.setattr(pipeline, "apply_view", light)
+    monkeypatch.setattr(pipeline, "apply_views", light)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def tfds_dir(tmp_path_factory):
     import tensorflow_datasets as tfds
 
     root = tmp_path_factory.mktemp("tensorflow_datasets")
-    for name, files in (("numbers_set", 4), ("one_file_set", 1)):
+    for name, files, stored in (("numbers_set", 4, None), ("one_file_set", 1, None), ("record_set", 4, "array_record")):
         tfds.dataset_builders.store_as_tfds_dataset(
             name=name,
             version="1.0.0",
@@ -103,6 +104,7 @@ def tfds_dir(tmp_path_factory):
             data_dir=root,
             description="for tests",
             download_config=tfds.download.DownloadConfig(num_shards=files),
+            file_format=stored,
         )
     return root
 
@@ -110,7 +112,7 @@ def tfds_dir(tmp_path_factory):
 def stream(tfds_dir, name="numbers_set"):
     config = data_config(source="tfds", name=name, data_dir=str(tfds_dir), in_memory_bytes=0)
     source = make_source(config, "train")
-    assert isinstance(source, TfdsStream)
+    assert isinstance(source, StreamSource)
     return source
 
 
@@ -141,6 +143,36 @@ def test_same_batches_for_any_threads_processes_and_restarts(folder):
     mine, theirs = np.array([0, 1, 2, 6]), np.array([3, 4, 5, 7])
     assert_same(take(source, 5, rows=mine, threads=1), expected, mine)
     assert_same(take(source, 3, rows=theirs, start_step=2, prefetch=1), expected[2:], theirs)
+
+
+def test_steps_0_1_and_1000(folder, light_views):
+    """Of a run that went through all steps, and of runs resumed there; with 1 and 2 threads; on 1 process and on 2."""
+    source = FolderSource(str(folder), "train")
+    whole = take(source, 1001)
+    for step in (0, 1, 1000):
+        for threads in (1, 2):
+            for rows in (slice(None), np.arange(4), np.arange(4, 8)):
+                mine = np.arange(8)[rows]
+                found = take(source, 1, start_step=step, threads=threads, rows=mine)
+                assert_same(found, [whole[step]], rows)
+
+
+def test_any_image_makes_views(tmp_path):
+    """Of one pixel, long and narrow, grey, with alpha, and of every format, side by side in a folder."""
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8))
+    for name in ("a.jpg", "b.png", "c.bmp", "d.gif", "e.webp", "f.tiff"):
+        image.save(folder / name)
+    image.crop((0, 0, 1, 1)).save(folder / "g.png")
+    image.resize((10000, 50)).save(folder / "h.jpg")
+    image.convert("LA").save(folder / "i.png")
+    image.convert("CMYK").save(folder / "j.jpg")
+    source = FolderSource(str(tmp_path), "train")
+    assert len(source) == 10
+    batch = take(source, 1, batch_size=10)[0]
+    assert batch["views"].shape == (10, 2, SIZE, SIZE, 3) and not source.bad
+    assert masked(evaluate(source))["image"].shape == (10, SIZE, SIZE, 3)
 
 
 def test_steps_epochs_and_views_differ(light_views):
@@ -189,6 +221,26 @@ def test_rows_that_are_none(rows):
         take(array_source(9), 1, rows=np.array(rows, int))
 
 
+# --- records
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 300, 10**6])
+def test_records_are_the_same_for_any_threads_processes_and_restarts(tfds_dir, light_views, cache_bytes):
+    """Nothing, something or all of it kept in memory; the batches are those of arrays of the same pixels."""
+    config = data_config(source="tfds", name="record_set", data_dir=str(tfds_dir))
+    arrays = make_source(config, "train")
+    config.update(in_memory_bytes=0, cache_bytes=cache_bytes)
+    records = make_source(config, "train")
+    assert isinstance(records, EncodedSource) and isinstance(arrays, ArraySource)
+    expected = take(arrays, 9)
+    assert_same(take(records, 9), expected)
+    assert_same(take(records, 9, threads=1), expected)
+    assert_same(take(records, 4, start_step=5), expected[5:])
+    for rows in (np.array([0, 1, 2, 6]), np.array([3, 4, 5, 7])):
+        assert_same(take(records, 9, rows=rows), expected, rows)
+    np.testing.assert_array_equal(masked(evaluate(records))["label"], arrays.labels)
+
+
 # --- streams of large TFDS sets
 
 
@@ -224,7 +276,8 @@ def test_stream_draws_its_views_by_place_in_the_epoch(tfds_dir, light_views):
         image = pipeline.tf.fill((14, 14, 3), batch["label"][row].astype(np.uint8))
         for view, name in enumerate(("view_a", "view_b")):
             parameters = sample_view(seeds[view], 14, 14, ViewSpec(**data_config()[name]))
-            np.testing.assert_array_equal(batch["views"][row, view], pipeline.apply_view(image, parameters, SIZE))
+            expected = pipeline.apply_views(image, [parameters], SIZE)[0]
+            np.testing.assert_array_equal(batch["views"][row, view], expected)
 
 
 # --- evaluation batches
@@ -274,17 +327,6 @@ def test_stream_evaluates_what_memory_does(tfds_dir):
     assert sorted(in_memory["label"]) == sorted(streamed["label"]) == list(range(37))
     np.testing.assert_array_equal(streamed["image"][:, 5, 5, 0], streamed["label"])
     assert sum(batch["mask"].sum() for batch in evaluate(stream(tfds_dir), limit=11)) == 11
-
-
-def test_jpegs_are_decoded_as_pillow_does(folder):
-    """Grey ones to three channels; libjpegs of different makers may differ by a level."""
-    source = FolderSource(str(folder), "train")
-    jpegs = [path for path in source.paths if not path.endswith(".png")]
-    assert len(jpegs) == 18
-    for path in jpegs:
-        ours = pipeline._decode(pipeline.tf.io.read_file(path)).numpy()
-        theirs = np.asarray(Image.open(path).convert("RGB"))
-        assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 # --- what is not an image

@@ -1,7 +1,7 @@
 """bt_jax/data/sources.py and photographs.py: what is found, in which order, and what is said of what is wrong."""
 
 import os
-import shutil
+import pathlib
 import subprocess
 import sys
 
@@ -12,7 +12,7 @@ from PIL import Image
 from bt_jax.config import default
 from bt_jax.data import photographs
 from bt_jax.data.photographs import PHOTOGRAPHS, load_photograph, photograph_crops
-from bt_jax.data.sources import ArraySource, FolderSource, TfdsStream, make_source
+from bt_jax.data.sources import ArraySource, BytesCache, FolderSource, make_source
 from bt_jax.errors import UserError
 from bt_jax.evaluation.knn import knn_accuracy
 
@@ -186,9 +186,9 @@ def test_hidden_files_are_passed_over_and_counted(tmp_path):
 def test_stray_files(tmp_path):
     """Named with their number, so that one sentence is enough to mend a folder."""
     write_folder(tmp_path / "train", {"a": 2, "b": 1})
-    for name in ("readme.txt", "a/list.csv", "b/c.tiff", "b/d.zip", "000.png"):
+    for name in ("readme.txt", "a/list.csv", "b/c.heic", "b/d.zip", "000.png"):
         (tmp_path / "train" / name).write_text("")
-    with pytest.raises(UserError, match=r"5 stray file\(s\).*000.png, a/list.csv, b/c.tiff and 2 more; move them"):
+    with pytest.raises(UserError, match=r"5 stray file\(s\).*000.png, a/list.csv, b/c.heic and 2 more; move them"):
         FolderSource(str(tmp_path), "train")
 
 
@@ -252,120 +252,34 @@ else:
     assert done.returncode == 0, done.stderr
 
 
-# --- TFDS
+# --- the cache
 
 
-@pytest.fixture(scope="module")
-def tfds_dir(tmp_path_factory):
-    """Tiny sets as TFDS writes them: of one size, grey, of many sizes, not of images, and in ArrayRecord files."""
-    import tensorflow_datasets as tfds
+def test_cache_reads_nothing_twice_and_keeps_to_its_limit():
+    """Four of ten bytes each fit into 45; what is empty is asked for again; the order of the examples is kept."""
+    asked = []
 
-    root = tmp_path_factory.mktemp("tensorflow_datasets")
-    label = tfds.features.ClassLabel(names=["cat", "dog", "owl"])
+    def read(examples):
+        asked.extend(examples)
+        return [b"" if example == 2 else bytes([example]) * 10 for example in examples]
 
-    def write(name, shape, sizes, features=None, **settings):
-        examples = [
-            (i, {"image": images_of(1, *size)[0][..., : shape[2]], "label": i % 3}) for i, size in enumerate(sizes)
-        ]
-        if features is not None:
-            examples = [(i, {"text": str(i)}) for i in range(len(sizes))]
-        tfds.dataset_builders.store_as_tfds_dataset(
-            name=name,
-            version="1.0.0",
-            features=tfds.features.FeaturesDict(
-                features or {"image": tfds.features.Image(shape=shape), "label": label}
-            ),
-            split_datasets={"train": examples, "test": examples[:4]},
-            data_dir=root,
-            description="for tests",
-            **settings,
-        )
-
-    write("even_set", (8, 6, 3), [(8, 6)] * 12)
-    write("grey_set", (8, 6, 1), [(8, 6)] * 5)
-    write("uneven_set", (None, None, 3), [(8 + i, 9) for i in range(7)])
-    write("text_set", (1, 1, 1), [(1, 1)] * 3, features={"text": tfds.features.Text()})
-    write("record_set", (8, 6, 3), [(8, 6)] * 3, file_format="array_record")
-    return root
+    cache = BytesCache(45)
+    for _ in range(2):
+        for examples in ([3, 1, 2], [5, 0, 4, 3]):
+            found = cache.get(np.array(examples), read)
+            assert [len(content) and content[0] for content in found] == [e if e != 2 else 0 for e in examples]
+    assert asked == [3, 1, 2, 5, 0, 4, 2, 4] and cache.size == 40
 
 
-def tfds_config(root, name, **fields):
-    return data_config(source="tfds", name=name, data_dir=str(root), **fields)
-
-
-def test_small_sets_are_decoded_into_memory(tfds_dir):
-    import tensorflow_datasets as tfds
-
-    source = make_source(tfds_config(tfds_dir, "even_set"), "train")
-    assert isinstance(source, ArraySource) and source.class_names == ("cat", "dog", "owl")
-    theirs = tfds.builder("even_set", data_dir=tfds_dir).as_dataset(split="train", shuffle_files=False)
-    theirs = list(theirs.as_numpy_iterator())
-    np.testing.assert_array_equal(source.images, [example["image"] for example in theirs])
-    np.testing.assert_array_equal(source.labels, [example["label"] for example in theirs])
-    assert sorted(source.labels.tolist()) == sorted([0, 1, 2] * 4)
-
-
-def test_grey_sets_become_rgb(tfds_dir):
-    images = make_source(tfds_config(tfds_dir, "grey_set"), "train").images
-    assert images.shape == (5, 8, 6, 3)
-    np.testing.assert_array_equal(images[..., 0], images[..., 2])
-
-
-def test_a_slice_is_a_split(tfds_dir):
-    source = make_source(tfds_config(tfds_dir, "even_set", train_split="train[:50%]+test"), "train")
-    assert len(source) == 10
-
-
-@pytest.mark.parametrize(
-    ("name", "fields"), [("uneven_set", {}), ("even_set", {"in_memory_bytes": 12 * 8 * 6 * 3 - 1})]
-)
-def test_other_sets_are_read_as_streams(tfds_dir, name, fields):
-    """Of several sizes, or too large for memory."""
-    source = make_source(tfds_config(tfds_dir, name, **fields), "train")
-    assert isinstance(source, TfdsStream)
-    records = list(source.records(None, 0).as_numpy_iterator())
-    assert len(records) == len(source)
-    assert all(encoded.startswith(b"\x89PNG") for encoded, _ in records)
-
-
-@pytest.mark.parametrize(
-    ("name", "fields", "sentence"),
-    [
-        ("even_st", {}, "TFDS has no data set 'even_st'.*did you mean even_set"),
-        ("cifer10", {}, "no data set 'cifer10'.*cifar10"),
-        ("", {}, "data.name is empty"),
-        ("not a name", {}, "TFDS cannot make 'not a name'"),
-        ("cifar10/fast", {}, "TFDS cannot make 'cifar10/fast'"),
-        ("even_set", {"train_split": "trian"}, "even_set has no split 'trian'; it has train, test"),
-        ("even_set", {"train_split": "train[12:]"}, "has no examples"),
-        ("text_set", {}, "needs an 8-bit 'image' and a class 'label'"),
-        ("record_set", {}, "stored as array_record; bt_jax reads tfrecord"),
-        ("cifar10", {}, "cifar10 is not in .*cifar10/3.*; set data.data_dir to where it is, or data.download to True"),
-        (
-            "imagenet2012",
-            {"download": True},
-            "imagenet2012 is not in .* fetched by hand.*ILSVRC2012_img_train.tar.*"
-            "`tfds build imagenet2012 --data_dir={root} --manual_dir=",
-        ),
-    ],
-)
-def test_wrong_tfds_sets(tfds_dir, name, fields, sentence):
-    """Nothing is downloaded, neither to find out nor to help out."""
-    with pytest.raises(UserError, match=sentence.replace("{root}", str(tfds_dir))) as raised:
-        make_source(tfds_config(tfds_dir, name, **fields), "train")
-    assert "\n" not in str(raised.value)
-
-
-def test_another_version_is_there(tfds_dir):
-    """What one finds after an update of TFDS."""
-    (tfds_dir / "mnist" / "1.2.3").mkdir(parents=True)
-    with pytest.raises(UserError, match="mnist is not in .*version 1.2.3 is: for that, set data.name to mnist:1.2.3"):
-        make_source(tfds_config(tfds_dir, "mnist"), "train")
-
-
-def test_a_set_that_lost_its_files(tfds_dir, tmp_path):
-    shutil.copytree(tfds_dir / "even_set", tmp_path / "even_set")
-    for file in (tmp_path / "even_set" / "1.0.0").glob("*tfrecord*"):
-        file.unlink()
-    with pytest.raises(UserError, match="even_set in .* cannot be read"):
-        make_source(tfds_config(tmp_path, "even_set"), "train")
+def test_folder_with_a_cache_gives_what_is_in_the_files(tmp_path):
+    """Also once the files are gone; of a file that was gone before, nothing."""
+    write_folder(tmp_path / "train", {"a": 3})
+    source = FolderSource(str(tmp_path), "train", cache_bytes=10**6)
+    contents = [pathlib.Path(path).read_bytes() for path in source.paths]
+    os.unlink(source.paths[2])
+    for _ in range(2):
+        items, labels = source.fetch(np.array([1, 0, 2]))
+        assert items.tolist() == [contents[1], contents[0], b""] and labels.tolist() == [0, 0, 0]
+        for path in source.paths[:2]:
+            if os.path.exists(path):
+                os.unlink(path)

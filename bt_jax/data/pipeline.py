@@ -1,7 +1,7 @@
 """Source + order + views -> batches on the host, by tf.data. The mesh takes them from there (bt_jax/mesh.py).
 
-numpy says which examples make a batch and fetches what their source holds of them: pixels, or file names. One by one
-they go through TensorFlow, are read, decoded and augmented in parallel, and come out in the order they went in.
+numpy says which examples make a batch and fetches what their source holds of them: pixels, encoded images, or file names.
+One by one they go through TensorFlow, are read, decoded and augmented in parallel, and come out in the order they went in.
 """
 
 import atexit
@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
+from bt_jax.data.decode import decode
 from bt_jax.data.order import Order, evenly, single_seed, view_seeds
-from bt_jax.data.sources import ArraySource, FolderSource, Source, TfdsStream
+from bt_jax.data.sources import ArraySource, EncodedSource, Source, StreamSource
 from bt_jax.data.tensorflow_import import tf
-from bt_jax.data.views import ViewSpec, apply_view, evaluation_view, sample_view
+from bt_jax.data.views import ViewSpec, apply_views, evaluation_view, sample_view
 from bt_jax.errors import UserError, first_line
 
 Batch = dict[str, np.ndarray]
@@ -60,9 +61,9 @@ def train_batches(
     def two_views(image, label, seeds):
         height, width = tf.shape(image)[0], tf.shape(image)[1]
         parameters = [sample_view(seeds[v], height, width, spec) for v, spec in enumerate(specs)]
-        return {"views": tf.stack([apply_view(image, p, config.image_size) for p in parameters]), "label": label}
+        return {"views": apply_views(image, parameters, config.image_size), "label": label}
 
-    if isinstance(source, TfdsStream):
+    if isinstance(source, StreamSource):
         epochs = _stream_epochs(source, config, two_views, seed, batch_size, rows, start_step)
         return _streamed(epochs, source, num_steps)
 
@@ -74,8 +75,7 @@ def train_batches(
 
     def fetch(step):
         mine, epoch = examples(int(step))
-        shown = source.usable(mine)
-        return source.fetch(shown), source.labels[shown], view_seeds(seed, epoch, mine)
+        return *source.fetch(source.usable(mine)), view_seeds(seed, epoch, mine)
 
     specs_of_fetch = [_item(source), _LABEL, tf.TensorSpec((None, 2, 2), tf.int64)]
     pixels = _pixels(source)
@@ -125,16 +125,15 @@ def eval_batches(
         return {"image": evaluation_view(image, config.eval_resize, config.image_size), "label": label}
 
     def fetch(number):
-        examples = source.usable(examples_of(int(number)))
-        return source.fetch(examples), source.labels[examples]
+        return source.fetch(source.usable(examples_of(int(number))))
 
     def from_batch(delivered):
-        if isinstance(source, TfdsStream):
+        if isinstance(source, StreamSource):
             wanted = np.zeros(len(source), bool)
             wanted[mine] = True
             wanted = tf.constant(wanted)
             records = source.records(None, 0).enumerate().filter(lambda place, _: wanted[place])
-            dataset = records.map(_plain(lambda _, record: view(_decode(record[0]), record[1])), **_parallel(config))
+            dataset = records.map(_plain(lambda _, record: view(decode(record[0]), record[1])), **_parallel(config))
         else:
             pixels = _pixels(source)
             dataset = _one_by_one(tf.data.Dataset.range(delivered, len(starts)), fetch, [_item(source), _LABEL])
@@ -167,7 +166,7 @@ def _one_by_one(numbers: tf.data.Dataset, fetch: Callable, specs: list[tf.Tensor
 
 
 def _stream_epochs(
-    source: TfdsStream,
+    source: StreamSource,
     config: ConfigDict,
     two_views: Callable,
     seed: int,
@@ -182,7 +181,7 @@ def _stream_epochs(
     is_mine[rows] = True
     is_mine = tf.constant(is_mine)
     # Traced once and called by each epoch's pipeline; the seed's first half is an argument for that reason.
-    load = tf.function(lambda encoded, label, seeds: two_views(_decode(encoded), label, seeds), autograph=False)
+    load = tf.function(lambda encoded, label, seeds: two_views(decode(encoded), label, seeds), autograph=False)
     for epoch in itertools.count(first):
         begin = skip * batch_size if epoch == first else 0
         records = source.records(seed, epoch)
@@ -198,33 +197,25 @@ def _stream_epochs(
         yield _batched(records.map(_plain(example), **_parallel(config)), config, len(rows))
 
 
-def _streamed(epochs: Iterator[tf.data.Dataset], source: TfdsStream, num_steps: int | None) -> Iterator[Batch]:
+def _streamed(epochs: Iterator[tf.data.Dataset], source: StreamSource, num_steps: int | None) -> Iterator[Batch]:
     batches = itertools.chain.from_iterable(_iterate(lambda _, d=d: d, source, lambda _: (), 0.0) for d in epochs)
     yield from itertools.islice(batches, num_steps)
 
 
-def _item(source: ArraySource | FolderSource) -> tf.TensorSpec:
-    """What `source.fetch` gives."""
+def _item(source: ArraySource | EncodedSource) -> tf.TensorSpec:
+    """An example of what `source.fetch` gives, by the batch."""
     if isinstance(source, ArraySource):
         return tf.TensorSpec((None, *source.images.shape[1:]), tf.uint8)
     return tf.TensorSpec((None,), tf.string)
 
 
-def _pixels(source: ArraySource | FolderSource) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What makes an image, (H, W, 3) uint8, of an item."""
+def _pixels(source: ArraySource | EncodedSource) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What makes an image, (H, W, 3) uint8, of such an item."""
     if isinstance(source, ArraySource):
         return lambda pixels: pixels
-    return lambda path: _decode(tf.io.read_file(path))
-
-
-def _decode(encoded: tf.Tensor) -> tf.Tensor:
-    """(H, W, 3) uint8 of an image file; JPEGs by the exact inverse transform and smooth chroma, as Pillow decodes."""
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE", fancy_upscaling=True),
-        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
-    )
-    return tf.ensure_shape(image, (None, None, 3))
+    if source.gives_paths:
+        return lambda path: decode(tf.io.read_file(path))
+    return decode
 
 
 def _plain(function: Callable) -> Callable:
@@ -279,7 +270,7 @@ def _iterate(
 ) -> Iterator[Batch]:
     """The batches as numpy arrays that share TensorFlow's memory.
 
-    Where an image of a folder does not decode, another stands in for it from then on, and the pipeline is built anew from
+    Where an image does not decode, another stands in for it from then on, and the pipeline is built anew from
     the batch that failed: a batch stays a function of (seed, step) and of the files.
 
     Args:
@@ -294,9 +285,9 @@ def _iterate(
         except StopIteration:
             return
         except broken as error:
-            if isinstance(source, TfdsStream):
+            if isinstance(source, StreamSource):
                 raise UserError(f"an image of {source.name} cannot be read ({first_line(error)}).") from None
-            found = _bad_files(source, examples_of(delivered)) if isinstance(source, FolderSource) else {}
+            found = _bad_images(source, examples_of(delivered)) if isinstance(source, EncodedSource) else {}
             if not found:
                 raise  # not the fault of what was read
             source.exclude(found, max_bad_fraction)
@@ -306,12 +297,12 @@ def _iterate(
         delivered += 1
 
 
-def _bad_files(source: FolderSource, examples: Iterable[int]) -> dict[int, str]:
-    """The examples whose file fails, and why: TensorFlow does not say which, so all of the batch are tried."""
-    found = {}
-    for example in source.usable(np.asarray(examples)):
+def _bad_images(source: EncodedSource, examples: Iterable[int]) -> dict[int, str]:
+    """The examples that do not decode, and why: TensorFlow does not say which, so all of the batch are tried."""
+    examples, pixels, found = source.usable(np.asarray(examples)), _pixels(source), {}
+    for example, item in zip(examples, source.fetch(examples)[0], strict=True):
         try:
-            _decode(tf.io.read_file(os.fsencode(source.paths[example])))
+            pixels(item)
         except (tf.errors.OpError, ValueError) as error:
             found[int(example)] = first_line(error)
     return found

@@ -2,12 +2,15 @@
 
 The arithmetic is Pillow's and torchvision's, level by level (official main.py, class Transform). Drawing parameters
 (`sample_view`) is separate from applying them (`apply_view`), so that the same parameters can be tried on another
-implementation. Inside, an image is three planes, (3, H, W) float32 holding whole numbers from 0 to 255: operations on
-colours then run over whole planes, several times faster than over pixels of three. It enters and leaves as (H, W, 3) uint8.
+implementation. An image enters and leaves as (H, W, 3) uint8. Between the crop and the end it is (H, W) int32, a pixel a
+word (`packed`), and all that is done to it there is compiled as one program by XLA: a pass over words takes a quarter of the
+memory that float planes would, and no operation hands an image to the next through TensorFlow.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bt_jax.data.tensorflow_import import tf
@@ -127,161 +130,234 @@ def apply_view(image: tf.Tensor, parameters: ViewParameters, size: int) -> tf.Te
     Returns:
       (size, size, 3) uint8.
     """
-    p = parameters
-    x = resized_crop(image, p.crop, size)
-    x = tf.cond(p.flip, lambda: tf.reverse(x, [2]), lambda: x)
+    return apply_views(image, [parameters], size)[0]
+
+
+def apply_views(image: tf.Tensor, parameters: Sequence[ViewParameters], size: int) -> tf.Tensor:
+    """Several views of an image, (V, size, size, 3) uint8: as `apply_view`, and cheaper than one by one."""
+    resized = [_resized(image, p.crop, size) for p in parameters]
+    return _distorted(resized, list(parameters))
+
+
+# XLA makes one pass over the image of what would be dozens, several times faster. It compiles once for a size.
+@functools.partial(tf.function, jit_compile=True, autograph=False)
+def _distorted(resized: list[tf.Tensor], parameters: list[ViewParameters]) -> tf.Tensor:
+    return tf.stack([unpacked(_distort(packed(_levels(x)), p)) for x, p in zip(resized, parameters, strict=True)])
+
+
+def _distort(x: tf.Tensor, p: ViewParameters) -> tf.Tensor:
+    x = tf.cond(p.flip, lambda: tf.reverse(x, [1]), lambda: x)
     x = tf.cond(p.jitter, lambda: _jitter(x, p), lambda: x)
     x = tf.cond(p.grayscale, lambda: grayscale(x), lambda: x)
     x = tf.cond(p.blur, lambda: gaussian_blur(x, p.sigma), lambda: x)
-    x = tf.cond(p.solarize, lambda: solarize(x), lambda: x)
-    return tf.transpose(tf.cast(x, tf.uint8), [1, 2, 0])
+    return tf.cond(p.solarize, lambda: solarize(x), lambda: x)
 
 
 def _jitter(x: tf.Tensor, p: ViewParameters) -> tf.Tensor:
-    for place in range(4):
-        x = tf.switch_case(
+    def one(place, x):
+        adjusted = tf.switch_case(
             p.order[place],
             [
-                lambda x=x: adjust_brightness(x, p.brightness),
-                lambda x=x: adjust_contrast(x, p.contrast),
-                lambda x=x: adjust_saturation(x, p.saturation),
-                lambda x=x: adjust_hue(x, p.hue),
+                lambda: adjust_brightness(x, p.brightness),
+                lambda: adjust_contrast(x, p.contrast),
+                lambda: adjust_saturation(x, p.saturation),
+                lambda: adjust_hue(x, p.hue),
             ],
         )
-    return x
+        return place + 1, adjusted
+
+    return tf.while_loop(lambda place, _: place < 4, one, (0, x))[1]
 
 
-def planes(image: tf.Tensor) -> tf.Tensor:
-    """(H, W, 3) of any type -> (3, H, W) float32."""
-    return tf.transpose(tf.cast(image, tf.float32), [2, 0, 1])
+def packed(image: tf.Tensor) -> tf.Tensor:
+    """(H, W, 3) uint8 -> (H, W) int32, a pixel a word: red in the lowest byte, then green, then blue."""
+    return _pack(*tf.unstack(tf.cast(image, tf.int32), axis=-1))
+
+
+def unpacked(x: tf.Tensor) -> tf.Tensor:
+    """What `packed` took."""
+    return tf.cast(tf.bitwise.right_shift(x[..., None], [0, 8, 16]), tf.uint8)
+
+
+def _pack(red, green, blue) -> tf.Tensor:
+    """Three (H, W) of whole numbers from 0 to 255, of any type."""
+    red, green, blue = (tf.cast(c, tf.int32) for c in (red, green, blue))
+    return red + green * (1 << 8) + blue * (1 << 16)
+
+
+def _channels(x: tf.Tensor, dtype: tf.DType) -> list[tf.Tensor]:
+    """Red, green and blue."""
+    return [tf.cast(tf.bitwise.right_shift(x, 8 * k) & 255, dtype) for k in range(3)]
 
 
 def resized_crop(image: tf.Tensor, crop: tf.Tensor, size: int) -> tf.Tensor:
-    """The crop (top, left, height, width) of a (H, W, 3) uint8 image as planes of (size, size), antialiased bicubic.
+    """The crop (top, left, height, width) of a (H, W, 3) uint8 image, antialiased bicubic, (size, size, 3) uint8.
 
-    The cubic's a is -0.5. Pillow rounds between its two passes, this only at the end: at most a level or two apart.
+    Pillow's arithmetic: the cubic's a is -0.5, whole levels after each axis, the width before the height (Pillow 13 takes
+    the height of tall images first; the official results are older). It weighs in 22-bit fixed point, this in float32,
+    which moves one value in ten thousand by a level.
     """
-    part = image[crop[0] : crop[0] + crop[2], crop[1] : crop[1] + crop[3]]
-    return _levels(planes(tf.image.resize(part, (size, size), method="bicubic", antialias=True)))
+    return _levels(_resized(image, crop, size))
+
+
+def _resized(image: tf.Tensor, crop: tf.Tensor, size: int) -> tf.Tensor:
+    """`resized_crop` before its last rounding: float32."""
+    height, width = crop[2], crop[3]
+    x = tf.slice(image, [crop[0], crop[1], 0], [height, width, 3])
+    # Transposed as matrices, several times faster than with a channel axis at the end.
+    x = tf.transpose(tf.reshape(x, [height, width * 3]))
+    x = _levels(_resized_rows(tf.reshape(x, [width, 3 * height]), size))
+    x = tf.transpose(tf.reshape(x, [size * 3, height]))
+    return tf.reshape(_resized_rows(x, size), [size, size, 3])
+
+
+def _resized_rows(x: tf.Tensor, size: int) -> tf.Tensor:
+    """(n, m) -> (size, m) float32. TensorFlow's kernel is fast along whole rows, and slow along columns of three."""
+    scale = tf.stack([size / tf.cast(tf.shape(x)[0], tf.float32), 1.0])
+    x = tf.raw_ops.ScaleAndTranslate(
+        images=x[None, :, None, :],
+        size=[size, 1],
+        scale=scale,
+        translation=[0.0, 0.0],
+        kernel_type="keyscubic",
+        antialias=True,
+    )
+    return x[0, :, 0, :]
 
 
 def adjust_brightness(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Pillow's ImageEnhance.Brightness: blends with black."""
-    return _truncated(x * factor)
+    return _blended(tf.constant(0.0), x, factor)
 
 
 def adjust_contrast(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Pillow's ImageEnhance.Contrast: blends with the mean grey, itself a whole level."""
-    # The sum of 50 176 levels passes what float32 counts exactly.
-    mean = tf.cast(tf.floor(tf.reduce_mean(tf.cast(luma(x), tf.float64)) + 0.5), tf.float32)
-    return _truncated(mean + factor * (x - mean))
+    grey = luma(x)
+    count = tf.size(grey)
+    mean = (2 * tf.reduce_sum(grey) + count) // (2 * count)
+    return _blended(tf.cast(mean, tf.float32), x, factor)
 
 
 def adjust_saturation(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Pillow's ImageEnhance.Color: blends with the grey image."""
-    grey = luma(x)
-    return _truncated(grey + factor * (x - grey))
+    return _blended(tf.cast(luma(x), tf.float32), x, factor)
+
+
+def _blended(base: tf.Tensor, x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Pillow's blend: base + factor·(x - base) in float32, clipped, then cut off rather than rounded.
+
+    A compiler likes to make one operation, with one rounding, of a product and a sum. The maximum, which changes no
+    number here, keeps them apart.
+    """
+
+    def blend(c):
+        return tf.clip_by_value(base + tf.maximum(factor * (c - base), -1e9), 0.0, 255.0)
+
+    return _pack(*map(blend, _channels(x, tf.float32)))
 
 
 def adjust_hue(x: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-    """torchvision's adjust_hue: to Pillow's 8-bit HSV, the hue turned by a whole number of 1/256 turns, and back."""
-    r, g, b = tf.unstack(x)
+    """torchvision's adjust_hue: to Pillow's 8-bit HSV, the hue turned by a whole number of 1/256 turns, and back.
+
+    The roundings are Pillow's C code's, step by step: floats, which C makes doubles where it adds a constant. A hue that
+    lies on a level falls to this side or that by them.
+    """
+    r, g, b = _channels(x, tf.float32)
     high, low = tf.maximum(tf.maximum(r, g), b), tf.minimum(tf.minimum(r, g), b)
     chroma = high - low
-    # The roundings are Pillow's C code's, step by step: floats, with the turn itself in doubles. A hue that lies on a level
-    # falls to this side or that by them.
-    chroma_or_1 = tf.maximum(chroma, 1.0)
-    r_, g_, b_ = ((high - c) / chroma_or_1 for c in (r, g, b))
-    sixths = tf.where(r == high, b_ - g_, tf.where(g == high, 2.0 + r_ - b_, 4.0 + g_ - r_))
-    turns = tf.cast(sixths, tf.float64) / 6.0 + 1.0  # from 5/6 to 11/6: less one where that leaves a turn
+    r_, g_, b_ = ((high - c) / tf.maximum(chroma, 1.0) for c in (r, g, b))
+    r64, g64, b64 = (tf.cast(c, tf.float64) for c in (r_, g_, b_))
+    sixths = tf.where(r == high, tf.cast(b_ - g_, tf.float64), tf.where(g == high, 2.0 + r64 - b64, 4.0 + g64 - r64))
+    turns = tf.cast(tf.cast(sixths, tf.float32), tf.float64) / 6.0 + 1.0  # from 5/6 to 11/6
     turns = tf.cast(tf.where(turns >= 1.0, turns - 1.0, turns), tf.float32)
-    level = tf.cast(tf.floor(tf.cast(turns, tf.float64) * 255.0), tf.float32)
-    saturation = tf.cast(tf.floor(tf.cast(chroma / tf.maximum(high, 1.0), tf.float64) * 255.0), tf.float32)
-    turn = tf.cast(tf.cast(shift * 255.0, tf.int32), tf.float32)  # towards zero, as the cast to an unsigned byte
-    level += turn
-    level = tf.where(level < 0.0, level + 256.0, tf.where(level >= 256.0, level - 256.0, level))
+    level = tf.cast(tf.cast(turns, tf.float64) * 255.0, tf.int32)
+    saturation = tf.cast(tf.cast(chroma / tf.maximum(high, 1.0), tf.float64) * 255.0, tf.int32)
+    level = (
+        level + tf.cast(shift * 255.0, tf.int32)
+    ) & 255  # the shift cut off towards zero, as the cast to a byte does
 
-    sixth = level * (6.0 / 255.0)
-    strength = saturation / 255.0
     # In each of six sectors Pillow gives one channel `high`, one the darkest shade, and one a shade between, which falls
     # in odd sectors and rises in even ones.
-    sector = tf.floor(sixth + 1e-6)
-    f = sixth - sector
-    sector = tf.where(sector >= 6.0, sector - 6.0, sector)
-    odd = tf.math.floormod(sector, 2.0) > 0.0
-    slope = tf.where(odd, f, 1.0 - f)  # the one fraction of a sector that is neither 0 nor 1
+    sector = 6 * level // 255  # 6 at level 255, which is 0
+    f = tf.cast(6 * level - 255 * sector, tf.float32) / 255.0
+    strength = tf.cast(saturation, tf.float32) / 255.0
+    falling = tf.cast(strength * f, tf.float64)
+    rising = tf.cast(strength, tf.float64) * (1.0 - tf.cast(f, tf.float64))
+    high64 = tf.cast(high, tf.float64)
 
     def shade(fraction):
-        return tf.floor(high * (1.0 - strength * fraction) + 0.5)
+        return tf.cast(high64 * (1.0 - fraction) + 0.5, tf.int32)
 
-    middle, dark = shade(slope), shade(1.0)
-    is_in = [sector == float(k) for k in range(6)]
+    middle = shade(tf.where(sector & 1 > 0, falling, rising))
+    dark = shade(tf.cast(strength, tf.float64))
+    high = tf.cast(high, tf.int32)
 
     def channel(sloping, darkest):
         return tf.where(
-            is_in[sloping[0]] | is_in[sloping[1]],
+            (sector == sloping[0]) | (sector == sloping[1]),
             middle,
-            tf.where(is_in[darkest[0]] | is_in[darkest[1]], dark, high),
+            tf.where((sector == darkest[0]) | (sector == darkest[1]), dark, high),
         )
 
-    return tf.stack([channel((1, 4), (2, 3)), channel((0, 3), (4, 5)), channel((2, 5), (0, 1))])
+    sector = tf.where(sector == 6, 0, sector)
+    return _pack(channel((1, 4), (2, 3)), channel((0, 3), (4, 5)), channel((2, 5), (0, 1)))
 
 
 def luma(x: tf.Tensor) -> tf.Tensor:
-    """(H, W): ITU-R 601 grey in Pillow's 16-bit fixed point. Every sum is below 2²⁴, so float32 holds it exactly."""
-    r, g, b = tf.unstack(x)
-    return tf.floor((r * 19595.0 + g * 38470.0 + b * 7471.0 + 32768.0) * (1.0 / 65536.0))
+    """(H, W) int32: ITU-R 601 grey in Pillow's 16-bit fixed point."""
+    r, g, b = _channels(x, tf.int32)
+    return tf.bitwise.right_shift(r * 19595 + g * 38470 + b * 7471 + 32768, 16)
 
 
 def grayscale(x: tf.Tensor) -> tf.Tensor:
-    """Three equal planes of grey."""
+    """Grey in all three channels."""
     grey = luma(x)
-    return tf.stack([grey, grey, grey])
+    return _pack(grey, grey, grey)
 
 
 def solarize(x: tf.Tensor) -> tf.Tensor:
     """Pillow's ImageOps.solarize: inverts what is 128 or more."""
-    return tf.minimum(x, 255.0 - x)
+    return _pack(*(tf.minimum(c, 255 - c) for c in _channels(x, tf.int32)))
 
 
 def gaussian_blur(x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-    """Pillow's GaussianBlur of radius `sigma` ≤ 2: along each axis three box blurs of fractional radius.
+    """Pillow's GaussianBlur of radius `sigma` ≤ 2: three box blurs of fractional radius along each axis.
 
-    The three boxes are one kernel of 13 taps here, a product with a banded matrix; Pillow rounds between them, which
-    differs by a level at most, and extends the edge before each, which differs only within six pixels of it.
+    The boxes are at most five taps wide, weigh in 24-bit fixed point, round to a level and repeat the edge (Pillow's
+    BoxBlur.c; Gwosdek et al. 2011).
     """
-    kernel = _blur_kernel(sigma)
-    height, width = tf.shape(x)[1], tf.shape(x)[2]
-    x = tf.concat([tf.repeat(x[:, :1], _REACH, 1), x, tf.repeat(x[:, -1:], _REACH, 1)], 1)
-    x = _levels(tf.matmul(_band(kernel, height), x))
-    x = tf.concat([tf.repeat(x[:, :, :1], _REACH, 2), x, tf.repeat(x[:, :, -1:], _REACH, 2)], 2)
-    return _levels(tf.matmul(x, _band(kernel, width), transpose_b=True))
+    inside, near, far = tf.unstack(_box(sigma))
+
+    def blurred(x, axis):
+        n = x.shape[axis]
+        first, last = _cut(x, axis, 0, 1), _cut(x, axis, n - 1, n)
+        wide = tf.concat([first, first, x, last, last], axis)
+        taps = [tf.cast(_cut(wide, axis, k, k + n), tf.int32) for k in range(5)]
+        total = taps[2] * inside + (taps[1] + taps[3]) * near + (taps[0] + taps[4]) * far
+        # Past 2³¹ the sum wraps: the eight bits wanted are the same.
+        return tf.cast(tf.bitwise.right_shift(total + (1 << 23), 24), tf.uint8)
+
+    x = tf.stack(_channels(x, tf.uint8))
+    for axis in (2, 1):
+        # A loop, as XLA would otherwise make one expression of the passes and compute each pixel of the first many times.
+        x = tf.while_loop(lambda i, _: i < 3, lambda i, x, axis=axis: (i + 1, blurred(x, axis)), (0, x))[1]
+    return _pack(*tf.unstack(x))
 
 
-_REACH = 6  # three boxes of at most five taps
+def _cut(x: tf.Tensor, axis: int, begin: int, end: int) -> tf.Tensor:
+    return x[:, begin:end] if axis == 1 else x[:, :, begin:end]
 
 
-def _blur_kernel(sigma: tf.Tensor) -> tf.Tensor:
-    """(13,) float32: Pillow's box (Gwosdek et al. 2011, equations 7, 11 and 14) with itself, three times."""
-    variance = sigma * sigma / 3.0
-    length = tf.sqrt(12.0 * variance + 1.0)
-    radius = tf.floor((length - 1.0) / 2.0)  # 0 or 1
-    fraction = (2 * radius + 1) * (radius * (radius + 1) - 3 * variance) / (6 * (variance - (radius + 1) ** 2))
-    inside = 1.0 / (2 * (radius + fraction) + 1)
-    edge = (1.0 - (2 * radius + 1) * inside) / 2.0
-    near = tf.where(radius > 0, inside, edge)
-    far = tf.where(radius > 0, edge, 0.0)
-    box = tf.reshape(tf.stack([far, near, inside, near, far]), [5, 1, 1])
-    kernel = tf.reshape(box, [1, 5, 1])
-    for _ in range(2):
-        kernel = tf.nn.conv1d(tf.pad(kernel, [[0, 0], [4, 4], [0, 0]]), box, stride=1, padding="VALID")
-    return tf.reshape(kernel, [2 * _REACH + 1])
-
-
-def _band(kernel: tf.Tensor, n: tf.Tensor) -> tf.Tensor:
-    """(n, n + 12): row i holds the kernel from column i on, the same numbers, one further in each row."""
-    row = tf.pad(kernel, [[0, n]])  # as long as a row and one more
-    return tf.reshape(tf.tile(row, [n])[: n * (n + 2 * _REACH)], [n, n + 2 * _REACH])
+def _box(sigma: tf.Tensor) -> tf.Tensor:
+    """(3,) int32: weights, in 2⁻²⁴, of a box's middle, of those beside it, and of the next (Gwosdek's eq. 7, 11, 14)."""
+    variance = tf.square(tf.cast(sigma, tf.float64)) / 3
+    whole = tf.floor((tf.sqrt(12 * variance + 1) - 1) / 2)  # 0 or 1
+    rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    radius = tf.cast(whole + rest, tf.float32)
+    inside = tf.cast(float(1 << 24) / (radius * 2 + 1), tf.int32)
+    whole = tf.cast(radius, tf.int32)
+    edge = ((1 << 24) - (2 * whole + 1) * inside) // 2
+    return tf.where(whole > 0, tf.stack([inside, inside, edge]), tf.stack([inside, edge, 0]))
 
 
 def evaluation_view(image: tf.Tensor, resize: int, size: int) -> tf.Tensor:
@@ -310,14 +386,9 @@ def evaluation_view(image: tf.Tensor, resize: int, size: int) -> tf.Tensor:
 
 
 def _resize_bilinear(image: tf.Tensor, height, width) -> tf.Tensor:
-    return tf.cast(_levels(tf.image.resize(image, (height, width), method="bilinear", antialias=True)), tf.uint8)
+    return _levels(tf.image.resize(image, (height, width), method="bilinear", antialias=True))
 
 
 def _levels(x: tf.Tensor) -> tf.Tensor:
     """The nearest whole numbers from 0 to 255."""
-    return tf.clip_by_value(tf.floor(x + 0.5), 0.0, 255.0)
-
-
-def _truncated(x: tf.Tensor) -> tf.Tensor:
-    """Pillow's blend: clipped, then cut off rather than rounded."""
-    return tf.floor(tf.clip_by_value(x, 0.0, 255.0))
+    return tf.cast(tf.clip_by_value(x + 0.5, 0.0, 255.0), tf.uint8)

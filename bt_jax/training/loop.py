@@ -142,7 +142,7 @@ class Pretraining:
         """Names once each image that turned out not to decode, and counts them at the end of an epoch."""
         for source in self.sources:
             for example, why in list(source.bad.items())[self.told.get(source.name, 0) :]:
-                reporter.say(f"{source.paths[example]} cannot be read as an image ({why}); it is left out")
+                reporter.say(f"{source.place(example)} cannot be read as an image ({why}); it is left out")
             self.told[source.name] = len(source.bad)
             if source.bad and epoch_ends:
                 reporter.say(f"{len(source.bad)} of {len(source)} images in {source.name} left out")

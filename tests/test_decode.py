@@ -1,0 +1,106 @@
+"""bt_jax/data/decode.py against Pillow: every format and kind of pixel a folder of images may hold."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from bt_jax.data.decode import decode
+from bt_jax.errors import first_line
+
+COLOUR = np.asarray(Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)).resize((61, 47), 3))
+ALPHA = np.dstack([COLOUR, np.random.default_rng(1).integers(0, 256, COLOUR.shape[:2], np.uint8)])
+
+
+def encoded(pixels, kind, mode=None, **settings):
+    image = Image.fromarray(pixels)
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, kind, **settings)
+    return file.getvalue()
+
+
+def turned(image):
+    """EXIF data that ask for a turn."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    return exif
+
+
+FILES = {
+    "JPEG": encoded(COLOUR, "JPEG"),
+    "JPEG of full chroma": encoded(COLOUR, "JPEG", subsampling=0),
+    "progressive JPEG": encoded(COLOUR, "JPEG", progressive=True),
+    "grey JPEG": encoded(COLOUR, "JPEG", "L"),
+    "CMYK JPEG": encoded(COLOUR, "JPEG", "CMYK"),
+    "turned JPEG": encoded(COLOUR, "JPEG", exif=turned(COLOUR)),
+    "PNG": encoded(COLOUR, "PNG"),
+    "PNG with alpha": encoded(ALPHA, "PNG"),
+    "grey PNG with alpha": encoded(ALPHA, "PNG", "LA"),
+    "palette PNG": encoded(COLOUR, "PNG", "P"),
+    "black and white PNG": encoded(COLOUR, "PNG", "1"),
+    "PNG of 16 bits": tf.io.encode_png(COLOUR.astype(np.uint16) * 257 + 3).numpy(),
+    "GIF": encoded(COLOUR, "GIF", "P"),
+    "animated GIF": encoded(
+        COLOUR, "GIF", "P", save_all=True, append_images=[Image.fromarray(COLOUR[::-1]).convert("P")]
+    ),
+    "WebP": encoded(COLOUR, "WEBP"),
+    "WebP with alpha": encoded(ALPHA, "WEBP"),
+    "BMP": encoded(COLOUR, "BMP"),
+    "palette BMP": encoded(COLOUR, "BMP", "P"),
+    "grey BMP": encoded(COLOUR, "BMP", "L"),
+    "BMP with alpha": encoded(ALPHA, "BMP"),
+    "TIFF": encoded(COLOUR, "TIFF"),
+    "one pixel": encoded(COLOUR[:1, :1], "JPEG"),
+    "long and narrow": encoded(np.resize(COLOUR, (50, 10000, 3)), "JPEG"),
+    "high and narrow": encoded(np.resize(COLOUR, (10000, 50, 3)), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_are_pillows(name):
+    """All of them equal; JPEG libraries of different makers may differ by a level."""
+    found = decode(tf.constant(FILES[name])).numpy()
+    expected = np.asarray(Image.open(io.BytesIO(FILES[name])).convert("RGB"))
+    assert found.dtype == np.uint8 and found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= (1 if "JPEG" in name or "narrow" in name else 0)
+    np.testing.assert_array_equal(tf.function(decode)(tf.constant(FILES[name])), found)
+
+
+def test_orientation_is_not_applied():
+    """As torchvision's loader: the pixels lie as they are stored."""
+    assert decode(tf.constant(FILES["turned JPEG"])).shape == COLOUR.shape
+
+
+def test_grey_png_of_16_bits_keeps_its_high_byte():
+    """Where Pillow would make nearly all of it white."""
+    grey = np.random.default_rng(0).integers(0, 2**16, (9, 7), np.uint16)
+    found = decode(tf.constant(encoded(grey, "PNG"))).numpy()
+    np.testing.assert_array_equal(found, np.repeat(grey[..., None] >> 8, 3, axis=-1))
+
+
+JPEG = FILES["JPEG"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no known image format: it is empty"),
+        (b"not an image", "no known image format: it begins with b'not an image'"),
+        (JPEG[:3], "jpeg"),
+        (JPEG[: len(JPEG) // 2], "jpeg"),
+        (JPEG[:-20], "jpeg"),
+        (FILES["PNG"][:-100], "PNG"),
+        (FILES["WebP"][:200], "WebP|decoder|truncated|OSError"),
+        (FILES["palette BMP"][:-100], "truncated"),
+    ],
+)
+def test_what_does_not_decode_says_why(content, reason):
+    """Truncated files are refused, as by Pillow, and not filled up with grey."""
+    with pytest.raises((tf.errors.OpError, ValueError)) as raised:
+        decode(tf.constant(content))
+    assert re.search(reason, first_line(raised.value))
+    with pytest.raises(tf.errors.OpError, match=reason):
+        tf.function(decode)(tf.constant(content))
