@@ -135,7 +135,7 @@ def apply_view(image: tf.Tensor, parameters: ViewParameters, size: int) -> tf.Te
 
 def apply_views(image: tf.Tensor, parameters: Sequence[ViewParameters], size: int) -> tf.Tensor:
     """Several views of an image, (V, size, size, 3) uint8: as `apply_view`, and cheaper than one by one."""
-    resized = [_resized(image, p.crop, size) for p in parameters]
+    resized = [_resized(image, p.crop, size, size) for p in parameters]
     return _distorted(resized, list(parameters))
 
 
@@ -197,29 +197,29 @@ def resized_crop(image: tf.Tensor, crop: tf.Tensor, size: int) -> tf.Tensor:
     the height of tall images first; the official results are older). It weighs in 22-bit fixed point, this in float32,
     which moves one value in ten thousand by a level.
     """
-    return _levels(_resized(image, crop, size))
+    return _levels(_resized(image, crop, size, size))
 
 
-def _resized(image: tf.Tensor, crop: tf.Tensor, size: int) -> tf.Tensor:
-    """`resized_crop` before its last rounding: float32."""
+def _resized(image: tf.Tensor, crop: tf.Tensor, new_height, new_width, kernel: str = "keyscubic") -> tf.Tensor:
+    """A crop resized, before its last rounding: (new_height, new_width, 3) float32."""
     height, width = crop[2], crop[3]
     x = tf.slice(image, [crop[0], crop[1], 0], [height, width, 3])
     # Transposed as matrices, several times faster than with a channel axis at the end.
     x = tf.transpose(tf.reshape(x, [height, width * 3]))
-    x = _levels(_resized_rows(tf.reshape(x, [width, 3 * height]), size))
-    x = tf.transpose(tf.reshape(x, [size * 3, height]))
-    return tf.reshape(_resized_rows(x, size), [size, size, 3])
+    x = _levels(_resized_rows(tf.reshape(x, [width, 3 * height]), new_width, kernel))
+    x = tf.transpose(tf.reshape(x, [new_width * 3, height]))
+    return tf.reshape(_resized_rows(x, new_height, kernel), [new_height, new_width, 3])
 
 
-def _resized_rows(x: tf.Tensor, size: int) -> tf.Tensor:
+def _resized_rows(x: tf.Tensor, size: tf.Tensor, kernel: str) -> tf.Tensor:
     """(n, m) -> (size, m) float32. TensorFlow's kernel is fast along whole rows, and slow along columns of three."""
-    scale = tf.stack([size / tf.cast(tf.shape(x)[0], tf.float32), 1.0])
+    scale = tf.stack([tf.cast(size, tf.float32) / tf.cast(tf.shape(x)[0], tf.float32), 1.0])
     x = tf.raw_ops.ScaleAndTranslate(
         images=x[None, :, None, :],
         size=[size, 1],
         scale=scale,
         translation=[0.0, 0.0],
-        kernel_type="keyscubic",
+        kernel_type=kernel,
         antialias=True,
     )
     return x[0, :, 0, :]
@@ -373,20 +373,17 @@ def evaluation_view(image: tf.Tensor, resize: int, size: int) -> tf.Tensor:
     """
     shape = tf.shape(image)
     height, width = shape[0], shape[1]
+
+    def resized(new_height, new_width):
+        return _levels(_resized(image, tf.stack([0, 0, height, width]), new_height, new_width, "triangle"))
+
     if not resize:
         same = (height == size) & (width == size)
-        return tf.ensure_shape(
-            tf.cond(same, lambda: image, lambda: _resize_bilinear(image, size, size)), (size, size, 3)
-        )
+        return tf.ensure_shape(tf.cond(same, lambda: image, lambda: resized(size, size)), (size, size, 3))
     short = tf.minimum(height, width)
     new_height, new_width = resize * height // short, resize * width // short
-    image = _resize_bilinear(image, new_height, new_width)
     top, left = (tf.cast(tf.round(tf.cast(n - size, tf.float64) / 2), tf.int32) for n in (new_height, new_width))
-    return tf.ensure_shape(image[top : top + size, left : left + size], (size, size, 3))
-
-
-def _resize_bilinear(image: tf.Tensor, height, width) -> tf.Tensor:
-    return _levels(tf.image.resize(image, (height, width), method="bilinear", antialias=True))
+    return tf.ensure_shape(resized(new_height, new_width)[top : top + size, left : left + size], (size, size, 3))
 
 
 def _levels(x: tf.Tensor) -> tf.Tensor:

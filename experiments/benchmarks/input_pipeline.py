@@ -21,6 +21,7 @@ import numpy as np
 
 from bt_jax.config import default
 from bt_jax.data import pipeline, views
+from bt_jax.data.decode import decode
 from bt_jax.data.sources import FolderSource
 from bt_jax.data.tensorflow_import import tf
 
@@ -40,7 +41,7 @@ def stages(config) -> dict:
     }
 
     def two_views(path, seed, stage):
-        image = pipeline._decode(tf.io.read_file(path))
+        image = decode(tf.io.read_file(path))
         height, width = tf.shape(image)[0], tf.shape(image)[1]
         drawn = [
             views.sample_view(
@@ -48,11 +49,11 @@ def stages(config) -> dict:
             )
             for v, s in enumerate(specs)
         ]
-        return tf.stack([views.apply_view(image, p, config.image_size) for p in drawn])
+        return views.apply_views(image, drawn, config.image_size)
 
     return {
         "read": lambda path, seed: tf.io.read_file(path),
-        "decode": lambda path, seed: pipeline._decode(tf.io.read_file(path)),
+        "decode": lambda path, seed: decode(tf.io.read_file(path)),
         **{name: lambda path, seed, name=name: two_views(path, seed, name) for name in spec_of},
     }
 
