@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from bt_jax import processes
 from bt_jax.errors import UserError, first_line
 
 
@@ -66,14 +67,18 @@ class Checkpoints:
           (state, step, notices): None and None where there is no checkpoint; a sentence for each that was damaged.
 
         Raises:
-          UserError: there are checkpoints, but none can be read; they are left as they are.
+          UserError: there are checkpoints, but none can be read, and they are left as they are; the processes of a run
+            do not see the same ones.
         """
         damaged = {}
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        processes.agree("checkpoints", {f"the list in {self.folder}": steps})
+        for step in reversed(steps):
             try:
                 restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
             except Exception as error:  # Orbax passes on whatever JSON, tensorstore or the file system had to say
                 damaged[step] = first_line(error)
+                processes.agree("readable checkpoints", {"the damaged one": step}, seconds=60)
                 continue
             return restored.state, step, [self._set_aside(bad, why, step) for bad, why in damaged.items()]
         if damaged:
@@ -90,6 +95,7 @@ class Checkpoints:
             taken = {path.name for path in self._damaged.iterdir()}
             name = next(n for i in range(len(taken) + 1) if (n := f"{step}" + f".{i}" * (i > 0)) not in taken)
             (self.folder / str(step)).rename(self._damaged / name)
+        ocp.multihost.sync_global_processes(f"set_aside_{step}")  # what is to be reloaded is now as it will be
         self._manager.reload()
         return f"checkpoint {step} cannot be read ({why}); it was moved to {self._damaged}, and step {good} is used instead"
 

@@ -88,10 +88,13 @@ def default() -> ConfigDict:
     config.optimizer.gradient_divisor = 1.0  # the number of GPUs of the official run that is to be matched
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share a batch; -1: all there are
+    config.mesh.data = -1  # devices along the data axis; -1: all there are, over mesh.model
+    config.mesh.model = 1  # devices that share each of the projector's layers and its optimiser state
     config.mesh.coordinator = ""  # host:port of process 0, where the cluster does not tell it by itself
-    config.mesh.processes = 0  # how many there are; with coordinator
+    config.mesh.processes = 0  # how many there are, with coordinator; 1 alone: this one, whatever the cluster says
     config.mesh.process_index = -1  # this one's number; with coordinator
+    config.mesh.join_seconds = 300  # processes wait for each other at the start
+    config.mesh.heartbeat_seconds = 100  # after a process stopped answering for so long all end
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_epochs = 1

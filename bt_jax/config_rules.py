@@ -120,9 +120,12 @@ RULES: dict[str, Rule] = {
     "optimizer.end_factor": _between(0, 1),
     "optimizer.gradient_divisor": _above_zero,
     "mesh.data": lambda v: None if v == -1 or v >= 1 else "must be a number of devices, or -1 for all there are",
+    "mesh.model": _at_least(1),
     "mesh.coordinator": _anything,
     "mesh.processes": _at_least(0),
     "mesh.process_index": _at_least(-1),
+    "mesh.join_seconds": _at_least(5),
+    "mesh.heartbeat_seconds": _at_least(5),
     "checkpoint.every_epochs": _at_least(1),
     "checkpoint.keep": _at_least(1),
     "monitor.every_epochs": _at_least(0),
@@ -159,10 +162,14 @@ def contradictions(fields: dict[str, Any]) -> list[str]:
         )
     if get("monitor.every_epochs", 0) > 0 and get("data.test_split") == "":
         wrong.append("data.test_split is empty, but must name a split when monitor.every_epochs is not 0")
+    split, sizes = get("mesh.model", 1), get("model.projector", ())
+    if any(size % split for size in sizes):
+        wrong.append(f"mesh.model is {split}, but must divide each of model.projector, {'-'.join(map(str, sizes))}")
     parts = ("mesh.coordinator", "mesh.processes", "mesh.process_index")
     if set(parts) <= fields.keys():
         given = (get(parts[0]) != "", get(parts[1]) > 0, get(parts[2]) >= 0)
-        if any(given) and not all(given):
+        alone = get(parts[1]) == 1 and not given[0] and not given[2]
+        if any(given) and not all(given) and not alone:
             wrong.append(f"{', '.join(parts)} must be given all three or not at all")
         elif all(given) and get(parts[2]) >= get(parts[1]):
             wrong.append(

@@ -1,73 +1,74 @@
-"""Processes, devices, the mesh and its axes, and where arrays live.
+"""Devices, the mesh and its axes, and where arrays live.
 
-A batch is sharded over its first axis, everything else is replicated. The arithmetic of a run never depends on how many
-devices there are: batch statistics, the loss and the gradients are those of the global batch (DESIGN: invariant 1).
+The mesh has an axis "data" and, where `mesh.model` is above 1, an axis "model". A batch is sharded over its first axis
+along both, so that no device repeats another's work in the encoder. Parameters are replicated, but along "model" the
+projector's layers and what the optimiser keeps of them are split (bt_jax/models/heads.py). The arithmetic of a run never
+depends on how many devices there are: batch statistics, the loss and the gradients are those of the global batch (DESIGN:
+invariant 1).
 """
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from bt_jax.errors import UserError, first_line
+from bt_jax.errors import UserError
+from bt_jax.processes import start_processes as start_processes  # the first thing to do with a config.mesh
 
 DATA_AXIS = "data"
-
-# A cluster that JAX can ask for everything by itself shows one of these; each holds a number of processes or a list of
-# hosts. On a single machine none is set, and jax.distributed stays off.
-_CLUSTER_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-_CLUSTER_HOSTS = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
+MODEL_AXIS = "model"
 
 
-def start_processes(config: ConfigDict) -> None:
-    """Joins the processes of a run into one (`config.mesh`); does nothing on a single host.
+def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices of all processes: ("data",), or ("data", "model") where `config.model` is above 1.
 
-    Raises:
-      UserError: the coordinator cannot be reached.
-    """
-    if jax.distributed.is_initialized():
-        return
-    try:
-        if config.coordinator:
-            jax.distributed.initialize(config.coordinator, config.processes, config.process_index)
-        elif _in_cluster(os.environ):
-            jax.distributed.initialize()
-    except (RuntimeError, ValueError) as error:
-        through = config.coordinator or "the cluster they run in"
-        raise UserError(
-            f"the processes could not be joined through {through} ({first_line(error)}); "
-            "start as many processes as mesh.processes says, all with the same coordinator."
-        ) from None
+    On several slices "data" runs over the slices first, and "model" stays inside one: what goes along it is much, and the
+    network between slices slow.
 
-
-def _in_cluster(environment) -> bool:
-    if any(int(environment.get(name, "1")) > 1 for name in _CLUSTER_COUNTS):
-        return True
-    return "," in environment.get(_CLUSTER_HOSTS[0], "") or _CLUSTER_HOSTS[1] in environment
-
-
-def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh over all devices of all processes, with one axis, `data`.
+    Args:
+      config: `config.mesh` of a run.
+      devices: to be used in place of `jax.devices()`, for example those of a topology that is not there.
 
     Raises:
-      UserError: `config.data` is not the number of devices.
+      UserError: `data` times `model` is not the number of devices, or does not divide among the slices.
     """
-    devices = jax.device_count()
-    if config.data not in (-1, devices):
-        if jax.process_count() > 1 or config.data > devices:
+    devices = list(jax.devices() if devices is None else devices)
+    model = config.get("model", 1)
+    data = len(devices) // model if config.data == -1 else config.data
+    wanted = data * model
+    if wanted != len(devices):
+        whole = len(devices) // model * model
+        if config.data == -1:
             raise UserError(
-                f"mesh.data is {config.data}, but there are {devices} devices; set it to {devices} or to -1."
+                f"mesh.model is {model}, which does not divide the {len(devices)} devices; set it to a number that does."
             )
-        return jax.make_mesh((config.data,), (DATA_AXIS,), (AxisType.Auto,), devices=jax.devices()[: config.data])
-    return jax.make_mesh((devices,), (DATA_AXIS,), (AxisType.Auto,))
+        if wanted > len(devices) or jax.process_count() > 1:
+            product = f"mesh.data is {data}" + (f" and mesh.model {model}, {wanted} together" if model > 1 else "")
+            right = f"; set mesh.data to {whole // model} or to -1" if whole == len(devices) else ""
+            raise UserError(f"{product}, but there are {len(devices)} devices{right}.")
+        devices = devices[:wanted]
+    shape, names = ((data, model), (DATA_AXIS, MODEL_AXIS)) if model > 1 else ((data,), (DATA_AXIS,))
+    types = (AxisType.Auto,) * len(names)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, names, types, devices=devices)
+    if data % slices:
+        raise UserError(f"mesh.data is {data}, which does not divide among {slices} slices; lower mesh.model.")
+    within, across = (data // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), names, types)
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """First axis over the devices."""
+    """First axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def over_data(mesh: Mesh) -> NamedSharding:
+    """First axis along "data" alone: what meets layers that are split along "model"."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
@@ -100,18 +101,25 @@ def put_batch(mesh: Mesh, batch_size: int, local: dict[str, np.ndarray]) -> dict
       batch_size: rows of the global batch.
       local: arrays whose first axis runs over this process's rows, as `process_rows` gives them.
     """
-    rows = process_rows(mesh, batch_size)
-    sharding = over_batch(mesh)
+    shapes = {name: (batch_size, *array.shape[1:]) for name, array in local.items()}
+    return jax.make_array_from_process_local_data(over_batch(mesh), local, shapes)
 
-    def put(array):
-        def shard(index):
-            start = np.searchsorted(rows, index[0].start or 0)
-            length = (batch_size if index[0].stop is None else index[0].stop) - (index[0].start or 0)
-            return array[start : start + length]
 
-        return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, shard)
+def share(mesh: Mesh, batch_size: int) -> str:
+    """What of a batch and of the devices is this process's: `process 1 of 2: rows 8-15 of 16 on devices 4-7 (cpu)`."""
+    rows = _ranges(process_rows(mesh, batch_size))
+    devices = _ranges(sorted(device.id for device in mesh.local_devices))
+    return (
+        f"process {jax.process_index()} of {jax.process_count()}: rows {rows} of {batch_size} "
+        f"on devices {devices} ({mesh.local_devices[0].device_kind})"
+    )
 
-    return {name: put(array) for name, array in local.items()}
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """`0-3, 8-11` of rising numbers."""
+    numbers = np.asarray(numbers)
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def prefetch_to_mesh(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, batch_size: int) -> Iterator[dict[str, Any]]:

@@ -2,11 +2,17 @@
 
 import zlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bt_jax import config as config_lib
+from bt_jax import mesh as mesh_lib
 from bt_jax.methods import BarlowTwins
 from bt_jax.models import Projector, ResNet
+from bt_jax.optim import make_optimizer
+from bt_jax.training.state import init_state
+from bt_jax.training.step import make_train_step
 
 
 def recipe(name: str, shape: tuple[int, ...], salt: int) -> np.ndarray:
@@ -41,3 +47,23 @@ def small_method(mesh=None, *, sizes=(32, 32), form="auto", dtype=jnp.float32) -
         dtype=dtype,
         mesh=mesh,
     )
+
+
+SIZES = (32, 32, 32)  # of a projector with one layer more than those split by inputs
+
+
+def small_optimizer():
+    return make_optimizer(config_lib.default().optimizer, batch_size=256, steps_per_epoch=2, epochs=12)
+
+
+def five_steps(mesh, *, form="auto"):
+    """The state after five steps of `small_method` on batches of 16, the same for every mesh; and the losses."""
+    batches = np.random.default_rng(0).integers(0, 256, (5, 16, 2, 16, 16, 3), np.uint8)
+    method, optimizer = small_method(mesh, sizes=SIZES, form=form), small_optimizer()
+    state = init_state(method, optimizer, 0, (16, 16, 3), mesh)
+    step = jax.jit(make_train_step(method, optimizer, seed=0), donate_argnums=0)
+    rows, losses = mesh_lib.process_rows(mesh, 16), []
+    for views in batches:
+        state, metrics = step(state, mesh_lib.put_batch(mesh, 16, {"views": views[rows]}))
+        losses.append(float(metrics["loss"]))
+    return state, losses

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bt_jax import mesh as mesh_lib
 from bt_jax.losses.barlow_twins import barlow_twins_loss, expected_loss_at_start, loss_floor
 from bt_jax.methods.base import Batch, PyTree
 from bt_jax.models import Projector, make_encoder
@@ -16,13 +17,22 @@ from bt_jax.models.inputs import normalize
 
 
 class TwinNetwork(nn.Module):
-    """Views (N, V, H, W, 3), normalised -> embeddings (N, V, D)."""
+    """Views (N, V, H, W, 3), normalised -> embeddings (N, V, D).
+
+    On a mesh with an axis "model" the encoder's rows are over all devices, and the features (small beside everything
+    else) are collected along "model" before they meet the projector's layers, which are split along it. The embeddings
+    come out split as the last layer leaves them: along "model" too where the projector has an odd number of layers.
+    """
 
     encoder: nn.Module
     projector: nn.Module
+    mesh: Mesh | None = None
 
     def __call__(self, views: jax.Array, *, train: bool) -> jax.Array:
-        return self.projector(self.encoder(views, train=train), train=train)
+        features = self.encoder(views, train=train)
+        if self.mesh is not None and mesh_lib.MODEL_AXIS in self.mesh.axis_names:
+            features = jax.lax.with_sharding_constraint(features, mesh_lib.over_data(self.mesh))
+        return self.projector(features, train=train)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +73,7 @@ class BarlowTwins:
 
     @property
     def network(self) -> TwinNetwork:
-        return TwinNetwork(self.encoder, self.projector)
+        return TwinNetwork(self.encoder, self.projector, self.mesh)
 
     def init(self, rng: jax.Array, view_shape: tuple[int, ...]) -> tuple[PyTree, PyTree, PyTree]:
         views = jnp.zeros((2, 2, *view_shape), self.dtype)

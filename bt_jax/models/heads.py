@@ -1,12 +1,15 @@
 """What stands on an encoder: the projector that the loss looks at, and the linear classifier that judges features."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from bt_jax.mesh import MODEL_AXIS
 from bt_jax.models.norm import ViewBatchNorm
 
 # torch.nn.Linear's: kaiming_uniform with a = √5, which is uniform in ∓ 1/√fan_in.
@@ -34,6 +37,27 @@ class Projector(nn.Module):
             if i + 1 < len(self.sizes):
                 x = nn.relu(ViewBatchNorm(dtype=self.dtype, name=f"bn{i + 1}")(x, views=views, train=train))
         return x.reshape(*lead, -1)
+
+
+def projector_partition(path: Sequence[str]) -> PartitionSpec:
+    """How a variable is split along a mesh's axis "model"; whole if it is no part of a projector.
+
+    Layers alternate. Odd ones are split by outputs: each device then has whole features, with their batch norm and ReLU,
+    and nothing is sent. Even ones are split by inputs, which stand there already, and their outputs are added up along
+    "model". So two layers cost one all-reduce of N × D activations, and no device ever holds a whole kernel (Shoeybi et
+    al. 2019, arXiv 1909.08053, section 3).
+
+    Args:
+      path: the names on the way to the variable, such as (…, "projector", "linear1", "kernel"): of a parameter, of a
+        running statistic, or of what an optimiser keeps of either.
+    """
+    if "projector" not in path:
+        return PartitionSpec()
+    layer = path[path.index("projector") + 1]
+    by_outputs = int(layer.lstrip("abcdefghijklmnopqrstuvwxyz")) % 2 == 1
+    if layer.startswith("linear"):
+        return PartitionSpec(None, MODEL_AXIS) if by_outputs else PartitionSpec(MODEL_AXIS, None)
+    return PartitionSpec(MODEL_AXIS) if by_outputs else PartitionSpec()
 
 
 class LinearClassifier(nn.Module):

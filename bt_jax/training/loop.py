@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import bt_jax
 from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
+from bt_jax import processes
 from bt_jax.checkpoint import Checkpoints
 from bt_jax.data.sources import Source, make_source
 from bt_jax.errors import UserError
@@ -24,7 +25,7 @@ from bt_jax.methods import make_method
 from bt_jax.optim import make_optimizer, make_schedules
 from bt_jax.reporting.progress import Reporter, duration
 from bt_jax.training.monitor import KnnMonitor
-from bt_jax.training.state import TrainState, abstract_state, count_parameters, init_state
+from bt_jax.training.state import TrainState, abstract_state, count_parameters, init_state, shardings_of
 from bt_jax.training.step import make_train_step
 from bt_jax.workdir import claim_workdir
 
@@ -39,10 +40,12 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
       UserError: bad input; the loss is not finite (the last good checkpoint is kept).
     """
     config_lib.check(config)
-    mesh_lib.start_processes(config.mesh)
-    mesh = mesh_lib.make_mesh(config.mesh)
-    mesh_lib.check_batch_size(mesh, config.batch_size)
-    return Pretraining(config, epath.Path(workdir), mesh).run()
+    with processes.joined(config, workdir):
+        mesh = mesh_lib.make_mesh(config.mesh)
+        mesh_lib.check_batch_size(mesh, config.batch_size)
+        if jax.process_count() > 1:
+            print(mesh_lib.share(mesh, config.batch_size), flush=True)
+        return Pretraining(config, epath.Path(workdir), mesh).run()
 
 
 class Pretraining:
@@ -69,8 +72,11 @@ class Pretraining:
             self.monitor = KnnMonitor(config, self.method.encoder, self.source, mesh)
         self.sources = [self.source] if self.monitor is None else [self.source, self.monitor.test]
         self.told: dict[str, int] = {}  # how many of a source's bad images have been named
+        counts = {f"split {i}": f"{len(s)} images, {s.num_classes} classes" for i, s in enumerate(self.sources)}
+        processes.agree("data", counts)
         # Last, when all else about the config has proved right: a mistaken start leaves no workdir behind.
-        claim_workdir(config, workdir, write=self.is_first)
+        if self.is_first:
+            claim_workdir(config, workdir, write=True)
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
 
     def run(self) -> dict[str, Any]:
@@ -107,7 +113,11 @@ class Pretraining:
         return state, step, notices
 
     def _train(self, state: TrainState, start_step: int, reporter: Reporter) -> TrainState:
-        train_step = jax.jit(make_train_step(self.method, self.optimizer, self.config.seed), donate_argnums=0)
+        train_step = jax.jit(
+            make_train_step(self.method, self.optimizer, self.config.seed),
+            donate_argnums=0,
+            out_shardings=(shardings_of(state), mesh_lib.everywhere(self.mesh)),
+        )
         if start_step == 0:
             self._watch(state, 0, reporter)
         elif start_step == self.total_steps:
@@ -139,13 +149,17 @@ class Pretraining:
         return state
 
     def _tell_of_bad_images(self, reporter: Reporter, *, epoch_ends: bool) -> None:
-        """Names once each image that turned out not to decode, and counts them at the end of an epoch."""
+        """Names once each image that turned out not to decode, and counts them at the end of an epoch.
+
+        Each process knows of those that it met itself.
+        """
+        say = reporter.say if self.is_first else print
         for source in self.sources:
             for example, why in list(source.bad.items())[self.told.get(source.name, 0) :]:
-                reporter.say(f"{source.place(example)} cannot be read as an image ({why}); it is left out")
+                say(f"{source.place(example)} cannot be read as an image ({why}); it is left out")
             self.told[source.name] = len(source.bad)
             if source.bad and epoch_ends:
-                reporter.say(f"{len(source.bad)} of {len(source)} images in {source.name} left out")
+                say(f"{len(source.bad)} of {len(source)} images in {source.name} left out")
 
     def _batches(self, start_step: int):
         from bt_jax.data.pipeline import train_batches  # the first import of TensorFlow
@@ -232,10 +246,10 @@ class Pretraining:
             "seconds_of_last_start": round(seconds, 1),
             "metrics": last,
         }
-        if knn:
+        if knn:  # in the records, and so on process 0 alone
             result |= {"knn_accuracy_before": knn[0], "knn_accuracy_after": knn[-1]}
-            if self.config.data.image_size <= 64:
-                result["knn_accuracy_raw_pixels"] = self.monitor.raw_pixels()
+        if self.monitor is not None and self.config.data.image_size <= 64:  # a work of all processes
+            result["knn_accuracy_raw_pixels"] = self.monitor.raw_pixels()
         return result
 
     def _farewell(self, result: dict[str, Any]) -> str:

@@ -6,10 +6,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bt_jax import mesh as mesh_lib
 from bt_jax.methods.base import Method
+from bt_jax.models.heads import projector_partition
 
 
 @flax.struct.dataclass
@@ -36,17 +37,32 @@ def create_state(method: Method, optimizer: optax.GradientTransformation, seed: 
 def abstract_state(
     method: Method, optimizer: optax.GradientTransformation, view_shape: tuple, mesh: Mesh
 ) -> TrainState:
-    """The state's shapes, dtypes and shardings, without any array: what a checkpoint is restored into."""
+    """The state's shapes, dtypes and shardings, without any array: what a checkpoint is restored into.
+
+    Replicated, but where the mesh has an axis "model" the projector is split along it, with its momentum.
+    """
+    has_model_axis = mesh_lib.MODEL_AXIS in mesh.axis_names
+
+    def placed(path, leaf):
+        names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+        spec = projector_partition(names) if has_model_axis else PartitionSpec()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
     shapes = jax.eval_shape(lambda: create_state(method, optimizer, 0, view_shape))
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=mesh_lib.everywhere(mesh)), shapes)
+    return jax.tree.map_with_path(placed, shapes)
 
 
 def init_state(
     method: Method, optimizer: optax.GradientTransformation, seed: int, view_shape: tuple, mesh: Mesh
 ) -> TrainState:
     """The state at step 0 on the devices of the mesh; it never exists whole on the host."""
-    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(method, optimizer, view_shape, mesh))
+    shardings = shardings_of(abstract_state(method, optimizer, view_shape, mesh))
     return jax.jit(lambda: create_state(method, optimizer, seed, view_shape), out_shardings=shardings)()
+
+
+def shardings_of(state: TrainState) -> TrainState:
+    """Where the state's arrays, or its abstract ones, live: what a jitted step is told to leave as it is."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 def count_parameters(params: Any) -> int:

@@ -1,0 +1,80 @@
+"""One process of several, for tests/test_processes.py: `python tests/run_process.py pretrain|steps JSON`."""
+
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+from etils import epath
+from recipes import SIZES, five_steps, small_method, small_optimizer
+
+from bt_jax import mesh as mesh_lib
+from bt_jax import processes
+from bt_jax.checkpoint import Checkpoints
+from bt_jax.errors import UserError
+from bt_jax.training import loop
+from bt_jax.training.state import init_state
+from configs import quickstart
+
+
+def quickstart_of(changes):
+    """The quickstart on few and small images, with the fields of `changes`, by dotted name, as they say."""
+    config = quickstart.get_config()
+    config.batch_size, config.epochs, config.log.tensorboard, config.log.every_steps = 16, 4, False, 1
+    config.data.image_size, config.data.photographs.train_per_class, config.data.photographs.test_per_class = 16, 4, 1
+    config.data.photographs.size = 16
+    config.checkpoint.every_epochs, config.monitor.every_epochs, config.monitor.batch_size = 1, 4, 16
+    config.monitor.k = 5
+    config.mesh.heartbeat_seconds, config.mesh.join_seconds = 15, 60
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def pretrain(changes, workdir):
+    loop.make_method = lambda config, mesh: small_method(mesh)
+    loop.pretrain(quickstart_of(changes), workdir)
+
+
+def steps(changes, workdir):
+    """Five steps; checkpoints of a state that is split, one of them damaged; then collectives until it is killed."""
+    folder = pathlib.Path(workdir)
+    config = quickstart_of(changes)
+    with processes.joined(config, workdir):
+        mesh = mesh_lib.make_mesh(config.mesh)
+        state, losses = five_steps(mesh)
+        params = jax.device_get(state.params)
+        if jax.process_index() == 0:
+            np.savez(folder / "steps.npz", *jax.tree.leaves(params), losses=losses)
+        config.mesh.model = 2
+        mesh = mesh_lib.make_mesh(config.mesh)
+        state = init_state(small_method(mesh, sizes=SIZES), small_optimizer(), 0, (16, 16, 3), mesh)
+        checkpoints = Checkpoints(epath.Path(folder))
+        checkpoints.save(5, state)
+        checkpoints.save(6, state)
+        checkpoints.wait()
+        if jax.process_index() == 0:
+            for file in (folder / "checkpoints" / "6").rglob("*"):
+                if file.is_file():
+                    file.write_bytes(b"")
+        processes.agree("progress", {"damaged": True})
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        restored, step, notices = checkpoints.restore_newest(like)
+        for found, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+            for a, b in zip(found.addressable_shards, expected.addressable_shards, strict=True):
+                np.testing.assert_array_equal(a.data, b.data)
+        print(f"restored {step} ({len(notices)} damaged), has {checkpoints.steps()}", flush=True)
+        add_up = jax.jit(lambda x: x.sum(), out_shardings=mesh_lib.everywhere(mesh))
+        kernel = restored.params["projector"]["linear1"]["kernel"]
+        while True:
+            add_up(kernel).block_until_ready()
+            time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    task, arguments = sys.argv[1], json.loads(sys.argv[2])
+    try:
+        {"pretrain": pretrain, "steps": steps}[task](**arguments)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,268 @@
+"""bt_jax/processes.py: real processes on one machine that train together, disagree, fail and are killed."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from recipes import five_steps, relative, small_method
+from run_process import quickstart_of
+
+from bt_jax import config as config_lib
+from bt_jax import mesh as mesh_lib
+from bt_jax import processes
+from bt_jax.errors import UserError
+from bt_jax.training import loop
+
+HERE = pathlib.Path(__file__).parent
+HEARTBEAT = 15
+
+
+def free_port():
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Processes:
+    """Two processes of four devices each, their words in files."""
+
+    def __init__(self, tmp_path, task, workdir, changes=({}, {}), start=(0, 1), cache=None):
+        port = free_port()
+        environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+        environment["PYTHONPATH"] = f"{HERE}:{HERE.parent}"
+        if cache is not None:
+            environment |= {
+                "JAX_COMPILATION_CACHE_DIR": str(cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            }
+        self._files = [tmp_path / f"said_{port}_{i}" for i in (0, 1)]
+        self._running = {}
+        for i in start:
+            mesh = {"mesh.coordinator": f"localhost:{port}", "mesh.processes": 2, "mesh.process_index": i}
+            arguments = json.dumps({"changes": {**mesh, **changes[i]}, "workdir": str(workdir)})
+            with open(self._files[i], "w") as said:
+                self._running[i] = subprocess.Popen(
+                    [sys.executable, str(HERE / "run_process.py"), task, arguments],
+                    env=environment, stdout=said, stderr=subprocess.STDOUT,
+                )  # fmt: skip
+
+    def said(self, i):
+        return self._files[i].read_text()
+
+    def last_words(self, i):
+        return [line for line in self.said(i).splitlines() if line.startswith("error: ")][-1]
+
+    def until(self, happened, seconds=120):
+        start = time.monotonic()
+        while not happened():
+            assert time.monotonic() - start < seconds and all(p.poll() is None for p in self._running.values()), [
+                self.said(i) for i in self._running
+            ]
+            time.sleep(0.05)
+
+    def kill(self, i):
+        self._running[i].send_signal(signal.SIGKILL)
+
+    def status(self, i, seconds=120):
+        status = self._running[i].wait(seconds)
+        time.sleep(0.3)  # the companion prints when its process is gone
+        return status
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self._running.values():
+            process.kill()
+            process.wait()
+
+
+def parameters(workdir, step):
+    """What a checkpoint holds, as one process with eight devices reads it."""
+    config = quickstart_of({})
+    mesh = mesh_lib.make_mesh(config.mesh)
+    run = loop.Pretraining(config, loop.epath.Path(workdir), mesh)
+    state, found, _ = run._state()
+    run.checkpoints.close()
+    assert found == step
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(state.params))])
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A run of two processes of which one was killed after its first checkpoint: its folder, and how the other ended."""
+    folder = tmp_path_factory.mktemp("killed")
+    with Processes(folder, "pretrain", folder / "run", cache=folder / "compiled") as both:
+        both.until((folder / "run" / "checkpoints" / "4").exists)
+        both.kill(1)
+        start = time.monotonic()
+        status = both.status(0)
+        return folder, status, time.monotonic() - start, both.said(0), both.said(1), both.last_words(0)
+
+
+def test_a_killed_process_ends_the_others(killed):
+    """With a status that is not 0 and a sentence, within the heartbeat."""
+    _, status, seconds, _, _, last = killed
+    assert status != 0 and seconds < HEARTBEAT
+    assert "killed" in last and "start all of them again" in last
+
+
+def test_every_process_says_its_share_and_the_first_alone_the_rest(killed):
+    _, _, _, first, second, _ = killed
+    assert "process 0 of 2: rows 0-7 of 16 on devices 0-3 (cpu)" in first
+    assert "process 1 of 2: rows 8-15 of 16 on devices " in second
+    assert "8 × cpu, 2 images each; 2 processes" in first and "kNN accuracy" in first
+    assert "bt_jax " not in second and "loss" not in second
+
+
+def test_going_on_with_one_process_and_with_two(killed, monkeypatch, tmp_path):
+    """From the same checkpoint, to the same parameters; the kNN accuracy of both is the work of all processes."""
+    folder = killed[0]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for copy in (one, two):
+        shutil.copytree(folder / "run", copy)
+    with Processes(tmp_path, "pretrain", two, cache=folder / "compiled") as both:
+        monkeypatch.setattr(loop, "make_method", lambda config, mesh: small_method(mesh))
+        alone = loop.pretrain(quickstart_of({}), str(one))
+        assert [both.status(i) for i in (0, 1)] == [0, 0]
+        assert "resuming  at step " in both.said(0)
+    found, expected = parameters(two, 16), parameters(one, 16)
+    assert relative(found, expected) < 1e-4
+    together = json.loads((two / "pretrain.json").read_text())
+    assert together["knn_accuracy_raw_pixels"] == alone["knn_accuracy_raw_pixels"]
+    losses = [
+        [r["loss"] for r in map(json.loads, (w / "metrics.jsonl").read_text().splitlines()) if "loss" in r]
+        for w in (one, two)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    assert len(losses[0]) == 16
+
+
+def test_steps_and_checkpoints_of_two_processes(tmp_path):
+    """Five steps as on one device; a state split along "model" comes back; process 0 gone ends all."""
+    with Processes(tmp_path, "steps", tmp_path) as both:
+        one_device = mesh_lib.make_mesh(ConfigDict({"data": 1, "model": 1}))
+        state, losses = five_steps(one_device)
+        expected = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(state.params))])
+        both.until(lambda: all("restored" in both.said(i) for i in (0, 1)))
+        results = np.load(tmp_path / "steps.npz")
+        np.testing.assert_allclose(results["losses"], losses, rtol=1e-5)
+        found = np.concatenate([np.ravel(results[f"arr_{i}"]) for i in range(len(results.files) - 1)])
+        assert relative(found, expected) < 1e-5
+        assert all("restored 5 (1 damaged), has [5]" in both.said(i) for i in (0, 1))
+        assert (tmp_path / "damaged_checkpoints" / "6").is_dir()
+        both.kill(0)
+        start = time.monotonic()
+        assert both.status(1) != 0 and time.monotonic() - start < HEARTBEAT
+        assert "start all of them again" in both.last_words(1)
+
+
+def test_different_configs(tmp_path):
+    """Every process names who differs and in what, before any data is read."""
+    with Processes(tmp_path, "pretrain", tmp_path / "run", ({}, {"loss.lambd": 0.1, "data.threads": 3})) as both:
+        for i in (0, 1):
+            assert both.status(i) == 1
+            assert "process 1 (loss.lambd is 0.1 and not 0.0051); start all" in both.last_words(i)
+            assert "Traceback" not in both.said(i) and "data.threads" not in both.said(i)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_one_process_is_told_to_the_others(tmp_path):
+    images = {f"x_{split}": np.zeros((32, 16, 16, 3), np.uint8) for split in ("train", "test")}
+    np.savez(tmp_path / "set.npz", **images, y_train=np.arange(32) % 2, y_test=np.arange(32) % 2)
+    changes = [{"data.source": "arrays", "data.data_dir": str(tmp_path / name)} for name in ("set.npz", "gone.npz")]
+    with Processes(tmp_path, "pretrain", tmp_path / "run", changes) as both:
+        assert [both.status(i) for i in (0, 1)] == [1, 1]
+        assert "gone.npz" in both.last_words(1)
+        assert both.last_words(0).startswith("error: process 1 of 2 ended, and so all do: ")
+        assert "gone.npz" in both.last_words(0)
+
+
+def test_the_others_do_not_come(tmp_path):
+    """Process 0 waits as long as it was told to."""
+    with Processes(tmp_path, "pretrain", tmp_path / "run", ({"mesh.join_seconds": 6}, {}), start=(0,)) as lonely:
+        assert lonely.status(0, 30) != 0
+        assert "could not be joined through localhost:" in lonely.last_words(0)
+        assert "within 6 seconds" in lonely.last_words(0)
+
+
+def mesh_config(**changes):
+    config = config_lib.default().mesh
+    config.update(changes)
+    return config
+
+
+def test_a_coordinator_out_of_reach():
+    port = free_port()
+    config = mesh_config(coordinator=f"localhost:{port}", processes=2, process_index=1, join_seconds=1)
+    start = time.monotonic()
+    with pytest.raises(
+        UserError, match=rf"process 1 could not reach the coordinator localhost:{port} within 1 seconds"
+    ):
+        processes.start_processes(config)
+    assert time.monotonic() - start < 2
+
+
+def test_a_port_that_is_taken_and_none():
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} of mesh.coordinator cannot be opened"):
+            processes.start_processes(mesh_config(coordinator=f"localhost:{port}", processes=2, process_index=0))
+    with pytest.raises(UserError, match="mesh.coordinator is 'here', but must be a host and a port"):
+        processes.start_processes(mesh_config(coordinator="here", processes=2, process_index=0))
+
+
+KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "cluster"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "4"}, None),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a,b"}, "Slurm"),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": "x"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "x"}, "Open MPI"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", **KUBERNETES}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", **KUBERNETES}, "the TPU pod"),
+        ({"TPU_PROCESS_ADDRESSES": "a:1,b:1"}, "the TPU pod"),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "the TPU pod"),
+        ({"TPU_ML_PLATFORM": "JAX"}, "the TPU pod of this VM"),
+        ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, None),
+        (KUBERNETES, "Kubernetes"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+    ],
+)
+def test_a_cluster_is_recognised(environment, cluster, monkeypatch):
+    """By the marks that JAX goes by too; on a single host nothing is joined."""
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: True)
+    found = processes._cluster(environment)
+    assert (found and found[0]) == cluster
+
+
+def test_what_a_cluster_lacks(monkeypatch):
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'jax\[k8s\]'"):
+        processes._cluster(KUBERNETES)
+    with pytest.raises(UserError, match="pip install mpi4py"):
+        processes._cluster({"OMPI_COMM_WORLD_SIZE": "2"})
+
+
+def test_a_single_host_starts_nothing(monkeypatch):
+    """Nor does a process that is to stay by itself, whatever the cluster says."""
+    processes.start_processes(mesh_config())
+    for name, value in KUBERNETES.items():
+        monkeypatch.setenv(name, value)
+    processes.start_processes(mesh_config(processes=1))
+    assert not jax.distributed.is_initialized()
