@@ -20,3 +20,8 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 def golden():
     """Loads a reference result of the official code: `golden("loss")` gives the arrays of tests/golden/loss.npz."""
     return lambda name: dict(np.load(GOLDEN / f"{name}.npz"))
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of real processes come last: they are the slowest, and what breaks them breaks a faster one first."""
+    items.sort(key=lambda item: item.path.stem == "test_processes")

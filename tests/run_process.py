@@ -22,10 +22,10 @@ from configs import quickstart
 def quickstart_of(changes):
     """The quickstart on few and small images, with the fields of `changes`, by dotted name, as they say."""
     config = quickstart.get_config()
-    config.batch_size, config.epochs, config.log.tensorboard, config.log.every_steps = 16, 4, False, 1
+    config.batch_size, config.epochs, config.log.tensorboard, config.log.every_steps = 16, 3, False, 1
     config.data.image_size, config.data.photographs.train_per_class, config.data.photographs.test_per_class = 16, 4, 1
     config.data.photographs.size = 16
-    config.checkpoint.every_epochs, config.monitor.every_epochs, config.monitor.batch_size = 1, 4, 16
+    config.checkpoint.every_epochs, config.monitor.every_epochs, config.monitor.batch_size = 1, 3, 16
     config.monitor.k = 5
     config.mesh.heartbeat_seconds, config.mesh.join_seconds = 15, 60
     config.update_from_flattened_dict(changes)

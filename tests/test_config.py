@@ -115,6 +115,10 @@ def test_all_faults_are_told_together():
         ("loss.lambd", float("nan"), "must be a number"),
         ("optimizer.gradient_divisor", 0.0, "must be a positive number"),
         ("mesh.coordinator", "10.0.0.1:1234", "must be given all three or not at all"),
+        ("mesh.processes", 2, "must be given all three or not at all"),
+        ("mesh.model", 3, "must divide each of model.projector, 8192-8192-8192"),
+        ("mesh.heartbeat_seconds", 1, "must be an integer of at least 5"),
+        ("mesh.join_seconds", 0, "must be an integer of at least 5"),
         ("data.data_dir", "", "must name the image folder"),
     ],
 )
@@ -125,6 +129,12 @@ def test_wrong_values(name, value, expected):
         config.update_from_flattened_dict({name: value})
     text = complaint(config)
     assert name in text and expected in text
+
+
+def test_one_process_may_stay_by_itself():
+    config = sound()
+    config.mesh.processes = 1
+    config_lib.check(config)
 
 
 def test_monitor_needs_a_test_split():

@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
 
 from bt_jax.models import LinearClassifier, Projector
+from bt_jax.models.heads import projector_partition
 
 
 def test_projector_is_the_official_stack():
@@ -31,3 +34,19 @@ def test_classifier_starts_as_the_official():
     params = LinearClassifier(1000).init(jax.random.key(0), jnp.zeros((2, 64)))["params"]["linear"]
     assert abs(float(params["kernel"].std()) - 0.01) < 2e-4
     assert not params["bias"].any()
+
+
+@pytest.mark.parametrize(
+    ("path", "spec"),
+    [
+        (("params", "projector", "linear1", "kernel"), (None, "model")),
+        (("batch_stats", "projector", "bn1", "mean"), ("model",)),
+        (("opt_state", None, "trace", "projector", "linear2", "kernel"), ("model", None)),
+        (("params", "projector", "bn2", "scale"), ()),
+        (("params", "projector", "linear3", "kernel"), (None, "model")),
+        (("params", "encoder", "layer4_1", "conv1", "kernel"), ()),
+    ],
+)
+def test_layers_are_split_in_turns(path, spec):
+    """By outputs, by inputs, by outputs: what one layer leaves split, the next takes so."""
+    assert projector_partition(path) == PartitionSpec(*spec)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.linalg
+from ml_collections import ConfigDict
 from recipes import relative
 
 from bt_jax import barlow_twins_loss
@@ -110,12 +111,14 @@ def test_identical_views_have_a_unit_diagonal():
 
 @pytest.mark.parametrize(("n", "d"), [(32, 64), (64, 32), (16, 27)])
 @pytest.mark.parametrize("form", FORMS)
-def test_eight_devices_equal_one(n, d, form):
-    """Also for a width that does not divide among them."""
-    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+@pytest.mark.parametrize("model", [1, 2])
+def test_eight_devices_equal_one(n, d, form, model):
+    """Also for a width that does not divide among them, and for embeddings split over a model axis too."""
+    mesh = mesh_lib.make_mesh(ConfigDict({"data": -1, "model": model}))
     z_a, z_b = draw(n, d)
     expected, found_one = value_and_gradients(z_a, z_b, form=form)
-    spread = [jax.device_put(z, mesh_lib.over_batch(mesh)) for z in (z_a, z_b)]
+    split = jax.sharding.PartitionSpec("data", "model" if model > 1 and d % model == 0 else None)
+    spread = [jax.device_put(z, jax.sharding.NamedSharding(mesh, split)) for z in (z_a, z_b)]
     loss, found = value_and_gradients(*spread, form=form, mesh=mesh)
     assert relative(loss, expected) < 2e-6
     for f, g in zip(found, found_one, strict=True):

@@ -1,5 +1,7 @@
 """bt_jax/mesh.py: who loads what, and where it goes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,14 +11,52 @@ from bt_jax import mesh as mesh_lib
 from bt_jax.errors import UserError
 
 
-def mesh_of(devices):
-    return mesh_lib.make_mesh(ConfigDict({"data": devices}))
+def mesh_of(data, model=1, **settings):
+    return mesh_lib.make_mesh(ConfigDict({"data": data, "model": model}), **settings)
 
 
 def test_mesh_takes_all_devices_or_those_asked_for():
     assert mesh_of(-1).shape == {"data": 8} and mesh_of(2).shape == {"data": 2}
-    with pytest.raises(UserError, match="mesh.data is 9, but there are 8 devices"):
-        mesh_of(9)
+    assert mesh_of(-1, 2).shape == mesh_of(4, 2).shape == {"data": 4, "model": 2}
+    assert mesh_of(-1, devices=jax.devices()[4:]).devices.tolist() == jax.devices()[4:]
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "sentence"),
+    [
+        (9, 1, "mesh.data is 9, but there are 8 devices; set mesh.data to 8 or to -1."),
+        (8, 2, "mesh.data is 8 and mesh.model 2, 16 together, but there are 8 devices; set mesh.data to 4 or to -1."),
+        (-1, 3, "mesh.model is 3, which does not divide the 8 devices; set it to a number that does."),
+        (3, 3, "mesh.data is 3 and mesh.model 3, 9 together, but there are 8 devices."),
+    ],
+)
+def test_a_mesh_that_does_not_multiply_to_the_devices(data, model, sentence):
+    with pytest.raises(UserError) as found:
+        mesh_of(data, model)
+    assert str(found.value) == sentence
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """What a mesh over slices looks at."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "fake"
+    device_kind: str = "fake"
+
+
+def test_several_slices():
+    """The data axis runs over the slices first and the model axis stays inside one, in whatever order the devices are given."""
+    devices = [FakeDevice(i, i // 4) for i in range(8)]
+    shuffled = [devices[i] for i in (5, 0, 3, 6, 1, 7, 2, 4)]
+    mesh = mesh_of(-1, 2, devices=shuffled)
+    assert mesh.shape == {"data": 4, "model": 2}
+    assert [[d.slice_index for d in row] for row in mesh.devices] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert [d.slice_index for d in mesh_of(-1, devices=shuffled).devices] == [0] * 4 + [1] * 4
+    with pytest.raises(UserError, match="mesh.data is 1, which does not divide among 2 slices; lower mesh.model"):
+        mesh_of(-1, 8, devices=devices)
 
 
 @pytest.mark.parametrize(("batch", "near"), [(12, "8 or 16"), (5, "8"), (260, "256 or 264")])
@@ -27,9 +67,10 @@ def test_batch_that_does_not_divide(batch, near):
     mesh_lib.check_batch_size(mesh_of(8), 16)
 
 
-def test_rows_go_to_their_devices():
-    """Eight shards of two rows, in order, from one process that holds all rows."""
-    mesh = mesh_of(8)
+@pytest.mark.parametrize("model", [1, 2])
+def test_rows_go_to_their_devices(model):
+    """Eight shards of two rows, in order, from one process that holds all rows: also where there is a model axis."""
+    mesh = mesh_of(-1, model)
     rows = mesh_lib.process_rows(mesh, 16)
     np.testing.assert_array_equal(rows, np.arange(16))
     array = np.arange(16 * 3).reshape(16, 3)
@@ -47,22 +88,6 @@ def test_prefetch_keeps_order_and_count():
     assert list(mesh_lib.prefetch_to_mesh(iter(()), mesh, 4)) == []
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, False),
-        ({"SLURM_NTASKS": "1"}, False),
-        ({"SLURM_NTASKS": "4"}, True),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-    ],
-)
-def test_a_cluster_is_recognised(environment, expected):
-    """On a single host jax.distributed stays off."""
-    assert mesh_lib._in_cluster(environment) is expected
-
-
-def test_single_host_starts_nothing():
-    mesh_lib.start_processes(ConfigDict({"coordinator": "", "processes": 0, "process_index": -1}))
-    assert not jax.distributed.is_initialized()
+def test_share():
+    assert mesh_lib.share(mesh_of(-1, 2), 16) == "process 0 of 1: rows 0-15 of 16 on devices 0-7 (cpu)"
+    assert mesh_lib._ranges([0, 1, 2, 8, 10, 11]) == "0-2, 8, 10-11"

@@ -35,15 +35,12 @@ def free_port():
 class Processes:
     """Two processes of four devices each, their words in files."""
 
-    def __init__(self, tmp_path, task, workdir, changes=({}, {}), start=(0, 1), cache=None):
+    def __init__(self, tmp_path, task, workdir, changes=({}, {}), start=(0, 1)):
         port = free_port()
-        environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-        environment["PYTHONPATH"] = f"{HERE}:{HERE.parent}"
-        if cache is not None:
-            environment |= {
-                "JAX_COMPILATION_CACHE_DIR": str(cache),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-            }
+        flags = (
+            "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"  # compiles in half the time
+        )
+        environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{HERE}:{HERE.parent}"}
         self._files = [tmp_path / f"said_{port}_{i}" for i in (0, 1)]
         self._running = {}
         for i in start:
@@ -101,7 +98,7 @@ def parameters(workdir, step):
 def killed(tmp_path_factory):
     """A run of two processes of which one was killed after its first checkpoint: its folder, and how the other ended."""
     folder = tmp_path_factory.mktemp("killed")
-    with Processes(folder, "pretrain", folder / "run", cache=folder / "compiled") as both:
+    with Processes(folder, "pretrain", folder / "run") as both:
         both.until((folder / "run" / "checkpoints" / "4").exists)
         both.kill(1)
         start = time.monotonic()
@@ -130,12 +127,12 @@ def test_going_on_with_one_process_and_with_two(killed, monkeypatch, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for copy in (one, two):
         shutil.copytree(folder / "run", copy)
-    with Processes(tmp_path, "pretrain", two, cache=folder / "compiled") as both:
+    with Processes(tmp_path, "pretrain", two) as both:
         monkeypatch.setattr(loop, "make_method", lambda config, mesh: small_method(mesh))
         alone = loop.pretrain(quickstart_of({}), str(one))
         assert [both.status(i) for i in (0, 1)] == [0, 0]
         assert "resuming  at step " in both.said(0)
-    found, expected = parameters(two, 16), parameters(one, 16)
+    found, expected = parameters(two, 12), parameters(one, 12)
     assert relative(found, expected) < 1e-4
     together = json.loads((two / "pretrain.json").read_text())
     assert together["knn_accuracy_raw_pixels"] == alone["knn_accuracy_raw_pixels"]
@@ -144,7 +141,7 @@ def test_going_on_with_one_process_and_with_two(killed, monkeypatch, tmp_path):
         for w in (one, two)
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
-    assert len(losses[0]) == 16
+    assert len(losses[0]) == 12
 
 
 def test_steps_and_checkpoints_of_two_processes(tmp_path):

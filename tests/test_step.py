@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import recipe, relative, small_method
+from ml_collections import ConfigDict
+from recipes import SIZES, five_steps, recipe, relative, small_method, small_optimizer
 
 from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
@@ -15,7 +17,7 @@ from bt_jax.export import from_torch, projector_from_torch, projector_to_torch, 
 from bt_jax.methods import BarlowTwins
 from bt_jax.models import Projector, make_encoder
 from bt_jax.optim import make_optimizer
-from bt_jax.training.state import TrainState, init_state
+from bt_jax.training.state import TrainState, abstract_state, init_state
 from bt_jax.training.step import make_train_step
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -116,32 +118,79 @@ def follow(method, optimizer, state, batch, steps):
     return state, losses
 
 
-@pytest.mark.parametrize("form", ["gram", "correlation"])
-def test_the_device_count_is_not_a_hyper_parameter(form):
-    """Five steps on one device and on eight: the same losses and gradients to 1e-5, on the same batches."""
-    rng = np.random.default_rng(0)
-    batches = rng.integers(0, 256, (5, 16, 2, 16, 16, 3), np.uint8)
-    config = config_lib.default().optimizer
-    optimizer = make_optimizer(config, batch_size=256, steps_per_epoch=2, epochs=12)
-    runs = []
-    for devices in (1, 8):
-        mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
-        method = small_method(mesh, form=form)
-        state = init_state(method, optimizer, 0, (16, 16, 3), mesh)
-        step = jax.jit(make_train_step(method, optimizer, seed=0), donate_argnums=0)
+@pytest.fixture(scope="module")
+def of_one_device():
+    """Parameters and losses of five steps on one device; the form changes nothing (tests/test_losses_barlow_twins.py)."""
+    state, losses = five_steps(mesh_lib.make_mesh(ConfigDict({"data": 1})))
+    return jax.device_get(state.params), losses
+
+
+@pytest.mark.parametrize(("model", "form"), [(1, "gram"), (1, "correlation"), (2, "gram"), (2, "correlation")])
+def test_the_device_count_is_not_a_hyper_parameter(of_one_device, model, form):
+    """Five steps on one device, on eight, and on four by two: the same losses and parameters to 1e-5."""
+    mesh = mesh_lib.make_mesh(ConfigDict({"data": -1, "model": model}))
+    state, losses = five_steps(mesh, form=form)
+    params, expected = of_one_device
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert relative(_flat(jax.device_get(state.params)), _flat(params)) < 1e-5
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {8}
+    planned = abstract_state(small_method(mesh, sizes=SIZES), small_optimizer(), (16, 16, 3), mesh)
+    for leaf, plan in zip(jax.tree.leaves(state), jax.tree.leaves(planned), strict=True):
+        assert leaf.sharding.is_equivalent_to(plan.sharding, leaf.ndim), "steps leave everything where it was"
+
+
+def test_gradients_on_eight_devices_are_those_of_one():
+    """To 1e-5, on one batch."""
+    views = np.random.default_rng(0).integers(0, 256, (16, 2, 16, 16, 3), np.uint8)
+    found = []
+    for data in (1, 8):
+        mesh = mesh_lib.make_mesh(ConfigDict({"data": data}))
+        method = small_method(mesh)
+        state = init_state(method, small_optimizer(), 0, (16, 16, 3), mesh)
         gradient = jax.jit(jax.grad(lambda p, s, b, m=method: m.loss(p, s, {}, b, None)[0]))
-        run = []
-        for views in batches:
-            batch = mesh_lib.put_batch(mesh, 16, {"views": views})
-            found = jax.device_get(gradient(state.params, state.model_state, batch))
-            state, metrics = step(state, batch)
-            run.append((found, float(metrics["loss"])))
-        assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {devices}
-        runs.append((run, jax.device_get(state.params)))
-    for (one, loss_one), (eight, loss_eight) in zip(runs[0][0], runs[1][0], strict=True):
-        assert loss_eight == pytest.approx(loss_one, rel=1e-5)
-        assert relative(_flat(eight), _flat(one)) < 1e-5
-    assert relative(_flat(runs[1][1]), _flat(runs[0][1])) < 1e-5
+        found.append(_flat(gradient(state.params, state.model_state, mesh_lib.put_batch(mesh, 16, {"views": views}))))
+    assert relative(found[1], found[0]) < 1e-5
+
+
+def test_a_model_axis_halves_the_projector():
+    """On each device: kernels and their momentum to exactly half; all of it, batch norms included, to 51 %."""
+    held = {}
+    for model in (1, 2):
+        mesh = mesh_lib.make_mesh(ConfigDict({"data": -1, "model": model}))
+        state = init_state(small_method(mesh, sizes=(64, 64, 64)), small_optimizer(), 0, (16, 16, 3), mesh)
+        for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)):
+            name = jax.tree_util.keystr(path)
+            if "projector" in name:
+                sizes = {shard.data.nbytes for shard in leaf.addressable_shards}
+                assert len(sizes) == 1 and len(leaf.addressable_shards) == 8
+                held[name, model] = sizes.pop()
+    kernels = {name for name, _ in held if "kernel" in name}
+    assert len(kernels) == 6, "three layers, each with its momentum"
+    for name in kernels:
+        assert held[name, 1] == 2 * held[name, 2]
+    assert sum(v for (_, m), v in held.items() if m == 2) < 0.51 * sum(v for (_, m), v in held.items() if m == 1)
+
+
+def test_the_compiled_step_sends_no_d_squared_for_its_loss():
+    """On 8 devices 4·N·D/P numbers by all-to-alls and 2·N² by an all-reduce; the rest is gradients and statistics."""
+    n, d, devices = 32, 256, 8
+    mesh = mesh_lib.make_mesh(ConfigDict({"data": devices}))
+    method, optimizer = small_method(mesh, sizes=(16, d)), small_optimizer()
+    state = abstract_state(method, optimizer, (16, 16, 3), mesh)
+    views = jax.ShapeDtypeStruct((n, 2, 16, 16, 3), jnp.uint8, sharding=mesh_lib.over_batch(mesh))
+    text = jax.jit(make_train_step(method, optimizer, seed=0)).lower(state, {"views": views}).compile().as_text()
+    kinds, sizes = [], {}
+    for line in text.splitlines():
+        if found := re.search(r"= (.*?) (all-reduce|all-to-all|all-gather|collective-permute|reduce-scatter)\(", line):
+            kinds.append(found[2])
+            for shape in re.findall(r"f32\[([\d,]*)\]", found[1]):
+                shape = tuple(map(int, filter(None, shape.split(","))))
+                sizes.setdefault((found[2], shape), []).append(line)
+    assert set(kinds) == {"all-reduce", "all-to-all"}
+    moved = sum(np.prod(shape) * len(lines) for (kind, shape), lines in sizes.items() if kind == "all-to-all")
+    assert moved == 4 * n * d / devices
+    assert len(sizes["all-reduce", (n, n)]) == 2
+    assert not any((d, d) == shape for _, shape in sizes)
 
 
 def _flat(tree):
