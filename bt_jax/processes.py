@@ -79,7 +79,7 @@ def start_processes(config: ConfigDict) -> None:
             # JAX gives up five seconds after this.
             initialization_timeout=max(1, config.join_seconds - 5),
             # The service looks once a second, and an abort takes its time.
-            heartbeat_timeout_seconds=max(1, config.heartbeat_seconds - 3),
+            heartbeat_timeout_seconds=max(1, config.heartbeat_seconds - 4),
         )
     except (RuntimeError, ValueError, OSError, ImportError, IndexError) as error:
         _last_words.say("")
@@ -94,9 +94,9 @@ def start_processes(config: ConfigDict) -> None:
         _last_words.say("")
         return
     _last_words.say(
-        f"process {me} of {count} was ended without a word of its own: it, or another process of the run, was killed or "
-        f"did not answer for {config.heartbeat_seconds} seconds (see above); start all of them again, and the run goes on "
-        "from its last checkpoint"
+        f"this process, {me} of {count}, was ended because it or another of the run was killed, or did not answer for "
+        f"{config.heartbeat_seconds} seconds (the lines above may tell which); start all of them again, and the run goes "
+        "on from its last checkpoint"
     )
     threading.Thread(target=_listen, daemon=True).start()
 

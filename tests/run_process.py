@@ -38,7 +38,9 @@ def pretrain(changes, workdir):
 
 
 def steps(changes, workdir):
-    """Five steps; checkpoints of a state that is split, one of them damaged; then collectives until it is killed."""
+    """Five steps; the same state as one process saved it; checkpoints of a split state, one of them damaged; then
+    collectives until it is killed.
+    """
     folder = pathlib.Path(workdir)
     config = quickstart_of(changes)
     with processes.joined(config, workdir):
@@ -60,6 +62,13 @@ def steps(changes, workdir):
                     file.write_bytes(b"")
         processes.agree("progress", {"damaged": True})
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        while not (folder / "of_one_process" / "checkpoints" / "5").exists():
+            time.sleep(0.1)
+        theirs, _, _ = Checkpoints(epath.Path(folder / "of_one_process")).restore_newest(like)
+        saved = np.load(folder / "one.npz")
+        for i, found in enumerate(jax.tree.leaves(theirs.params)):
+            for shard in found.addressable_shards:
+                np.testing.assert_array_equal(shard.data, saved[f"arr_{i}"][shard.index])
         restored, step, notices = checkpoints.restore_newest(like)
         for found, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
             for a, b in zip(found.addressable_shards, expected.addressable_shards, strict=True):

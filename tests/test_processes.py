@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 from recipes import five_steps, relative, small_method
 from run_process import quickstart_of
@@ -20,6 +21,7 @@ from run_process import quickstart_of
 from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
 from bt_jax import processes
+from bt_jax.checkpoint import Checkpoints
 from bt_jax.errors import UserError
 from bt_jax.training import loop
 
@@ -87,7 +89,7 @@ def parameters(workdir, step):
     """What a checkpoint holds, as one process with eight devices reads it."""
     config = quickstart_of({})
     mesh = mesh_lib.make_mesh(config.mesh)
-    run = loop.Pretraining(config, loop.epath.Path(workdir), mesh)
+    run = loop.Pretraining(config, epath.Path(workdir), mesh)
     state, found, _ = run._state()
     run.checkpoints.close()
     assert found == step
@@ -145,11 +147,18 @@ def test_going_on_with_one_process_and_with_two(killed, monkeypatch, tmp_path):
 
 
 def test_steps_and_checkpoints_of_two_processes(tmp_path):
-    """Five steps as on one device; a state split along "model" comes back; process 0 gone ends all."""
+    """Five steps as on one device, whose checkpoint two processes read; a damaged one is moved once, a state split along
+    the model axis comes back; and process 0 gone ends all.
+    """
     with Processes(tmp_path, "steps", tmp_path) as both:
         one_device = mesh_lib.make_mesh(ConfigDict({"data": 1, "model": 1}))
         state, losses = five_steps(one_device)
-        expected = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(state.params))])
+        leaves = jax.tree.leaves(jax.device_get(state.params))
+        np.savez(tmp_path / "one.npz", *leaves)
+        expected = np.concatenate([np.ravel(leaf) for leaf in leaves])
+        saved = Checkpoints(epath.Path(tmp_path / "of_one_process"))
+        saved.save(5, state)
+        saved.close()
         both.until(lambda: all("restored" in both.said(i) for i in (0, 1)))
         results = np.load(tmp_path / "steps.npz")
         np.testing.assert_allclose(results["losses"], losses, rtol=1e-5)

@@ -58,8 +58,9 @@ def barlow_twins_loss(
     With a mesh, embeddings are taken to be split over their rows along "data". "gram" moves them until each device has
     whole columns (over all the mesh's axes, so that a "model" axis shares the work), standardises these where they are
     and adds up the devices' Gram matrices; the backward pass needs nothing more but the way back. "correlation" keeps
-    the rows where they are and adds up C. Without a mesh the function is plain, and inside `jax.jit` the compiler
-    distributes it as it sees fit.
+    the rows where they are and adds up C. Embeddings that come split over "model" as well stay so in "gram"; "correlation"
+    collects their columns first, N·D/P numbers a device. Without a mesh the function is plain, and inside `jax.jit` the
+    compiler distributes it as it sees fit.
 
     Args:
       z_a, z_b: embeddings (N, D), any floating dtype; row n of both is the same image.

@@ -211,7 +211,8 @@ class Pretraining:
         lines = {
             "bt_jax": f"{bt_jax.__version__}, JAX {jax.__version__}: {config.task} with {config.method}, seed {config.seed}",
             "devices": f"{count} × {devices[0].device_kind}, {config.batch_size // count} images each; "
-            f"{jax.process_count()} process{'es' if jax.process_count() > 1 else ''}",
+            f"{jax.process_count()} process{'es' if jax.process_count() > 1 else ''}"
+            + (f"; each of the projector's layers on {split}" if (split := config.mesh.model) > 1 else ""),
             "data": f"{self.source.name}: {len(self.source)} images, {self.source.num_classes} classes; "
             f"two views of {config.data.image_size}×{config.data.image_size}",
             "encoder": f"{config.model.arch}, {width} features, {encoder / 1e6:.2f} M parameters of {total / 1e6:.2f} M; "
