@@ -39,6 +39,7 @@ def default() -> ConfigDict:
     config.dtype = "float32"  # of the computation: float32 or bfloat16; parameters and statistics are always float32
     config.batch_size = 2048  # images in a step, over all devices; each gives two views
     config.epochs = 1000
+    config.init_from = ""  # what `load_encoder` takes: the encoder that an evaluation judges, or a training starts from
 
     config.data = ConfigDict()
     config.data.source = "folder"

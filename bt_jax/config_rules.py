@@ -84,6 +84,7 @@ RULES: dict[str, Rule] = {
     "dtype": _one_of(("float32", "bfloat16")),
     "batch_size": _at_least(2),
     "epochs": _at_least(1),
+    "init_from": _anything,
     "data.source": _one_of(SOURCES),
     "data.name": _anything,
     "data.data_dir": _anything,

@@ -57,6 +57,18 @@ def test_features_are_those_of_the_run(run):
     assert encoder.features(np.zeros((2, 40, 31, 3), np.uint8)).shape == (2, 32)
 
 
+def test_weights_are_known_by_step_and_hash(run):
+    """Read again they have the same hash; one number changed in its last bit, another."""
+    workdir, _, _ = run
+    encoder, again = (bt_jax.load_encoder(str(workdir)) for _ in range(2))
+    assert encoder.step == 7
+    assert len(encoder.sha256) == 64 and encoder.sha256 == again.sha256
+    changed = bt_jax.load_encoder(str(workdir))
+    kernel = changed.variables["params"]["conv1"]["kernel"]
+    changed.variables["params"]["conv1"]["kernel"] = kernel.at[0, 0, 0, 0].set(np.nextafter(kernel[0, 0, 0, 0], 9))
+    assert changed.sha256 != encoder.sha256
+
+
 def test_bad_images(run):
     encoder = bt_jax.load_encoder(str(run[0]))
     with pytest.raises(bt_jax.UserError, match=r"images is \(24, 24, 3\); it must be \(N, H, W, 3\)"):

@@ -1,5 +1,7 @@
 """Encoders ready for use: `load_encoder` and what it gives. Needs no TensorFlow and no training code."""
 
+import functools
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,15 +25,28 @@ class Encoder:
       arch: its name, such as resnet50.
       width: F, the length of a feature vector.
       input_size: side in pixels of the images that it was trained on; it takes others too.
+      mean, std: of the three channels, by which uint8 images are normalised, on a scale of 0 to 1.
       variables: the Linen variables of `module`, for those who want more than features.
+      step: the updates that the weights have seen; None where the source does not tell.
+      source: where they come from, in words.
     """
 
     def __init__(
-        self, module: ResNet, variables: Any, *, arch: str, input_size: int, mean: tuple, std: tuple, source: str
+        self,
+        module: ResNet,
+        variables: Any,
+        *,
+        arch: str,
+        input_size: int,
+        mean: tuple,
+        std: tuple,
+        source: str,
+        step: int | None = None,
     ):
         self.module, self.variables = module, variables
         self.arch, self.width, self.input_size = arch, module.num_features, input_size
-        self._source = source
+        self.mean, self.std = mean, std
+        self.source, self.step = source, step
         self._mesh = jax.make_mesh((jax.local_device_count(),), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,),
                                    devices=jax.local_devices())  # fmt: skip
 
@@ -47,8 +62,17 @@ class Encoder:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
         return (
             f"<bt_jax encoder {self.arch}: {self.width} features of images of {self.input_size}×{self.input_size}, "
-            f"{count / 1e6:.2f} M parameters, from {self._source}>"
+            f"{count / 1e6:.2f} M parameters, from {self.source}>"
         )
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of all variables, in the order of their paths: the same weights have it wherever they are read from."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
+            digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode())
+            digest.update(np.ascontiguousarray(leaf))
+        return digest.hexdigest()
 
     def features(self, images: np.ndarray | jax.Array, *, block: int = 256) -> np.ndarray:
         """The features of images, by running statistics: those of an image do not depend on the others.
@@ -113,4 +137,5 @@ def load_encoder(path: str) -> Encoder:
         mean=tuple(data.mean),
         std=tuple(data.std),
         source=f"step {step} of {workdir}",
+        step=step,
     )
