@@ -109,6 +109,11 @@ def default() -> ConfigDict:
     config.monitor.k = 200
     config.monitor.temperature = 0.1
 
+    config.pod = ConfigDict()  # of the task pod_plan
+    config.pod.topology = ""  # a slice of TPU chips, such as v5e:16x16
+    config.pod.search = False  # for the largest batch that fits
+    config.pod.images = 0  # of an epoch; 0: as many as the source has, which must be there to be asked
+
     config.log = ConfigDict()
     config.log.every_steps = 50
     config.log.tensorboard = True

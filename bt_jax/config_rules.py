@@ -6,9 +6,13 @@ import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from bt_jax.chips import known, parse_topology
+from bt_jax.errors import UserError
+
 # What `config.task` can name, and the function of (config, workdir) that does it.
 TASKS = {
     "pretrain": "bt_jax.training.loop:pretrain",
+    "pod_plan": "bt_jax.pod_plan:pod_plan",
 }
 METHODS = ("barlow_twins",)
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -55,6 +59,13 @@ def _numbers(length: int | None, kind: str, fits: Callable[[Any], bool]) -> Rule
         return None if right else f"must be {how_many} {kind}"
 
     return rule
+
+
+def _topology(v: str) -> str | None:
+    try:
+        return None if v == "" else parse_topology(v) and None
+    except UserError as error:
+        return str(error).rstrip(".")
 
 
 def is_number(v: Any) -> bool:
@@ -135,6 +146,9 @@ RULES: dict[str, Rule] = {
     "monitor.batch_size": _at_least(1),
     "monitor.k": _at_least(1),
     "monitor.temperature": _above_zero,
+    "pod.topology": _topology,
+    "pod.search": _anything,
+    "pod.images": _at_least(0),
     "log.every_steps": _at_least(1),
     "log.tensorboard": _anything,
 }
@@ -161,6 +175,8 @@ def contradictions(fields: dict[str, Any]) -> list[str]:
             f"data.eval_resize is {get('data.eval_resize')}, but must be 0 or at least data.image_size, "
             f"which is {get('data.image_size')}"
         )
+    if get("task") == "pod_plan" and get("pod.topology") == "":
+        wrong.append(f"pod.topology is empty, but must name a slice when task is 'pod_plan': {known()}")
     if get("monitor.every_epochs", 0) > 0 and get("data.test_split") == "":
         wrong.append("data.test_split is empty, but must name a split when monitor.every_epochs is not 0")
     split, sizes = get("mesh.model", 1), get("model.projector", ())

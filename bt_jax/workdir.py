@@ -5,11 +5,11 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from bt_jax.config import flatten, from_json, to_json
+from bt_jax.config import default, flatten, from_json, to_json
 from bt_jax.errors import UserError
 
 # What may differ when a run is resumed: none of these changes a weight.
-FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "data.data_dir", "data.download", "data.threads",
+FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "pod.", "data.data_dir", "data.download", "data.threads",
                   "data.prefetch", "data.in_memory_bytes")  # fmt: skip
 
 
@@ -28,7 +28,8 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> No
     except ValueError:
         raise UserError(f"{path} is not readable as JSON; mend it or choose another --workdir.") from None
     if there is not None:
-        old, new = flatten(there), flatten(config)
+        # A field that is younger than the run had its default then, whatever did the work.
+        old, new = {**flatten(default()), **flatten(there)}, flatten(config)
         differ = [
             f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
             for name in sorted(old.keys() | new.keys())

@@ -39,4 +39,5 @@ def get_config():
     config.monitor.every_epochs = 10
     config.monitor.train_examples = 50000
     config.monitor.test_examples = 10000
+    config.pod.images = 1_281_167
     return config

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,13 @@ from recipes import SIZES, five_steps, recipe, relative, small_method, small_opt
 
 from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
+from bt_jax.compiled import collectives
 from bt_jax.export import from_torch, projector_from_torch, projector_to_torch, to_torch
 from bt_jax.methods import BarlowTwins
 from bt_jax.models import Projector, make_encoder
 from bt_jax.optim import make_optimizer
-from bt_jax.training.state import TrainState, abstract_state, init_state
-from bt_jax.training.step import make_train_step
+from bt_jax.training.state import TrainState, abstract_state, count_parameters, init_state
+from bt_jax.training.step import jit_train_step, make_train_step
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -178,19 +178,20 @@ def test_the_compiled_step_sends_no_d_squared_for_its_loss():
     method, optimizer = small_method(mesh, sizes=(16, d)), small_optimizer()
     state = abstract_state(method, optimizer, (16, 16, 3), mesh)
     views = jax.ShapeDtypeStruct((n, 2, 16, 16, 3), jnp.uint8, sharding=mesh_lib.over_batch(mesh))
-    text = jax.jit(make_train_step(method, optimizer, seed=0)).lower(state, {"views": views}).compile().as_text()
-    kinds, sizes = [], {}
-    for line in text.splitlines():
-        if found := re.search(r"= (.*?) (all-reduce|all-to-all|all-gather|collective-permute|reduce-scatter)\(", line):
-            kinds.append(found[2])
-            for shape in re.findall(r"f32\[([\d,]*)\]", found[1]):
-                shape = tuple(map(int, filter(None, shape.split(","))))
-                sizes.setdefault((found[2], shape), []).append(line)
-    assert set(kinds) == {"all-reduce", "all-to-all"}
-    moved = sum(np.prod(shape) * len(lines) for (kind, shape), lines in sizes.items() if kind == "all-to-all")
-    assert moved == 4 * n * d / devices
-    assert len(sizes["all-reduce", (n, n)]) == 2
-    assert not any((d, d) == shape for _, shape in sizes)
+    step = jit_train_step(method, optimizer, 0, state, mesh)
+    found = collectives(step.lower(state, {"views": views}).compile().as_text(), devices)
+    assert {c.kind for c in found} == {"all-reduce", "all-to-all"} and {c.group for c in found} == {devices}
+    moved = sum(c.bytes for c in found if c.kind == "all-to-all")
+    assert moved == 4 * 4 * n * d / devices
+    shapes = [shape for c in found for shape in c.shapes]
+    assert shapes.count(("f32", (n, n))) == 2
+    assert not any(dims == (d, d) for _, dims in shapes)
+    gradients = 4 * count_parameters(state.params)
+    # For each view and channel, of each norm two sums forward and three back at most.
+    channels = sum(leaf.size for leaf in jax.tree.leaves(state.model_state)) // 2
+    statistics = 4 * 2 * 5 * channels
+    of_loss = sum(c.bytes for c in found) - gradients
+    assert moved + 8 * n * n <= of_loss <= moved + 8 * n * n + statistics + 64
 
 
 def _flat(tree):

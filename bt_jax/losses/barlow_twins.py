@@ -228,7 +228,7 @@ def _correlation_forward(a, b, shape, axes):
     total = jnp.where(_columns_here(axes, total.shape[0])[:, None] == jnp.arange(width)[None, :], 0, total)
     diagonal = jax.lax.psum(jnp.sum(a * b, axis=0), axes) / n
     gap = diagonal - (jnp.arange(width) < d).astype(a.dtype)  # padding's own target is 0
-    off = jax.lax.psum(jnp.sum(jnp.square(total)), axes) / n**2
+    off = jax.lax.psum(jnp.sum(jnp.square(total)), axes) / float(n) ** 2  # an integer could exceed 32 bits
     return (jnp.sum(jnp.square(gap)), off), (a, b, total, gap)
 
 
@@ -288,7 +288,7 @@ def _gram_forward(a, b, d, axes):
     )
     # A difference, so in float32 wrong by some 1e-7·D however small it is. That matters only where it can be small,
     # which is where N > D and C can be the identity; "auto" takes the other form there.
-    off = jnp.sum(gram_a * gram_b) / n**2 - squares
+    off = jnp.sum(gram_a * gram_b) / float(n) ** 2 - squares
     return (on, off), (a, b, gram_a, gram_b, diagonal, gap)
 
 

@@ -88,7 +88,8 @@ class BarlowTwins:
         z, model_state = self.network.apply(
             {"params": params, **model_state}, views, train=True, mutable=["batch_stats"]
         )
-        loss, parts = barlow_twins_loss(z[:, 0], z[:, 1], lambd=self.lambd, form=self.form, mesh=self.mesh)
+        with jax.named_scope("loss"):
+            loss, parts = barlow_twins_loss(z[:, 0], z[:, 1], lambd=self.lambd, form=self.form, mesh=self.mesh)
         return loss, (model_state, method_state, {"loss": loss, **parts})
 
     def after_update(self, params: PyTree, method_state: PyTree, step: jax.Array) -> PyTree:

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import jax
 import optax
+from jax.sharding import Mesh
 
+from bt_jax import mesh as mesh_lib
 from bt_jax.methods.base import Batch, Method
-from bt_jax.training.state import TrainState
+from bt_jax.training.state import TrainState, shardings_of
 
 Metrics = dict[str, jax.Array]
 
@@ -35,3 +37,18 @@ def make_train_step(
         return TrainState(step, params, model_state, method_state, opt_state), metrics
 
     return train_step
+
+
+def jit_train_step(
+    method: Method, optimizer: optax.GradientTransformation, seed: int, state: TrainState, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`make_train_step` as runs and plans compile it: the state is donated and comes back where it was.
+
+    Args:
+      state: its arrays, or abstract ones, tell where they live.
+    """
+    return jax.jit(
+        make_train_step(method, optimizer, seed),
+        donate_argnums=0,
+        out_shardings=(shardings_of(state), mesh_lib.everywhere(mesh)),
+    )
