@@ -87,10 +87,14 @@ def parse_topology(name: str) -> Topology:
         raise UserError(f"the topology {name!r} is not known; it must be a chip and a shape, such as {known()}.")
     shape = tuple(int(side) for side in sides.split("x"))
     if len(shape) != chip.axes:
-        raise UserError(f"the topology {name!r} has {len(shape)} axes, but slices of {generation} have {chip.axes}: {known()}.")
+        raise UserError(
+            f"the topology {name!r} has {len(shape)} axes, but slices of {generation} have {chip.axes}: {known()}."
+        )
     if 0 in shape or any(side > most for side, most in zip(sorted(shape), sorted(chip.largest), strict=True)):
         largest = "x".join(map(str, chip.largest))
-        raise UserError(f"the topology {name!r} is not one: slices of {generation} have 1 chip or more, {largest} at most.")
+        raise UserError(
+            f"the topology {name!r} is not one: slices of {generation} have 1 chip or more, {largest} at most."
+        )
     return Topology(name, chip, shape)
 
 

@@ -75,7 +75,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
             elif start and kind == "collective-permute":  # the same, and two semaphores
                 shapes = shapes[1:2]
             group = _group(line, devices)
-            if computation.startswith("%all-reduce-scatter"):  # TPUs run this sum, of which each device keeps a part, as one
+            if computation.startswith("%all-reduce-scatter"):  # a sum of which each device keeps its part
                 kind = "reduce-scatter"
                 shapes = tuple((dtype, (int(np.prod(dims)) // group,)) for dtype, dims in shapes)
             source = re.search(r'op_name="([^"]*)"', line)

@@ -31,7 +31,7 @@ from bt_jax.losses import choose_form
 from bt_jax.methods import make_method
 from bt_jax.optim import make_optimizer
 from bt_jax.training.state import abstract_state, count_parameters
-from bt_jax.training.step import jit_train_step
+from bt_jax.training.step import jit_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,13 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
     topology = parse_topology(config.pod.topology)
     images = config.pod.images or len(make_source(config.data, "train"))
     if images < config.batch_size:
-        raise UserError(f"pod.images is {images}, fewer than a batch of {config.batch_size}; set batch_size to at most {images}.")
-    print(f"compiling {config.model.arch} for {topology.devices} devices of {topology.name}; this takes minutes", flush=True)
+        raise UserError(
+            f"pod.images is {images}, fewer than a batch of {config.batch_size}; set batch_size to at most {images}."
+        )
+    print(
+        f"compiling {config.model.arch} for {topology.devices} devices of {topology.name}; this takes minutes",
+        flush=True,
+    )
     mesh = mesh_lib.make_mesh(config.mesh, devices_of(topology))
     mesh_lib.check_batch_size(mesh, config.batch_size)
     trials: dict[int, Plan | str] = {}
@@ -131,7 +136,9 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
         result = as_json(plan, images, config.epochs)
     result = {"task": "pod_plan", "topology": topology.name, "batch_size": wanted, **result}
     if config.pod.search:
-        result["tried"] = {size: not isinstance(plan, str) and plan.memory <= plan.capacity for size, plan in trials.items()}
+        result["tried"] = {
+            size: not isinstance(plan, str) and plan.memory <= plan.capacity for size, plan in trials.items()
+        }
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"pod_plan_{topology.name.replace(':', '_')}.json"
@@ -199,7 +206,10 @@ def make_plan(config: ConfigDict, mesh: Mesh, topology: Topology, images: int) -
     """
     method = make_method(config, mesh)
     optimizer = make_optimizer(
-        config.optimizer, batch_size=config.batch_size, steps_per_epoch=images // config.batch_size, epochs=config.epochs
+        config.optimizer,
+        batch_size=config.batch_size,
+        steps_per_epoch=images // config.batch_size,
+        epochs=config.epochs,
     )
     view_shape = (config.data.image_size, config.data.image_size, 3)
     state = abstract_state(method, optimizer, view_shape, mesh)
@@ -210,11 +220,16 @@ def make_plan(config: ConfigDict, mesh: Mesh, topology: Topology, images: int) -
     }
     begin = time.monotonic()
     try:
-        program = jit_train_step(method, optimizer, config.seed, state, mesh).lower(state, batch).compile()
+        program = jit_step(make_train_step(method, optimizer, config.seed), state, mesh).lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return re.sub(r"^RESOURCE_EXHAUSTED: (E\d+: )?(\w+: )?", "", str(error)).split(" HLO module")[0].splitlines()[0].strip()
+        return (
+            re.sub(r"^RESOURCE_EXHAUSTED: (E\d+: )?(\w+: )?", "", str(error))
+            .split(" HLO module")[0]
+            .splitlines()[0]
+            .strip()
+        )
     seconds = time.monotonic() - begin
     memory, text = program.memory_analysis(), program.as_text()
     sums = {kind: {"count": 0, "bytes": 0, "sent": 0.0} for kind in KINDS}
@@ -298,7 +313,9 @@ def _trial(batch_size: int, plan: Plan | str, topology: Topology) -> str:
 def as_json(plan: Plan, images: int, epochs: int) -> dict[str, Any]:
     """All numbers of a plan, and what follows from them."""
     times = plan.times
-    numbers = {name: value for name, value in dataclasses.asdict(plan).items() if name not in ("topology", "batch_size")}
+    numbers = {
+        name: value for name, value in dataclasses.asdict(plan).items() if name not in ("topology", "batch_size")
+    }
     bound, after_another = max(times.values()), sum(times.values())
     return {
         "chips": plan.topology.chips,

@@ -109,7 +109,8 @@ def test_traffic_of_a_product():
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"), [(("f32", (3, 5)), 60), (("bf16", (7,)), 14), (("pred", (9,)), 9), (("s4", (3,)), 2), (("u64", ()), 8)]
+    ("shape", "expected"),
+    [(("f32", (3, 5)), 60), (("bf16", (7,)), 14), (("pred", (9,)), 9), (("s4", (3,)), 2), (("u64", ()), 8)],
 )
 def test_sizes(shape, expected):
     assert size_in_bytes(shape) == expected

@@ -1,5 +1,6 @@
 """bt_jax/data/pipeline.py: batches are a pure function of (seed, step), and evaluations see every image once."""
 
+import io
 import pathlib
 import shutil
 import subprocess
@@ -393,15 +394,66 @@ def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
         evaluate(source, batch_size=4)
 
 
-def test_a_broken_image_in_a_stream(tfds_dir, tmp_path):
-    """There is no file to name, but the set is."""
+def store_with_bad_images(root, bad, files=2):
+    """24 images of one colour that is their number, but for some that are no images."""
+    import tensorflow_datasets as tfds
+
+    def image(i):
+        return io.BytesIO(b"\xff\xd8\xff" + bytes([i])) if i in bad else np.full((14, 14, 3), i, np.uint8)
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="bad_set",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(
+            {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=24)}
+        ),
+        split_datasets={"train": [(i, {"image": image(i), "label": i}) for i in range(24)]},
+        data_dir=root,
+        description="for tests",
+        download_config=tfds.download.DownloadConfig(num_shards=files),
+    )
+
+
+def test_others_stand_in_for_bad_records_of_a_stream(tmp_path, light_views):
+    """The one before in the epoch, whichever process and start met it; evaluations leave it out."""
+    store_with_bad_images(tmp_path, bad=(5, 6))
+    settings = {"shuffle_buffer": 6, "max_bad_fraction": 0.1}
+    source = stream(tmp_path, "bad_set")
+    expected = take(source, 3, **settings)
+    assert len(source.bad) == 2
+    labels = np.concatenate([batch["label"] for batch in expected])
+    assert set(labels) == set(range(24)) - {5, 6}
+    repeated = [place for place in range(1, 24) if labels[place] == labels[place - 1]]
+    assert len(repeated) == 2, "each has the record of the place before it"
+    assert_same(take(stream(tmp_path, "bad_set"), 2, start_step=1, **settings), expected[1:])
+    for rows in (np.array([0, 1, 2, 6]), np.array([3, 4, 5, 7])):
+        assert_same(take(stream(tmp_path, "bad_set"), 3, rows=rows, **settings), expected, rows)
+
+    source = stream(tmp_path, "bad_set")
+    for _ in range(2):  # the second time they are known
+        seen = masked(evaluate(source, max_bad_fraction=0.1))
+        assert sorted(seen["label"]) == sorted(set(range(24)) - {5, 6})
+        np.testing.assert_array_equal(seen["image"][:, 5, 5, 0], seen["label"])
+
+
+def test_too_many_bad_records_of_a_stream(tmp_path, light_views):
+    store_with_bad_images(tmp_path, bad=(5, 6))
+    sentence = (
+        r"record of TFDS bad_set, train with fingerprint [0-9a-f]{16} cannot be read as an image \(.+\).* or raise"
+    )
+    with pytest.raises(UserError, match=sentence):
+        take(stream(tmp_path, "bad_set"), 3, max_bad_fraction=0.05)
+
+
+def test_a_broken_file_of_a_stream(tfds_dir, tmp_path):
+    """No record of it can be told from another, so none stands in; the set is named."""
     shutil.copytree(tfds_dir / "numbers_set", tmp_path / "numbers_set")
     source = stream(tmp_path)
     for file in (tmp_path / "numbers_set" / "1.0.0").glob("*tfrecord*"):
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 255
         file.write_bytes(content)
-    with pytest.raises(UserError, match=r"an image of TFDS numbers_set, train cannot be read \(.+\)"):
+    with pytest.raises(UserError, match=r"TFDS numbers_set, train cannot be read \(corrupted record.+\)"):
         evaluate(source)
 
 

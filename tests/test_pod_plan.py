@@ -86,7 +86,14 @@ def test_the_table_fits_a_screen(planned):
     _, _, plan = planned
     text = pod_plan.table(plan, images=1000, epochs=20)
     assert all(len(line) <= 120 for line in text.splitlines())
-    for words in ("8 × v5e", "2 images a device", "17.18 GB a device: fits", "all-reduce", "days at least", "cloud.google.com"):
+    for words in (
+        "8 × v5e",
+        "2 images a device",
+        "17.18 GB a device: fits",
+        "all-reduce",
+        "days at least",
+        "cloud.google.com",
+    ):
         assert words in text
     full = dataclasses.replace(plan, temporaries=10**12)
     assert "DOES NOT FIT" in pod_plan.table(full, images=1000, epochs=20)

@@ -18,7 +18,7 @@ from bt_jax.methods import BarlowTwins
 from bt_jax.models import Projector, make_encoder
 from bt_jax.optim import make_optimizer
 from bt_jax.training.state import TrainState, abstract_state, count_parameters, init_state
-from bt_jax.training.step import jit_train_step, make_train_step
+from bt_jax.training.step import jit_step, make_train_step
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -178,7 +178,7 @@ def test_the_compiled_step_sends_no_d_squared_for_its_loss():
     method, optimizer = small_method(mesh, sizes=(16, d)), small_optimizer()
     state = abstract_state(method, optimizer, (16, 16, 3), mesh)
     views = jax.ShapeDtypeStruct((n, 2, 16, 16, 3), jnp.uint8, sharding=mesh_lib.over_batch(mesh))
-    step = jit_train_step(method, optimizer, 0, state, mesh)
+    step = jit_step(make_train_step(method, optimizer, 0), state, mesh)
     found = collectives(step.lower(state, {"views": views}).compile().as_text(), devices)
     assert {c.kind for c in found} == {"all-reduce", "all-to-all"} and {c.group for c in found} == {devices}
     moved = sum(c.bytes for c in found if c.kind == "all-to-all")

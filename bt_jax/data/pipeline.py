@@ -65,7 +65,7 @@ def train_batches(
 
     if isinstance(source, StreamSource):
         epochs = _stream_epochs(source, config, two_views, seed, batch_size, rows, start_step)
-        return _streamed(epochs, source, num_steps)
+        return _one_after_the_other(epochs, num_steps)
 
     order = Order(seed, len(source), batch_size)
 
@@ -89,7 +89,10 @@ def train_batches(
         )
         return _batched(dataset, config, len(rows))
 
-    return _iterate(from_batch, source, lambda delivered: examples(start_step + delivered)[0], config.max_bad_fraction)
+    def bad_in(delivered):
+        return _bad_images(source, examples(start_step + delivered)[0])
+
+    return _iterate(from_batch, source, bad_in, config.max_bad_fraction)
 
 
 def eval_batches(
@@ -127,20 +130,33 @@ def eval_batches(
     def fetch(number):
         return source.fetch(source.usable(examples_of(int(number))))
 
+    def record_view(record):
+        encoded, label, stands_in = record
+        return {**view(decode(encoded), label), "stands_in": stands_in}
+
+    def wanted_records():
+        wanted = np.zeros(len(source), bool)
+        wanted[mine] = True
+        wanted = tf.constant(wanted)
+        records = _with_stand_ins(source.records(None, 0), source).enumerate()
+        return records.filter(lambda place, _: wanted[place]).map(lambda _, record: record)
+
     def from_batch(delivered):
         if isinstance(source, StreamSource):
-            wanted = np.zeros(len(source), bool)
-            wanted[mine] = True
-            wanted = tf.constant(wanted)
-            records = source.records(None, 0).enumerate().filter(lambda place, _: wanted[place])
-            dataset = records.map(_plain(lambda _, record: view(decode(record[0]), record[1])), **_parallel(config))
+            records = wanted_records().skip(delivered * n)
+            dataset = records.map(_plain(lambda *record: record_view(record)), **_parallel(config))
         else:
             pixels = _pixels(source)
             dataset = _one_by_one(tf.data.Dataset.range(delivered, len(starts)), fetch, [_item(source), _LABEL])
             dataset = dataset.map(_plain(lambda item, label: view(pixels(item), label)), **_parallel(config))
         return _batched(dataset, config, n)
 
-    batches = _iterate(from_batch, source, examples_of, config.max_bad_fraction)
+    def bad_in(delivered):
+        if isinstance(source, StreamSource):
+            return _bad_records(wanted_records().skip(delivered * n).take(n))
+        return _bad_images(source, examples_of(delivered))
+
+    batches = _iterate(from_batch, source, bad_in, config.max_bad_fraction)
     return _masked(batches, source, examples_of, len(starts), n, config.image_size)
 
 
@@ -173,7 +189,7 @@ def _stream_epochs(
     batch_size: int,
     rows: np.ndarray,
     start_step: int,
-) -> Iterator[tf.data.Dataset]:
+) -> Iterator[Iterator[Batch]]:
     """One epoch's batches after the other, from `start_step` on; an example is known by its place in the epoch."""
     steps_per_epoch = len(source) // batch_size
     first, skip = divmod(start_step, steps_per_epoch)
@@ -184,22 +200,53 @@ def _stream_epochs(
     load = tf.function(lambda encoded, label, seeds: two_views(decode(encoded), label, seeds), autograph=False)
     for epoch in itertools.count(first):
         begin = skip * batch_size if epoch == first else 0
-        records = source.records(seed, epoch)
-        records = records.shuffle(config.shuffle_buffer, single_seed(seed, epoch), reshuffle_each_iteration=False)
-        records = records.take(steps_per_epoch * batch_size).enumerate().skip(begin)
-        records = records.filter(lambda place, _: is_mine[place % batch_size])
         half = tf.constant(seed + (epoch << 32), tf.int64)
 
         def example(place, record, half=half):
             seeds = tf.stack([tf.stack([half, 2 * place + v]) for v in range(2)])  # as order.view_seeds
-            return load(*record, seeds)
+            return load(*record[:2], seeds)
 
-        yield _batched(records.map(_plain(example), **_parallel(config)), config, len(rows))
+        def my_records(delivered, epoch=epoch, begin=begin):
+            records = source.records(seed, epoch)
+            records = records.shuffle(config.shuffle_buffer, single_seed(seed, epoch), reshuffle_each_iteration=False)
+            records = _with_stand_ins(records.take(steps_per_epoch * batch_size), source)
+            records = records.enumerate().skip(begin + delivered * batch_size)
+            return records.filter(lambda place, _: is_mine[place % batch_size])
+
+        def from_batch(delivered, example=example, my_records=my_records):
+            return _batched(my_records(delivered).map(_plain(example), **_parallel(config)), config, len(rows))
+
+        def bad_in(delivered, my_records=my_records):
+            return _bad_records(my_records(delivered).take(len(rows)).map(lambda _, record: record))
+
+        yield _iterate(from_batch, source, bad_in, config.max_bad_fraction)
 
 
-def _streamed(epochs: Iterator[tf.data.Dataset], source: StreamSource, num_steps: int | None) -> Iterator[Batch]:
-    batches = itertools.chain.from_iterable(_iterate(lambda _, d=d: d, source, lambda _: (), 0.0) for d in epochs)
-    yield from itertools.islice(batches, num_steps)
+def _one_after_the_other(epochs: Iterator[Iterator[Batch]], num_steps: int | None) -> Iterator[Batch]:
+    yield from itertools.islice(itertools.chain.from_iterable(epochs), num_steps)
+
+
+def _with_stand_ins(records: tf.data.Dataset, source: StreamSource) -> tf.data.Dataset:
+    """(encoded image, label, whether it stands in for another): each record known to be bad gives way to the good one before.
+
+    So a place in an epoch has the same image in every process and after every restart, whoever met the bad one first.
+    """
+    if not source.bad:  # nothing is looked at, and nothing costs
+        return records.map(lambda encoded, label: (encoded, label, False))
+    bad = tf.constant(sorted(source.bad), tf.int64)
+
+    def step(last, record):
+        is_bad = tf.reduce_any(_fingerprint(record[0]) == bad)
+        now = tuple(tf.where(is_bad, old, new) for old, new in zip(last, record, strict=True))
+        return now, (*now, is_bad)
+
+    first = next(iter(records.filter(lambda encoded, _: tf.reduce_all(_fingerprint(encoded) != bad)).take(1)), None)
+    return records.scan(first or (tf.constant(b""), tf.constant(0, tf.int32)), _plain(step))
+
+
+def _fingerprint(encoded: tf.Tensor) -> tf.Tensor:
+    """Of an image's bytes, from 0 to 2⁶²-1: records of a stream have no number that outlives an epoch."""
+    return tf.strings.to_hash_bucket_fast(encoded, 2**62)
 
 
 def _item(source: ArraySource | EncodedSource) -> tf.TensorSpec:
@@ -265,7 +312,7 @@ def _closed_at_exit(make: Callable[..., Iterator[Batch]]) -> Callable[..., Itera
 def _iterate(
     from_batch: Callable[[int], tf.data.Dataset],
     source: Source,
-    examples_of: Callable[[int], Iterable[int]],
+    bad_in: Callable[[int], dict[int, str]],
     max_bad_fraction: float,
 ) -> Iterator[Batch]:
     """The batches as numpy arrays that share TensorFlow's memory.
@@ -275,7 +322,7 @@ def _iterate(
 
     Args:
       from_batch: the pipeline from a batch on, by its number from 0.
-      examples_of: the examples of a batch, by its number; asked only when that batch fails.
+      bad_in: what of a batch does not decode, and why, by its number; asked only when that batch fails.
     """
     batches, delivered = from_batch(0).as_numpy_iterator(), 0
     broken = tf.errors.OpError
@@ -285,9 +332,9 @@ def _iterate(
         except StopIteration:
             return
         except broken as error:
-            if isinstance(source, StreamSource):
-                raise UserError(f"an image of {source.name} cannot be read ({first_line(error)}).") from None
-            found = _bad_images(source, examples_of(delivered)) if isinstance(source, EncodedSource) else {}
+            found = bad_in(delivered)
+            if not found and isinstance(source, StreamSource):
+                raise UserError(f"{source.name} cannot be read ({first_line(error)}).") from None
             if not found:
                 raise  # not the fault of what was read
             source.exclude(found, max_bad_fraction)
@@ -297,8 +344,24 @@ def _iterate(
         delivered += 1
 
 
-def _bad_images(source: EncodedSource, examples: Iterable[int]) -> dict[int, str]:
+def _bad_records(records: tf.data.Dataset) -> dict[int, str]:
+    """The fingerprints of those records that do not decode, and why; none where the files themselves are broken."""
+    found = {}
+    try:
+        for encoded, *_ in records:
+            try:
+                decode(encoded)
+            except (tf.errors.OpError, ValueError) as error:
+                found[int(_fingerprint(encoded))] = first_line(error)
+    except tf.errors.OpError:
+        return {}
+    return found
+
+
+def _bad_images(source: Source, examples: Iterable[int]) -> dict[int, str]:
     """The examples that do not decode, and why: TensorFlow does not say which, so all of the batch are tried."""
+    if not isinstance(source, EncodedSource):
+        return {}
     examples, pixels, found = source.usable(np.asarray(examples)), _pixels(source), {}
     for example, item in zip(examples, source.fetch(examples)[0], strict=True):
         try:
@@ -324,6 +387,8 @@ def _masked(
         if real < n:
             batch = {k: np.concatenate([v, np.zeros((n - real, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
         mask = np.arange(n) < real
-        if source.bad:
+        if "stands_in" in batch:
+            mask &= ~batch.pop("stands_in")
+        elif source.bad:
             mask[:real] &= [int(example) not in source.bad for example in examples_of(number)]
         yield {**batch, "mask": mask}

@@ -53,6 +53,27 @@ class Source:
             example = (example + 1) % len(self)
         return example
 
+    def place(self, example: int) -> str:
+        """Where an example is, for people."""
+        return f"example {example} of {self.name}"
+
+    def exclude(self, found: dict[int, str], max_fraction: float) -> None:
+        """Takes note of examples that do not decode, with the reasons.
+
+        Raises:
+          UserError: they are now more than `max_fraction` of all; names them.
+        """
+        bad = self.bad | found
+        if len(bad) > max_fraction * len(self) or len(bad) == len(self):
+            first, why = next(iter(bad.items()))
+            others = [self.place(example) for example in bad if example != first]
+            more = f", and so cannot {some(others)}" if others else ""
+            raise UserError(
+                f"{self.place(first)} cannot be read as an image ({why}){more}; mend or remove "
+                f"{'them' if others else 'it'}, or raise data.max_bad_fraction, which is {max_fraction:g} of {len(self)}."
+            )
+        self.bad = bad
+
 
 class ArraySource(Source):
     """Images of one size in memory.
@@ -104,30 +125,12 @@ class EncodedSource(Source):
         """These examples encoded, or their files' names, (n,) bytes objects, and their labels, (n,) int32."""
         raise NotImplementedError
 
-    def place(self, example: int) -> str:
-        """Where an example is, for people."""
-        raise NotImplementedError
-
-    def exclude(self, found: dict[int, str], max_fraction: float) -> None:
-        """Takes note of examples that do not decode, with the reasons.
-
-        Raises:
-          UserError: they are now more than `max_fraction` of all; names them.
-        """
-        bad = self.bad | found
-        if len(bad) > max_fraction * len(self) or len(bad) == len(self):
-            first, why = next(iter(bad.items()))
-            others = [self.place(example) for example in bad if example != first]
-            more = f", and so cannot {some(others)}" if others else ""
-            raise UserError(
-                f"{self.place(first)} cannot be read as an image ({why}){more}; mend or remove "
-                f"{'them' if others else 'it'}, or raise data.max_bad_fraction, which is {max_fraction:g} of {len(self)}."
-            )
-        self.bad = bad
-
 
 class StreamSource(Source):
-    """Encoded images that can only be read in a row."""
+    """Encoded images that can only be read in a row. Those that do not decode are known in `bad` by a fingerprint."""
+
+    def place(self, example: int) -> str:
+        return f"the record of {self.name} with fingerprint {example:016x}"
 
     def records(self, seed: int | None, epoch: int) -> Any:
         """A tf.data.Dataset of (encoded image, label int32) in the order of an epoch; in the files' without a seed."""

@@ -32,9 +32,6 @@ class RecordSource(EncodedSource):
         self._reader = ArrayRecordDataSource(info.splits[split].file_instructions)
         self._cache = BytesCache(cache_bytes)
 
-    def place(self, example: int) -> str:
-        return f"example {example} of {self.name}"
-
     def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         records = self._cache.get(examples, self._reader.__getitems__)
         parts = [tf.train.Example.FromString(record).features.feature for record in records]
@@ -61,6 +58,9 @@ class TfdsStream(StreamSource):
     size a second on one core, if the disk gives them), and refills the buffer; of several processes each reads all
     records and decodes its own rows only. Image folders, sets in ArrayRecord files and sets that fit in memory are free of
     all this.
+
+    A record whose image does not decode gives way to the one before it in the epoch, known by a fingerprint of its bytes; a
+    broken file ends the run.
     """
 
     def __init__(self, builder: Any, split: str):

@@ -26,7 +26,7 @@ from bt_jax.optim import make_optimizer, make_schedules
 from bt_jax.reporting.progress import Reporter, duration
 from bt_jax.training.monitor import KnnMonitor
 from bt_jax.training.state import TrainState, abstract_state, count_parameters, init_state
-from bt_jax.training.step import jit_train_step
+from bt_jax.training.step import jit_step, make_train_step
 from bt_jax.workdir import claim_workdir
 
 
@@ -113,7 +113,7 @@ class Pretraining:
         return state, step, notices
 
     def _train(self, state: TrainState, start_step: int, reporter: Reporter) -> TrainState:
-        train_step = jit_train_step(self.method, self.optimizer, self.config.seed, state, self.mesh)
+        train_step = jit_step(make_train_step(self.method, self.optimizer, self.config.seed), state, self.mesh)
         if start_step == 0:
             self._watch(state, 0, reporter)
         elif start_step == self.total_steps:

@@ -11,11 +11,10 @@ from bt_jax.methods.base import Batch, Method
 from bt_jax.training.state import TrainState, shardings_of
 
 Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_train_step(
-    method: Method, optimizer: optax.GradientTransformation, seed: int
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(method: Method, optimizer: optax.GradientTransformation, seed: int) -> Step:
     """Builds `train_step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     Nothing here names a device: with the batch sharded over its first axis and the state replicated, the compiler makes
@@ -39,16 +38,10 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(
-    method: Method, optimizer: optax.GradientTransformation, seed: int, state: TrainState, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`make_train_step` as runs and plans compile it: the state is donated and comes back where it was.
+def jit_step(step: Step, state: TrainState, mesh: Mesh) -> Step:
+    """A step as runs and plans compile it: the state is donated and comes back where it was.
 
     Args:
       state: its arrays, or abstract ones, tell where they live.
     """
-    return jax.jit(
-        make_train_step(method, optimizer, seed),
-        donate_argnums=0,
-        out_shardings=(shardings_of(state), mesh_lib.everywhere(mesh)),
-    )
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), mesh_lib.everywhere(mesh)))

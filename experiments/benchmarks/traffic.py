@@ -80,13 +80,15 @@ def main() -> None:
     from bt_jax.methods import make_method
     from bt_jax.optim import make_optimizer
     from bt_jax.training.state import abstract_state, count_parameters
-    from bt_jax.training.step import jit_train_step
+    from bt_jax.training.step import jit_step, make_train_step
 
     config = runpy.run_path(arguments.config)["get_config"]()
     config.mesh.model = arguments.model
     n, d, side = config.batch_size, config.model.projector[-1], config.data.image_size
     print(f"{config.model.arch} at {side}×{side}, D = {d}, batch {n}; MB that leave each device in a step")
-    print(f"{'devices':>8} {'program':<10} {'gradients':>10} {'loss':>8} {'statistics':>11} {'between layers':>15} {'all':>8}")
+    print(
+        f"{'devices':>8} {'program':<10} {'gradients':>10} {'loss':>8} {'statistics':>11} {'between layers':>15} {'all':>8}"
+    )
     for devices in arguments.devices:
         config.mesh.data = devices // arguments.model
         mesh = mesh_lib.make_mesh(config.mesh)
@@ -95,7 +97,7 @@ def main() -> None:
         state = abstract_state(method, optimizer, (side, side, 3), mesh)
         views = jax.ShapeDtypeStruct((n, 2, side, side, 3), jnp.uint8, sharding=mesh_lib.over_batch(mesh))
         begin = time.monotonic()
-        program = jit_train_step(method, optimizer, 0, state, mesh).lower(state, {"views": views}).compile()
+        program = jit_step(make_train_step(method, optimizer, 0), state, mesh).lower(state, {"views": views}).compile()
         seconds = time.monotonic() - begin
         norms = [leaf.size for leaf in jax.tree.leaves(state.model_state)]  # means and variances
         rows = {
@@ -108,7 +110,10 @@ def main() -> None:
             print(line + (f"   compiled in {seconds:.0f} s" if name == "bt_jax" else ""), flush=True)
         share = {key: rows["official"][key] / max(rows["bt_jax"][key], 1) for key in ("loss", "statistics")}
         total = sum(rows["official"].values()) / sum(rows["bt_jax"].values())
-        print(f"{'':>8} {'ratio':<10} {'':10} {share['loss']:8.1f} {share['statistics']:11.1f} {'':15} {total:8.2f}", flush=True)
+        print(
+            f"{'':>8} {'ratio':<10} {'':10} {share['loss']:8.1f} {share['statistics']:11.1f} {'':15} {total:8.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""Step time by the number of chips, on paper: what a few pod plans tell of all sizes in between and beyond.
+
+    python experiments/scaling.py experiments/results/pod_plans/*v4*.json
+
+The plans (bt_jax/pod_plan.py) are of one config and one kind of chip, with different numbers of images a device. What a
+device computes, and what it moves to and from its memory, is a fixed part and a part for each image, found by least squares;
+what it sends follows from how the step is made:
+
+    gradients     2 · G · (P-1)/P bytes, G as the plans have it
+    the loss      8 · N·D/P bytes for its all-to-alls in bfloat16, 2 · 8N² · (P-1)/P for its Gram matrices; or
+                  2 · 4D² · (P-1)/P for C, where form "auto" takes that
+    each of the plans' collectives waits at least 1 µs a chip on each axis of the slice
+
+Two bounds come out: all three overlap perfectly, or not at all. How well the second meets the plans is printed.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+
+import numpy as np
+
+from bt_jax.chips import Topology, parse_topology
+from bt_jax.losses import choose_form
+
+STOPS_PAYING = 1.3  # twice the chips, but not so much as this many times the speed
+
+
+def shape_of(chips: int, axes: int) -> tuple[int, ...]:
+    """The roundest shape of a power of two."""
+    power = round(math.log2(chips))
+    return tuple(2 ** ((power + i) // axes) for i in range(axes))
+
+
+class Model:
+    """The step of one config on any number of one kind of chip."""
+
+    def __init__(self, plans: list[dict]):
+        self.chip = parse_topology(plans[0]["topology"]).chip
+        self.generation = plans[0]["topology"].partition(":")[0]
+        self.d = plans[0]["config"]["model"]["projector"][-1]
+        per_device = np.array([[1, plan["batch_size"] / self._devices(plan)] for plan in plans])
+        loss = np.array([plan["loss_flops"] for plan in plans])
+        self.flops = np.linalg.lstsq(per_device, np.array([plan["flops"] for plan in plans]) - loss)[0]
+        self.traffic = np.linalg.lstsq(per_device, np.array([plan["traffic"] for plan in plans]))[0]
+        reduced = [plan["collectives"]["all-reduce"]["bytes"] - 8 * plan["batch_size"] ** 2 for plan in plans]
+        self.gradients = float(np.mean(reduced))
+        self.count = max(sum(kind["count"] for kind in plan["collectives"].values()) for plan in plans)
+
+    @staticmethod
+    def _devices(plan: dict) -> int:
+        return math.prod(plan["mesh"].values())
+
+    def times(self, topology: Topology, n: int) -> dict[str, float]:
+        """Seconds of a step at batch `n`: products, memory, links."""
+        p, chip = topology.devices, self.chip
+        images = np.array([1, n / p])
+        if choose_form(n, self.d, p) == "gram":
+            loss, summed, exchanged = 8 * n * n * self.d / p, 8 * n * n, 8 * n * self.d / p
+        else:
+            loss, summed, exchanged = 6 * n * self.d**2 / p, 4 * self.d**2, 0
+        sent = 2 * (self.gradients + summed) * (p - 1) / p + exchanged
+        return {
+            "products": float(self.flops @ images + 6 * loss) / chip.flops * chip.devices,
+            "memory": float(self.traffic @ images) / chip.bandwidth * chip.devices,
+            "links": sent / chip.links * chip.devices + self.count * topology.all_reduce_seconds,
+        }
+
+
+def rows(model: Model, batch_of: dict[int, int]) -> str:
+    """The table's lines; a row a number of chips, with its batch."""
+    lines, before = [], None
+    for chips, n in batch_of.items():
+        shape = shape_of(chips, model.chip.axes)
+        topology = Topology(f"{model.generation}:{'x'.join(map(str, shape))}", model.chip, shape)
+        times = model.times(topology, n)
+        bound, after_another = max(times.values()), sum(times.values())
+        rate = n / after_another
+        gain = f"{rate / before:.2f}" if before else ""
+        note = " stops paying" if before and rate / before < STOPS_PAYING else ""
+        cells = [f"{1000 * times[part]:.2f}" for part in ("products", "memory", "links")]
+        cells += [f"{1000 * bound:.2f} to {1000 * after_another:.2f}", f"{rate:,.0f} to {n / bound:,.0f}", gain + note]
+        name = topology.name.partition(":")[2]
+        lines.append(f"| {chips} | {name} | {n} | {n / topology.devices:g} | " + " | ".join(cells) + " |")
+        before = rate
+    return "\n".join(lines)
+
+
+HEAD = """| chips | shape | batch | images a device | products, ms | memory, ms | links, ms | step, ms | images/s | gain by doubling |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Step time by the number of chips, on paper.")
+    parser.add_argument("plans", nargs="+", type=pathlib.Path, help="of one config and one kind of chip")
+    parser.add_argument("--batch", type=int, default=2048, help="the fixed batch")
+    parser.add_argument("--per-device", type=int, default=32, help="the fixed number of images a device")
+    parser.add_argument("--most", type=int, default=1024, help="chips")
+    arguments = parser.parse_args()
+    plans = [json.loads(path.read_text()) for path in arguments.plans]
+    model = Model(plans)
+    sizes = [2**i for i in range(3, round(math.log2(arguments.most)) + 1)]
+    print(f"{model.generation}; the model beside its plans, milliseconds:\n")
+    print("| plan | batch | products | memory | links |\n|---|---|---|---|---|")
+    for plan in plans:
+        found = model.times(parse_topology(plan["topology"]), plan["batch_size"])
+        cells = [f"{1000 * found[part]:.2f} for {1000 * plan['seconds'][part]:.2f}" for part in found]
+        print(f"| {plan['topology']} | {plan['batch_size']} | " + " | ".join(cells) + " |")
+    print(f"\nBatch {arguments.batch}:\n\n{HEAD}\n" + rows(model, dict.fromkeys(sizes, arguments.batch)))
+    grown = {chips: chips * model.chip.devices * arguments.per_device for chips in sizes}
+    print(f"\n{arguments.per_device} images a device:\n\n{HEAD}\n" + rows(model, grown))
+
+
+if __name__ == "__main__":
+    main()
