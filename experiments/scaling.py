@@ -3,15 +3,15 @@
     python experiments/scaling.py experiments/results/pod_plans/*v4*.json
 
 The plans (bt_jax/pod_plan.py) are of one config and one kind of chip, with different numbers of images a device. What a
-device computes, and what it moves to and from its memory, is a fixed part and a part for each image, found by least squares;
-what it sends follows from how the step is made:
+device computes, and what it moves to and from its memory, is taken along the line between the two plans nearest in images
+a device; what it sends follows from how the step is made:
 
     gradients     2 · G · (P-1)/P bytes, G as the plans have it
     the loss      8 · N·D/P bytes for its all-to-alls in bfloat16, 2 · 8N² · (P-1)/P for its Gram matrices; or
                   2 · 4D² · (P-1)/P for C, where form "auto" takes that
     each of the plans' collectives waits at least 1 µs a chip on each axis of the slice
 
-Two bounds come out: all three overlap perfectly, or not at all. How well the second meets the plans is printed.
+Two bounds come out: all three overlap perfectly, or not at all.
 """
 
 import argparse
@@ -40,30 +40,37 @@ class Model:
         self.chip = parse_topology(plans[0]["topology"]).chip
         self.generation = plans[0]["topology"].partition(":")[0]
         self.d = plans[0]["config"]["model"]["projector"][-1]
-        per_device = np.array([[1, plan["batch_size"] / self._devices(plan)] for plan in plans])
-        loss = np.array([plan["loss_flops"] for plan in plans])
-        self.flops = np.linalg.lstsq(per_device, np.array([plan["flops"] for plan in plans]) - loss)[0]
-        self.traffic = np.linalg.lstsq(per_device, np.array([plan["traffic"] for plan in plans]))[0]
+        plans = sorted(plans, key=self._images)
+        self.images = np.array([self._images(plan) for plan in plans])
+        self.flops = np.array([plan["flops"] - plan["loss_flops"] for plan in plans])
+        self.traffic = np.array([plan["traffic"] for plan in plans])
         reduced = [plan["collectives"]["all-reduce"]["bytes"] - 8 * plan["batch_size"] ** 2 for plan in plans]
         self.gradients = float(np.mean(reduced))
         self.count = max(sum(kind["count"] for kind in plan["collectives"].values()) for plan in plans)
 
     @staticmethod
-    def _devices(plan: dict) -> int:
-        return math.prod(plan["mesh"].values())
+    def _images(plan: dict) -> float:
+        return plan["batch_size"] / math.prod(plan["mesh"].values())
+
+    def _along(self, values: np.ndarray, images: float) -> float:
+        """What the plans' values are at a number of images a device, by the nearest two."""
+        if len(values) == 1:
+            return float(values[0] * images / self.images[0])
+        i = int(np.clip(np.searchsorted(self.images, images), 1, len(values) - 1))
+        slope = (values[i] - values[i - 1]) / (self.images[i] - self.images[i - 1])
+        return float(values[i - 1] + slope * (images - self.images[i - 1]))
 
     def times(self, topology: Topology, n: int) -> dict[str, float]:
         """Seconds of a step at batch `n`: products, memory, links."""
         p, chip = topology.devices, self.chip
-        images = np.array([1, n / p])
         if choose_form(n, self.d, p) == "gram":
             loss, summed, exchanged = 8 * n * n * self.d / p, 8 * n * n, 8 * n * self.d / p
         else:
             loss, summed, exchanged = 6 * n * self.d**2 / p, 4 * self.d**2, 0
         sent = 2 * (self.gradients + summed) * (p - 1) / p + exchanged
         return {
-            "products": float(self.flops @ images + 6 * loss) / chip.flops * chip.devices,
-            "memory": float(self.traffic @ images) / chip.bandwidth * chip.devices,
+            "products": (self._along(self.flops, n / p) + 6 * loss) / chip.flops * chip.devices,
+            "memory": self._along(self.traffic, n / p) / chip.bandwidth * chip.devices,
             "links": sent / chip.links * chip.devices + self.count * topology.all_reduce_seconds,
         }
 
