@@ -39,6 +39,10 @@ class Source:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def place(self, example: int) -> str:
+        """Where an example is, for people."""
+        return f"image {example} of {self.name}"
+
     def __len__(self) -> int:
         return self._length
 
@@ -78,6 +82,8 @@ class ArraySource(Source):
             )
         if class_names is None:
             class_names = _numbers_as_names(labels)
+        if labels.max() < 0:
+            raise UserError(f"{name} has no labels (all are below 0); name a labelled split.")
         if labels.min() < 0 or labels.max() >= len(class_names):
             raise UserError(
                 f"{name}: the labels run from {labels.min()} to {labels.max()}; "
