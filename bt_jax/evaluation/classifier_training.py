@@ -259,6 +259,26 @@ class ClassifierTraining:
         }
 
 
+def sgd_update(
+    params: Any, held: Any, gradient: Any, rates: dict[str, Any], *, weight_decay: float, momentum: float
+) -> tuple[Any, Any]:
+    """PyTorch's SGD, with a rate for each part; all parameters are decayed, as they are there.
+
+        m = momentum · m + g + weight_decay · w,   w = w - rate · m
+
+    Args:
+      params, held, gradient: {part: a pytree}; `held` is m, zero at the start.
+      rates: a number for each part.
+
+    Returns:
+      The new params and m.
+    """
+    held = jax.tree.map(lambda m, g, p: momentum * m + g + weight_decay * p, held, gradient, params)
+    return {
+        part: jax.tree.map(lambda p, m, rate=rates[part]: p - rate * m, params[part], held[part]) for part in params
+    }, held
+
+
 def _checked(batches: Iterator[dict], source: Source) -> Iterator[dict]:
     """Sees that labels are classes: those of records are not known before they come."""
     for batch in batches:
@@ -318,12 +338,10 @@ def _compiled_step(module, num_classes, mean, std, frozen, mesh, weight_decay, m
             return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(), stats
 
         (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        new = jax.tree.map(lambda m, g, p: momentum * m + g + weight_decay * p, state.momentum, gradient, state.params)
-        params = {
-            part: jax.tree.map(lambda p, m, rate=rates[part]: p - rate * m, state.params[part], new[part])
-            for part in state.params
-        }
-        return ClassifierState(state.step + 1, params, stats, new), value
+        params, held = sgd_update(
+            state.params, state.momentum, gradient, rates, weight_decay=weight_decay, momentum=momentum
+        )
+        return ClassifierState(state.step + 1, params, stats, held), value
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=mesh_lib.everywhere(mesh))
 
