@@ -120,6 +120,8 @@ def voc_source(config: ConfigDict, split: str) -> Source:
     features = builder.info.features
     if "objects" not in features or "is_difficult" not in features["objects"]:
         raise UserError(f"TFDS {builder.name} has no objects that may be difficult; data.name must be voc/2007.")
+    if builder.info.file_format.value == "array_record":
+        raise UserError(f"TFDS {builder.name} is stored as array_record; VOC is read from tfrecord, or the official folders.")
     try:
         return VocStream(builder, theirs)
     except (KeyError, ValueError):
