@@ -62,6 +62,7 @@ def default() -> ConfigDict:
     config.data.prefetch = 2  # batches that wait ready on the host
     config.data.view_a = _view(blur=1.0, solarize=0.0)
     config.data.view_b = _view(blur=0.1, solarize=0.2)
+    config.data.view_supervised = _view(blur=0.0, solarize=0.0, jitter=0.0, grayscale=0.0)  # of training with labels
     config.data.photographs = ConfigDict()
     config.data.photographs.size = 48  # side of a stored crop, in pixels
     config.data.photographs.train_per_class = 300
@@ -108,6 +109,46 @@ def default() -> ConfigDict:
     config.monitor.batch_size = 256  # images whose features are computed at once, over all devices
     config.monitor.k = 200
     config.monitor.temperature = 0.1
+    config.monitor.pairs = 1024  # train images whose two views tell alignment and uniformity; 0: without these two
+    config.monitor.judge_at_end = False  # linear accuracy, and fine-tuning beside from scratch, when training is done
+
+    # From here to the log: the evaluations. Epochs, batch_size, seed, data, model and monitor.batch_size (of frozen features)
+    # are the fields above.
+    config.repeats = 1  # of an evaluation that learns something, with seeds seed, seed + 1, …
+
+    config.sgd = ConfigDict()  # of the tasks linear, finetune and transfer
+    config.sgd.learning_rate_head = 0.3  # for a batch of 256; scaled by batch_size / 256, as the next
+    config.sgd.learning_rate_encoder = 0.005  # where it is fine-tuned
+    config.sgd.momentum = 0.9
+    config.sgd.weight_decay = 1e-6
+    config.sgd.schedule = "cosine"  # by the epoch, to 0; or "steps"
+    config.sgd.decay_epochs = ()  # with "steps": after these the rates are multiplied by decay_factor; fractions too
+    config.sgd.decay_factor = 0.1
+    config.sgd.evaluate_every_epochs = 1
+
+    config.linear = ConfigDict()
+    config.linear.cached = False  # features once, without augmentation, and then L-BFGS in place of SGD
+    config.linear.l2 = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # tried for cached: of ½ l2 |W|² beside the mean loss
+    config.linear.held_out = 0.1  # of the train split, on which l2 is chosen
+    config.linear.max_iterations = 1000
+
+    config.finetune = ConfigDict()
+    config.finetune.chosen_by = "seed"  # the labels: "seed", "list", or "source" where the train split has no others
+    config.finetune.percent = 1.0  # of the labels; for "list" and "source" what the result is called by
+    config.finetune.per_class = 0  # labels a class; 0: as percent says
+    config.finetune.list_file = ""  # SimCLR's 1percent.txt or 10percent.txt, for an image folder
+    config.finetune.from_scratch = False  # the supervised baseline: a new encoder on the same labels
+    config.finetune.learning_rate_from_scratch = 0.1  # of encoder and head, in place of those of sgd
+
+    config.knn = ConfigDict()
+    config.knn.k = (10, 20, 50, 100, 200)  # all answered by one search
+    config.knn.temperature = 0.1
+    config.knn.health_examples = 25600  # test images at most whose features RankMe and the others look at
+
+    config.transfer = ConfigDict()
+    config.transfer.protocol = "linear"  # or "svm", for PASCAL VOC
+    config.transfer.svm_costs = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of a class, chosen by cross-validation
+    config.transfer.svm_folds = 3
 
     config.pod = ConfigDict()  # of the task pod_plan
     config.pod.topology = ""  # a slice of TPU chips, such as v5e:16x16
@@ -120,19 +161,19 @@ def default() -> ConfigDict:
     return config
 
 
-def _view(*, blur: float, solarize: float) -> ConfigDict:
+def _view(*, blur: float, solarize: float, jitter: float = 0.8, grayscale: float = 0.2) -> ConfigDict:
     """The distribution of one view; the numbers are the paper's (appendix A)."""
     return ConfigDict(
         {
             "crop_scale": (0.08, 1.0),  # area of the crop over the image's
             "crop_ratio": (3 / 4, 4 / 3),  # width over height
             "flip": 0.5,  # this and those without a comment: probabilities
-            "jitter": 0.8,
+            "jitter": jitter,
             "brightness": 0.4,  # the factor is uniform in 1 -/+ this; likewise contrast and saturation
             "contrast": 0.4,
             "saturation": 0.2,
             "hue": 0.1,  # the shift is uniform in -/+ this, in turns of the colour wheel
-            "grayscale": 0.2,
+            "grayscale": grayscale,
             "blur": blur,
             "blur_sigma": (0.1, 2.0),  # pixels
             "solarize": solarize,

@@ -13,7 +13,12 @@ from bt_jax.errors import UserError
 TASKS = {
     "pretrain": "bt_jax.training.loop:pretrain",
     "pod_plan": "bt_jax.pod_plan:pod_plan",
+    "linear": "bt_jax.evaluation.linear_probe:linear",
+    "finetune": "bt_jax.evaluation.finetune:finetune",
+    "knn": "bt_jax.evaluation.knn_task:knn",
+    "transfer": "bt_jax.evaluation.transfer:transfer",
 }
+EVALUATIONS = ("linear", "finetune", "knn", "transfer")
 METHODS = ("barlow_twins",)
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101")
 SOURCES = ("photographs", "tfds", "folder", "arrays")
@@ -68,6 +73,11 @@ def _topology(v: str) -> str | None:
         return str(error).rstrip(".")
 
 
+def _rising_above_zero(v) -> str | None:
+    fits = all(map(is_number, v)) and all(a < b for a, b in zip((0, *v), v, strict=False))
+    return None if fits else "must be rising numbers above 0"
+
+
 def is_number(v: Any) -> bool:
     return isinstance(v, numbers.Real) and not isinstance(v, bool)
 
@@ -112,7 +122,7 @@ RULES: dict[str, Rule] = {
     "data.shuffle_buffer": _at_least(1),
     "data.threads": _at_least(0),
     "data.prefetch": _at_least(1),
-    **{f"data.view_{v}.{name}": rule for v in "ab" for name, rule in _VIEW_RULES.items()},
+    **{f"data.view_{v}.{name}": rule for v in ("a", "b", "supervised") for name, rule in _VIEW_RULES.items()},
     "data.photographs.size": _at_least(8),
     "data.photographs.train_per_class": _at_least(1),
     "data.photographs.test_per_class": _at_least(1),
@@ -149,6 +159,33 @@ RULES: dict[str, Rule] = {
     "pod.topology": _topology,
     "pod.search": _anything,
     "pod.images": _at_least(0),
+    "monitor.pairs": lambda v: None if v == 0 or v >= 2 else "must be 0, or an integer of at least 2",
+    "monitor.judge_at_end": _anything,
+    "repeats": _at_least(1),
+    "sgd.learning_rate_head": _at_least(0, float),
+    "sgd.learning_rate_encoder": _at_least(0, float),
+    "sgd.momentum": lambda v: None if 0 <= v < 1 else "must be at least 0 and less than 1",
+    "sgd.weight_decay": _at_least(0, float),
+    "sgd.schedule": _one_of(("cosine", "steps")),
+    "sgd.decay_epochs": _rising_above_zero,
+    "sgd.decay_factor": _between(0, 1),
+    "sgd.evaluate_every_epochs": _at_least(1),
+    "linear.cached": _anything,
+    "linear.l2": _numbers(None, "positive numbers", lambda x: is_number(x) and x > 0),
+    "linear.held_out": lambda v: None if 0 < v < 1 else "must be more than 0 and less than 1",
+    "linear.max_iterations": _at_least(1),
+    "finetune.chosen_by": _one_of(("seed", "list", "source")),
+    "finetune.percent": lambda v: None if 0 < v <= 100 else "must be more than 0 and at most 100",
+    "finetune.per_class": _at_least(0),
+    "finetune.list_file": _anything,
+    "finetune.from_scratch": _anything,
+    "finetune.learning_rate_from_scratch": _at_least(0, float),
+    "knn.k": _numbers(None, "positive integers", lambda x: isinstance(x, int) and x > 0),
+    "knn.temperature": _above_zero,
+    "knn.health_examples": _at_least(2),
+    "transfer.protocol": _one_of(("linear", "svm")),
+    "transfer.svm_costs": _numbers(None, "positive numbers", lambda x: is_number(x) and x > 0),
+    "transfer.svm_folds": _at_least(2),
     "log.every_steps": _at_least(1),
     "log.tensorboard": _anything,
 }
@@ -158,7 +195,9 @@ def contradictions(fields: dict[str, Any]) -> list[str]:
     """What no single field shows; looks only at fields that are sound by themselves."""
     wrong = []
     get = fields.get
-    if {"epochs", "optimizer.warmup_epochs"} <= fields.keys() and get("epochs") <= get("optimizer.warmup_epochs"):
+    evaluates = get("task") in EVALUATIONS
+    lengths = {"epochs", "optimizer.warmup_epochs"} <= fields.keys()
+    if lengths and not evaluates and get("epochs") <= get("optimizer.warmup_epochs"):
         wrong.append(
             f"epochs is {get('epochs')}, but must be more than optimizer.warmup_epochs, "
             f"which is {get('optimizer.warmup_epochs')}"
@@ -179,6 +218,8 @@ def contradictions(fields: dict[str, Any]) -> list[str]:
         wrong.append(f"pod.topology is empty, but must name a slice when task is 'pod_plan': {known()}")
     if get("monitor.every_epochs", 0) > 0 and get("data.test_split") == "":
         wrong.append("data.test_split is empty, but must name a split when monitor.every_epochs is not 0")
+    if evaluates:
+        wrong += _evaluation_contradictions(get)
     split, sizes = get("mesh.model", 1), get("model.projector", ())
     if any(size % split for size in sizes):
         wrong.append(f"mesh.model is {split}, but must divide each of model.projector, {'-'.join(map(str, sizes))}")
@@ -192,6 +233,26 @@ def contradictions(fields: dict[str, Any]) -> list[str]:
             wrong.append(
                 f"mesh.process_index is {get(parts[2])}, but must be less than mesh.processes, {get(parts[1])}"
             )
+    return wrong
+
+
+def _evaluation_contradictions(get: Callable) -> list[str]:
+    wrong = []
+    task = get("task")
+    if get("init_from") == "" and not (task == "finetune" and get("finetune.from_scratch")):
+        wrong.append(f"init_from is empty, but must name the encoder that {task} judges: a run's workdir, for example")
+    if get("data.test_split") == "":
+        wrong.append(f"data.test_split is empty, but must name the labelled split that {task} counts on")
+    if get("sgd.schedule") == "steps" and get("sgd.decay_epochs") == ():
+        wrong.append("sgd.decay_epochs is empty, but must say when the rates fall where sgd.schedule is 'steps'")
+    if task == "finetune":
+        by, file, per_class = (get(f"finetune.{name}") for name in ("chosen_by", "list_file", "per_class"))
+        if (by == "list") != (file != ""):
+            wrong.append(
+                "finetune.list_file must name a file where finetune.chosen_by is 'list', and nothing elsewhere"
+            )
+        if by != "seed" and per_class:
+            wrong.append(f"finetune.per_class is {per_class}, but must be 0 where finetune.chosen_by is {by!r}")
     return wrong
 
 

@@ -12,6 +12,18 @@ from bt_jax.errors import UserError
 FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "pod.", "data.data_dir", "data.download", "data.threads",
                   "data.prefetch", "data.in_memory_bytes")  # fmt: skip
 
+# Of a pre-training run none of these changes a weight either: they are the evaluations'.
+FREE_WHEN_PRETRAINING = (
+    "sgd.",
+    "linear.",
+    "finetune.",
+    "knn.",
+    "transfer.",
+    "repeats",
+    "init_from",
+    "data.view_supervised.",
+)
+
 
 def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> None:
     """Writes `config.json` into a new workdir, or compares with the one that is there.
@@ -30,10 +42,11 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> No
     if there is not None:
         # A field that is younger than the run had its default then, whatever did the work.
         old, new = {**flatten(default()), **flatten(there)}, flatten(config)
+        free = FREE_ON_RESUME + (FREE_WHEN_PRETRAINING if config.task == "pretrain" else ())
         differ = [
             f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
             for name in sorted(old.keys() | new.keys())
-            if _plain(old.get(name)) != _plain(new.get(name)) and not name.startswith(FREE_ON_RESUME)
+            if _plain(old.get(name)) != _plain(new.get(name)) and not name.startswith(free)
         ]
         if differ:
             raise UserError(

@@ -22,6 +22,7 @@ def get_config():
     config.data.source = "photographs"
     config.data.image_size = 48
     config.data.eval_resize = 0
+    config.data.view_supervised.crop_scale = (0.2, 1.0)
     for view in (config.data.view_a, config.data.view_b):
         view.crop_scale = (0.2, 1.0)
         view.grayscale = 0.0
@@ -42,5 +43,6 @@ def get_config():
     config.checkpoint.every_epochs = 2
     config.monitor.every_epochs = 2
     config.monitor.k = 20
+    config.monitor.judge_at_end = True
     config.log.every_steps = 20
     return config

@@ -22,6 +22,30 @@ def golden():
     return lambda name: dict(np.load(GOLDEN / f"{name}.npz"))
 
 
+@pytest.fixture(scope="session")
+def _judged_run(tmp_path_factory):
+    from recipes import judged_run
+
+    from bt_jax.models import resnet
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.BLOCKS, "resnet18", (1, 1))
+        return judged_run(tmp_path_factory.mktemp("judged"))
+
+
+@pytest.fixture
+def judged(_judged_run, monkeypatch):
+    """The workdir of a small pre-trained run, and the config of an evaluation on it: see `recipes.judged_run`.
+
+    For as long as a test lasts a resnet18 is one of two blocks, which compiles in a fraction of the time.
+    """
+    from bt_jax.models import resnet
+
+    monkeypatch.setitem(resnet.BLOCKS, "resnet18", (1, 1))
+    workdir, config = _judged_run
+    return workdir, config.copy_and_resolve_references()
+
+
 def pytest_collection_modifyitems(items):
     """Tests of real processes come last: they are the slowest, and what breaks them breaks a faster one first."""
     items.sort(key=lambda item: item.path.stem == "test_processes")

@@ -5,14 +5,17 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
-from bt_jax.methods import BarlowTwins
+from bt_jax.checkpoint import Checkpoints
+from bt_jax.methods import BarlowTwins, make_method
 from bt_jax.models import Projector, ResNet
 from bt_jax.optim import make_optimizer
 from bt_jax.training.state import init_state
 from bt_jax.training.step import make_train_step
+from bt_jax.workdir import claim_workdir
 
 
 def recipe(name: str, shape: tuple[int, ...], salt: int) -> np.ndarray:
@@ -67,3 +70,34 @@ def five_steps(mesh, *, form="auto"):
         state, metrics = step(state, mesh_lib.put_batch(mesh, 16, {"views": views[rows]}))
         losses.append(float(metrics["loss"]))
     return state, losses
+
+
+def judged_run(folder):
+    """A pre-trained run and a labelled set to judge it on: (workdir, config of an evaluation).
+
+    The encoder is a resnet18 as `bt_jax.models.resnet.BLOCKS` has it, which the fixture that calls this makes small. Of 60
+    train and 25 test images of three classes, each class has a colour of its own.
+    """
+    rng = np.random.default_rng(0)
+    colours = np.array([[90, 20, 20], [20, 90, 20], [20, 20, 90]])
+    arrays = {}
+    for split, count in (("train", 60), ("test", 25)):
+        labels = np.arange(count) % 3
+        images = colours[labels][:, None, None, :] + rng.integers(0, 90, (count, 16, 16, 3))
+        arrays |= {f"x_{split}": images.astype(np.uint8), f"y_{split}": labels}
+    np.savez(folder / "set.npz", **arrays)
+    config = config_lib.default()
+    config.batch_size, config.epochs = 8, 2
+    config.data.update(source="arrays", data_dir=str(folder / "set.npz"), image_size=16, eval_resize=0, threads=2)
+    config.model.update(arch="resnet18", width=4, small_images=True, projector=(16, 16))
+    config.optimizer.warmup_epochs = 1
+    config.monitor.update(batch_size=16, k=5)
+    config.log.update(every_steps=1, tensorboard=False)
+    workdir = epath.Path(folder) / "pretrained"
+    claim_workdir(config, workdir, write=True)
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(7, init_state(make_method(config, mesh), small_optimizer(), 0, (16, 16, 3), mesh))
+    checkpoints.close()
+    config.init_from = str(workdir)
+    return workdir, config

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax.evaluation.features import FeatureExtractor, frozen, raw_pixels
+from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, first_bad_layer, frozen, raw_pixels
 from bt_jax.models import ResNet
 from bt_jax.models.inputs import normalize
 
@@ -46,3 +46,26 @@ def test_a_frozen_encoder_looks_at_each_image_alone():
     other, _ = extract(variables, batches(images[::-1], np.zeros(16, np.int32), 8), 8)
     np.testing.assert_allclose(features, other[::-1], rtol=1e-5, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, before, variables)
+
+
+def test_features_that_are_not_finite():
+    """The place of the first such image, and the layer where it goes wrong."""
+    encoder = ResNet(blocks=(1,), bottleneck=False, small_images=True, width=4)
+    variables = jax.tree.map(np.array, encoder.init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), train=False))
+    variables["params"]["layer1_0"]["conv2"]["kernel"][0, 0, 0, 0] = np.nan
+    images = jnp.ones((1, 8, 8, 3))
+    assert first_bad_layer(encoder, variables, images) == "layer1_0/conv2"
+    variables["params"]["layer1_0"]["conv2"]["kernel"][0, 0, 0, 0] = 0
+    assert first_bad_layer(encoder, variables, images) == "none when it is computed by itself"
+
+    def bright_is_bad(_, images):
+        features = images.reshape(len(images), -1)
+        return jnp.where(features > 3.3, jnp.nan, features)  # only pixels of 255 are that bright
+
+    images = np.zeros((19, 4, 4, 3), np.uint8)
+    images[11] = images[14] = 255
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    extract = FeatureExtractor(bright_is_bad, mesh, mean=(0.2, 0.2, 0.2), std=(0.2, 0.2, 0.2), dtype=jnp.float32)
+    with pytest.raises(NotFiniteFeatures, match="the features of image 11 are not finite") as error:
+        extract(None, batches(images, np.zeros(19, np.int32), 8), 8)
+    assert error.value.place == 11 and error.value.image.min() == 255

@@ -1,9 +1,10 @@
 """bt_jax/evaluation/knn.py against plain numpy in float64."""
 
+import jax
 import numpy as np
 import pytest
 
-from bt_jax.evaluation.knn import knn_accuracy, knn_predict
+from bt_jax.evaluation.knn import _nearest, _search, knn_accuracy, knn_predict
 
 
 def reference(train, labels, test, num_classes, k, temperature):
@@ -67,3 +68,59 @@ def test_bad_input(change, sentence):
     }  # fmt: skip
     with pytest.raises(ValueError, match=sentence):
         knn_predict(**settings | change)
+
+
+def meshes():
+    for devices in (1, 8):
+        yield jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def test_the_devices_make_no_difference():
+    """On 1 and 8, with test sets of 1, 7 and 1000: the same neighbours and similarities to the last bit."""
+    rng = np.random.default_rng(3)
+    train, test = rng.standard_normal((700, 24)).astype(np.float32), rng.standard_normal((1000, 24)).astype(np.float32)
+    labels = rng.integers(0, 5, 700)
+    for m in (1, 7, 1000):
+        found = [
+            list(_nearest(train, test[:m], k=9, block=256, train_block=64, mesh=mesh)) for mesh in meshes()
+        ]  # fmt: skip
+        for one, eight in zip(*found, strict=True):
+            for a, b in zip(one, eight, strict=True):
+                np.testing.assert_array_equal(a, b)
+        predicted = knn_predict(train, labels, test[:m], num_classes=5, k=9, block=256, train_block=64)
+        np.testing.assert_array_equal(predicted, reference(train, labels, test[:m], 5, 9, 0.1))
+
+
+def test_several_k_are_one_search():
+    """Each row is what k alone gives; a block of train images may be shorter than k."""
+    rng = np.random.default_rng(4)
+    train, test, labels = rng.standard_normal((90, 8)), rng.standard_normal((20, 8)), rng.integers(0, 4, 90)
+    ks = (1, 5, 90)
+    together = knn_predict(train, labels, test, num_classes=4, k=ks, train_block=32)
+    assert together.shape == (3, 20)
+    for row, k in zip(together, ks, strict=True):
+        np.testing.assert_array_equal(row, knn_predict(train, labels, test, num_classes=4, k=k, train_block=32))
+        np.testing.assert_array_equal(row, reference(train, labels, test, 4, k, 0.1))
+    accuracies = knn_accuracy(train, labels, test, together[1], num_classes=4, k=ks, train_block=32)
+    assert len(accuracies) == 3 and accuracies[1] == 1.0
+
+
+def test_of_equally_near_images_the_first_votes():
+    """Copies in other blocks and on other devices: the one of lowest number is nearer, wherever it stands."""
+    train = np.repeat(np.eye(4), 20, axis=0)[np.arange(80).reshape(4, 20).T.ravel()]  # 0 1 2 3 0 1 2 3 …
+    labels = np.arange(80) % 4 + 4 * (np.arange(80) // 4 >= 3)  # classes 0-3 for the first three copies, then 4-7
+    for mesh in meshes():
+        predicted = knn_predict(train, labels, np.eye(4), num_classes=8, k=5, train_block=8, mesh=mesh)
+        np.testing.assert_array_equal(predicted, [0, 1, 2, 3])
+
+
+def test_the_matrix_of_all_similarities_is_never_held():
+    """What the compiled search allots beside its inputs grows with the blocks, not with the train images."""
+    mesh = next(meshes())
+    allotted = []
+    for blocks in (4, 64):
+        train = jax.ShapeDtypeStruct((blocks, 128, 16), np.float32)
+        test = jax.ShapeDtypeStruct((32, 16), np.float32)
+        memory = _search(mesh, 10, blocks * 128).lower(train, test).compile().memory_analysis()
+        allotted.append(memory.temp_size_in_bytes + memory.output_size_in_bytes)
+    assert allotted[1] < 1.1 * allotted[0] < 32 * 64 * 128 * 4

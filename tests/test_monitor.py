@@ -44,6 +44,13 @@ def test_accuracy_of_classes_that_can_be_told_apart(tmp_path, mesh):
     params, model_state, _ = method.init(jax.random.key(0), (8, 8, 3))
     variables = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
     assert monitor(variables) == 1.0
+    found = monitor.report(variables)
+    assert found["knn_accuracy"] == 1.0
+    assert found.keys() == {"knn_accuracy", "rankme", "mean_correlation", "dead_features", "alignment", "uniformity"}
+    assert 1 <= found["rankme"] <= 8 and 0 < found["alignment"] < 4 and found["uniformity"] < 0
+    assert monitor.report(variables) == found, "the same views each time"
+    config.monitor.pairs = 0
+    assert "alignment" not in monitor.report(variables)
     config.monitor.train_examples, config.monitor.k = 2, 200
     assert 0 <= monitor.raw_pixels() <= 1
 

@@ -58,7 +58,7 @@ def light_views(monkeypatch):
     """Views that only show which image was drawn and with which parameters: quick to build, and different enough."""
     tf = pipeline.tf
 
-    def light(image, parameters, size):
+    def light(image, parameters, size, _):
         drawn = [
             tf.cast(tf.reduce_sum(p.crop * [1, 3, 7, 11]), tf.uint8) + tf.cast(p.hue * 1e6, tf.uint8)
             for p in parameters
@@ -277,7 +277,7 @@ def test_stream_draws_its_views_by_place_in_the_epoch(tfds_dir, light_views):
         image = pipeline.tf.fill((14, 14, 3), batch["label"][row].astype(np.uint8))
         for view, name in enumerate(("view_a", "view_b")):
             parameters = sample_view(seeds[view], 14, 14, ViewSpec(**data_config()[name]))
-            expected = pipeline.apply_views(image, [parameters], SIZE)[0]
+            expected = pipeline.apply_views(image, [parameters], SIZE, "keyscubic")[0]
             np.testing.assert_array_equal(batch["views"][row, view], expected)
 
 

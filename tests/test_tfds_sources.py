@@ -148,7 +148,7 @@ def test_records_are_read_anywhere(tfds_dir):
         assert labels.dtype == np.int32 and labels.tolist() == [theirs[int(i)]["label"] for i in order]
         for encoded, i in zip(images, order, strict=True):
             np.testing.assert_array_equal(decode(encoded), theirs[int(i)]["image"])
-    assert source.place(3) == "example 3 of TFDS record_set, train[3:]+test"
+    assert source.place(3) == "image 3 of TFDS record_set, train[3:]+test"
 
 
 def test_records_that_fit_are_decoded_into_memory(tfds_dir):

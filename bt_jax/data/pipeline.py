@@ -33,8 +33,9 @@ def train_batches(
     rows: np.ndarray,
     start_step: int = 0,
     num_steps: int | None = None,
+    views: tuple[str, ...] = ("view_a", "view_b"),
 ) -> Iterator[Batch]:
-    """Batches of two views, each a pure function of (seed, step): not of threads, processes or restarts.
+    """Batches of views, two unless said otherwise, each a pure function of (seed, step): not of threads, processes or restarts.
 
     Args:
       config: `config.data` of a run.
@@ -42,9 +43,10 @@ def train_batches(
       rows: the rows of the global batch to make, (n,), rising: all of them, or this process's share.
       start_step: the step of the first batch.
       num_steps: how many; None: without end.
+      views: the fields of `config` that say how each of the V views is drawn.
 
     Yields:
-      {"views": (n, 2, S, S, 3) uint8, "label": (n,) int32}
+      {"views": (n, V, S, S, 3) uint8, "label": (n,) int32}
 
     Raises:
       UserError: the source has fewer images than a batch; (while iterating) too many images do not decode.
@@ -56,15 +58,17 @@ def train_batches(
             f"set batch_size to at most {len(source)}."
         )
     _check_rows(rows, batch_size)
-    specs = [ViewSpec(**config[name]) for name in ("view_a", "view_b")]
+    specs = [ViewSpec(**config[name]) for name in views]
+    # Pre-training crops by bicubic resizing (official main.py), supervised training by bilinear (official evaluate.py).
+    kernel = "triangle" if views == ("view_supervised",) else "keyscubic"
 
-    def two_views(image, label, seeds):
+    def draw_views(image, label, seeds):
         height, width = tf.shape(image)[0], tf.shape(image)[1]
         parameters = [sample_view(seeds[v], height, width, spec) for v, spec in enumerate(specs)]
-        return {"views": apply_views(image, parameters, config.image_size), "label": label}
+        return {"views": apply_views(image, parameters, config.image_size, kernel), "label": label}
 
     if isinstance(source, StreamSource):
-        epochs = _stream_epochs(source, config, two_views, seed, batch_size, rows, start_step)
+        epochs = _stream_epochs(source, config, draw_views, seed, batch_size, rows, start_step, len(views))
         return _one_after_the_other(epochs, num_steps)
 
     order = Order(seed, len(source), batch_size)
@@ -75,9 +79,9 @@ def train_batches(
 
     def fetch(step):
         mine, epoch = examples(int(step))
-        return *source.fetch(source.usable(mine)), view_seeds(seed, epoch, mine)
+        return *source.fetch(source.usable(mine)), view_seeds(seed, epoch, mine, len(views))
 
-    specs_of_fetch = [_item(source), _LABEL, tf.TensorSpec((None, 2, 2), tf.int64)]
+    specs_of_fetch = [_item(source), _LABEL, tf.TensorSpec((None, len(views), 2), tf.int64)]
     pixels = _pixels(source)
 
     def from_batch(delivered):
@@ -85,7 +89,7 @@ def train_batches(
         end = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
         dataset = _one_by_one(tf.data.Dataset.range(start_step + delivered, end), fetch, specs_of_fetch)
         dataset = dataset.map(
-            _plain(lambda item, label, seeds: two_views(pixels(item), label, seeds)), **_parallel(config)
+            _plain(lambda item, label, seeds: draw_views(pixels(item), label, seeds)), **_parallel(config)
         )
         return _batched(dataset, config, len(rows))
 
@@ -184,11 +188,12 @@ def _one_by_one(numbers: tf.data.Dataset, fetch: Callable, specs: list[tf.Tensor
 def _stream_epochs(
     source: StreamSource,
     config: ConfigDict,
-    two_views: Callable,
+    draw_views: Callable,
     seed: int,
     batch_size: int,
     rows: np.ndarray,
     start_step: int,
+    views: int,
 ) -> Iterator[Iterator[Batch]]:
     """One epoch's batches after the other, from `start_step` on; an example is known by its place in the epoch."""
     steps_per_epoch = len(source) // batch_size
@@ -197,13 +202,13 @@ def _stream_epochs(
     is_mine[rows] = True
     is_mine = tf.constant(is_mine)
     # Traced once and called by each epoch's pipeline; the seed's first half is an argument for that reason.
-    load = tf.function(lambda encoded, label, seeds: two_views(decode(encoded), label, seeds), autograph=False)
+    load = tf.function(lambda encoded, label, seeds: draw_views(decode(encoded), label, seeds), autograph=False)
     for epoch in itertools.count(first):
         begin = skip * batch_size if epoch == first else 0
         half = tf.constant(seed + (epoch << 32), tf.int64)
 
         def example(place, record, half=half):
-            seeds = tf.stack([tf.stack([half, 2 * place + v]) for v in range(2)])  # as order.view_seeds
+            seeds = tf.stack([tf.stack([half, views * place + v]) for v in range(views)])  # as order.view_seeds
             return load(*record[:2], seeds)
 
         def my_records(delivered, epoch=epoch, begin=begin):

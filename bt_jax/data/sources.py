@@ -55,7 +55,7 @@ class Source:
 
     def place(self, example: int) -> str:
         """Where an example is, for people."""
-        return f"example {example} of {self.name}"
+        return f"image {example} of {self.name}"
 
     def exclude(self, found: dict[int, str], max_fraction: float) -> None:
         """Takes note of examples that do not decode, with the reasons.
@@ -99,6 +99,8 @@ class ArraySource(Source):
             )
         if class_names is None:
             class_names = _numbers_as_names(labels)
+        if labels.max() < 0:
+            raise UserError(f"{name} has no labels (all are below 0); name a labelled split.")
         if labels.min() < 0 or labels.max() >= len(class_names):
             raise UserError(
                 f"{name}: the labels run from {labels.min()} to {labels.max()}; "

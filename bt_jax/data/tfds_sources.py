@@ -99,8 +99,7 @@ def tfds_source(config: ConfigDict, split: str) -> Source:
     Raises:
       UserError: it is not there, or not what bt_jax can use.
     """
-    builder = _builder(config)
-    _require_prepared(builder, config)
+    builder = prepared_builder(config)
     info = builder.info
     try:
         count = info.splits[split].num_examples  # a slice like train[:10%] is a split too
@@ -124,6 +123,17 @@ def tfds_source(config: ConfigDict, split: str) -> Source:
     if None not in shape and count * shape[0] * shape[1] * 3 <= config.in_memory_bytes:
         return _in_memory(builder, split, count, records)
     return records or TfdsStream(builder, split)
+
+
+def prepared_builder(config: ConfigDict) -> Any:
+    """The TFDS builder that `config.data` names, its files in place.
+
+    Raises:
+      UserError: there is no such set, or it is not there.
+    """
+    builder = _builder(config)
+    _require_prepared(builder, config)
+    return builder
 
 
 def _builder(config: ConfigDict) -> Any:

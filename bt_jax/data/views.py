@@ -133,9 +133,15 @@ def apply_view(image: tf.Tensor, parameters: ViewParameters, size: int) -> tf.Te
     return apply_views(image, [parameters], size)[0]
 
 
-def apply_views(image: tf.Tensor, parameters: Sequence[ViewParameters], size: int) -> tf.Tensor:
-    """Several views of an image, (V, size, size, 3) uint8: as `apply_view`, and cheaper than one by one."""
-    resized = [_resized(image, p.crop, size, size) for p in parameters]
+def apply_views(
+    image: tf.Tensor, parameters: Sequence[ViewParameters], size: int, kernel: str = "keyscubic"
+) -> tf.Tensor:
+    """Several views of an image, (V, size, size, 3) uint8: as `apply_view`, and cheaper than one by one.
+
+    Args:
+      kernel: of the crops' resizing, keyscubic (bicubic) or triangle (bilinear).
+    """
+    resized = [_resized(image, p.crop, size, size, kernel) for p in parameters]
     return _distorted(resized, list(parameters))
 
 

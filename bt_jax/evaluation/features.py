@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bt_jax import mesh as mesh_lib
+from bt_jax.errors import UserError
 from bt_jax.models.inputs import normalize
 
 EvalBatch = dict[str, np.ndarray]  # {"image": (n, H, W, 3) uint8, "label": (n,) int32, "mask": (n,) bool}
@@ -23,6 +24,40 @@ def frozen(encoder: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
 def raw_pixels(_: Any, images: jax.Array) -> jax.Array:
     """The pixels themselves as features: what an encoder has to beat."""
     return images.reshape(images.shape[0], -1)
+
+
+class NotFiniteFeatures(UserError):
+    """Features that are not finite.
+
+    Attributes:
+      place: of the first such image among those that were to be looked at, from 0.
+      image: (H, W, 3) uint8; None where another process holds it.
+    """
+
+    def __init__(self, place: int, image: np.ndarray | None):
+        super().__init__(
+            f"the features of image {place} are not finite; the encoder's weights or its input must be wrong."
+        )
+        self.place, self.image = place, image
+
+
+def first_bad_layer(module: nn.Module, variables: Any, images: jax.Array) -> str:
+    """The first layer, in the order of computation, whose result is not finite, as layer1_0/conv2.
+
+    Args:
+      images: normalised, (N, H, W, 3).
+    """
+    found = []
+
+    def look(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if not found and context.method_name == "__call__" and not bool(jnp.isfinite(result).all()):
+            found.append("/".join(context.module.path) or "the pooling at the end")
+        return result
+
+    with nn.intercept_methods(look):
+        module.apply(variables, images, train=False)
+    return found[0] if found else "none when it is computed by itself"
 
 
 class FeatureExtractor:
@@ -52,11 +87,19 @@ class FeatureExtractor:
 
         Returns:
           features (n, F) float32 and labels (n,) int32, on the host.
+
+        Raises:
+          NotFiniteFeatures: those of an image are not.
         """
         features, labels = [], []
-        for local in batches:
+        for number, local in enumerate(batches):
             batch = mesh_lib.put_batch(self._mesh, batch_size, local)
             f, label, mask = jax.device_get(self._encode(variables, batch))
+            bad = np.flatnonzero(mask & ~np.isfinite(f).all(axis=1))
+            if len(bad):
+                mine = np.flatnonzero(mesh_lib.process_rows(self._mesh, batch_size) == bad[0])
+                image = local["image"][mine[0]] if len(mine) else None
+                raise NotFiniteFeatures(number * batch_size + int(bad[0]), image)
             features.append(f[mask])
             labels.append(label[mask])
         return np.concatenate(features), np.concatenate(labels)

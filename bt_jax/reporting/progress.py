@@ -26,11 +26,13 @@ class Reporter:
         every_steps: int,
         tensorboard: bool,
         active: bool = True,
+        lines: bool = True,
     ):
         """Args:
         active: whether this process reports at all; the others call the same methods and nothing happens.
+        lines: whether progress is shown on the screen, or in the files alone.
         """
-        self._active = active
+        self._active, self._lines = active, lines
         self._total, self._steps_per_epoch, self._batch_size = total_steps, steps_per_epoch, batch_size
         self._every = every_steps
         self._mark: tuple[int, float] | None = None  # where the rate is measured from
@@ -43,7 +45,7 @@ class Reporter:
         self._writers.append(self._history)
         if tensorboard:
             self._writers.append(TensorBoard(workdir / "tensorboard", start_step=start_step))
-        if sys.stderr.isatty():
+        if lines and sys.stderr.isatty():
             self._bar = tqdm.tqdm(initial=start_step, total=total_steps, ncols=_columns(), bar_format="{desc} {bar}")
 
     def history(self) -> list[dict]:
@@ -74,7 +76,7 @@ class Reporter:
             self._bar.n, self._bar.ncols = step, _columns()  # a terminal may change its width
             self._bar.set_description_str(self._line(step, metrics, learning_rates), refresh=False)
             self._bar.update(0)
-        elif due:
+        elif due and self._lines:
             print(self._line(step, metrics, learning_rates), flush=True)
 
     def record(self, step: int, values: dict[str, float]) -> None:

@@ -21,6 +21,7 @@ from bt_jax import processes
 from bt_jax.checkpoint import Checkpoints
 from bt_jax.data.sources import Source, make_source
 from bt_jax.errors import UserError
+from bt_jax.evaluation.at_end import judge_at_end
 from bt_jax.methods import make_method
 from bt_jax.optim import make_optimizer, make_schedules
 from bt_jax.reporting.progress import Reporter, duration
@@ -192,10 +193,12 @@ class Pretraining:
         if self.monitor is None:
             return
         with reporter.pause():
-            accuracy = self.monitor(state.encoder_variables())
-            reporter.record(step, {"knn_accuracy": accuracy})
+            found = self.monitor.report(state.encoder_variables())
+            reporter.record(step, found)
             when = "untrained" if step == 0 else f"after epoch {step // self.steps_per_epoch}"
-            reporter.say(f"kNN accuracy {accuracy:.1%} {when}")
+            rank = f"RankMe {found['rankme']:.1f} of {self.method.encoder.num_features}"
+            dead = f", {found['dead_features']} dead" if found["dead_features"] else ""
+            reporter.say(f"kNN accuracy {found['knn_accuracy']:.1%} {when}; {rank}{dead}")
 
     def _summary(self, state: TrainState, start_step: int, notices: list[str]) -> str:
         config, optimizer = self.config, self.config.optimizer
@@ -247,6 +250,8 @@ class Pretraining:
             result |= {"knn_accuracy_before": knn[0], "knn_accuracy_after": knn[-1]}
         if self.monitor is not None and self.config.data.image_size <= 64:  # a work of all processes
             result["knn_accuracy_raw_pixels"] = self.monitor.raw_pixels()
+        if self.config.monitor.judge_at_end:
+            result |= judge_at_end(self.config, self.workdir, self.mesh)
         return result
 
     def _farewell(self, result: dict[str, Any]) -> str:
@@ -256,6 +261,13 @@ class Pretraining:
             raw = result.get("knn_accuracy_raw_pixels")
             pixels = "" if raw is None else f", {raw:.1%} on raw pixels"
             lines.append(f"kNN accuracy   {after:.1%} with the trained encoder, {before:.1%} untrained{pixels}")
+        if "linear_top1" in result:
+            tuned, scratch = result["finetune_top1"], result["from_scratch_top1"]
+            lines.append(f"linear         {result['linear_top1']:.1%}, a linear classifier on the frozen features")
+            lines.append(
+                f"few labels     {tuned:.1%} fine-tuned on {result['labels_a_class']} labels a class, {scratch:.1%} from scratch "
+                f"on the same: {100 * (tuned - scratch):+.1f} points"
+            )
         lines += [
             f"checkpoint     {self.checkpoints.folder / str(self.total_steps)}",
             f"metrics        {self.workdir / 'metrics.jsonl'}, {self.workdir / 'pretrain.json'}",

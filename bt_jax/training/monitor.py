@@ -1,9 +1,10 @@
-"""How well the features tell classes apart, looked at while training goes on."""
+"""How well the features tell classes apart, and how healthy they are, looked at while training goes on."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -11,11 +12,17 @@ from bt_jax import mesh as mesh_lib
 from bt_jax.data.sources import Source, make_source
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, frozen, raw_pixels
+from bt_jax.evaluation.health import health
 from bt_jax.evaluation.knn import knn_accuracy
+
+Labelled = tuple[np.ndarray, np.ndarray]  # features (n, F) and labels (n,)
 
 
 class KnnMonitor:
-    """kNN accuracy of an encoder on a labelled subset: train images vote, test images are counted."""
+    """kNN accuracy of an encoder on a labelled subset: train images vote, test images are counted.
+
+    Beside it, without labels, what tells of a collapse before an accuracy does (bt_jax/evaluation/health.py).
+    """
 
     def __init__(self, config: ConfigDict, encoder: nn.Module, train: Source, mesh: Mesh):
         """Raises:
@@ -39,21 +46,52 @@ class KnnMonitor:
         self._mesh = mesh
         self._input = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "dtype": jnp.dtype(config.dtype)}
         self._extract = FeatureExtractor(frozen(encoder), mesh, **self._input)
+        self._pairs: list[tuple[np.ndarray, np.ndarray]] | None = None
 
     def __call__(self, variables: Any) -> float:
         """The accuracy, 0 to 1, of an encoder with these variables."""
-        return self._accuracy(self._extract, variables)
+        return self._accuracy(*self._features(self._extract, variables))
+
+    def report(self, variables: Any) -> dict[str, float]:
+        """The accuracy as `knn_accuracy`, and the numbers of `bt_jax.evaluation.health.health`, by their names."""
+        train, test = self._features(self._extract, variables)
+        has_pairs = self._config.monitor.pairs and len(self._train) >= self._config.monitor.batch_size
+        views = self._views(variables) if has_pairs else None
+        return {"knn_accuracy": self._accuracy(train, test), **health(test[0], views)}
 
     def raw_pixels(self) -> float:
         """The accuracy, 0 to 1, with the normalised pixels as features."""
-        return self._accuracy(FeatureExtractor(raw_pixels, self._mesh, **self._input), None)
+        extract = FeatureExtractor(raw_pixels, self._mesh, **self._input)
+        return self._accuracy(*self._features(extract, None))
 
-    def _accuracy(self, extract: FeatureExtractor, variables: Any) -> float:
+    def _features(self, extract: FeatureExtractor, variables: Any) -> tuple[Labelled, Labelled]:
         monitor = self._config.monitor
         train = extract(variables, self._batches(self._train, monitor.train_examples), monitor.batch_size)
-        test = extract(variables, self._batches(self.test, monitor.test_examples), monitor.batch_size)
-        k = min(monitor.k, len(train[0]))
-        return knn_accuracy(*train, *test, num_classes=self._train.num_classes, k=k, temperature=monitor.temperature)
+        return train, extract(variables, self._batches(self.test, monitor.test_examples), monitor.batch_size)
+
+    def _accuracy(self, train: Labelled, test: Labelled) -> float:
+        monitor, mesh = self._config.monitor, self._mesh
+        k, temperature = min(monitor.k, len(train[0])), monitor.temperature
+        return knn_accuracy(*train, *test, num_classes=self._train.num_classes, k=k, temperature=temperature, mesh=mesh)
+
+    def _views(self, variables: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The features of both training views of the same few train images, the same ones each time."""
+        from bt_jax.data.pipeline import train_batches
+
+        size, n = self._config.monitor.batch_size, min(self._config.monitor.pairs, len(self._train))
+        rows = mesh_lib.process_rows(self._mesh, size)
+        if self._pairs is None:
+            whole = {"batch_size": size, "rows": rows, "num_steps": -(-n // size)}
+            batches = train_batches(self._train, self._config.data, seed=self._config.seed, **whole)
+            self._pairs = [(batch["views"], batch["label"]) for batch in batches]
+        both = []
+        for view in range(2):
+            batches = (
+                {"image": views[:, view], "label": label, "mask": number * size + rows < n}
+                for number, (views, label) in enumerate(self._pairs)
+            )
+            both.append(self._extract(variables, batches, size)[0])
+        return both[0], both[1]
 
     def _batches(self, source: Source, limit: int):
         from bt_jax.data.pipeline import eval_batches  # the first import of TensorFlow

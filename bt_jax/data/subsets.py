@@ -1,0 +1,170 @@
+"""Parts of a labelled set: some labels a class from a seed, or the files that a published list names.
+
+A part is a source like any other, and its examples are known by their numbers in the whole.
+"""
+
+import hashlib
+import os
+from collections import Counter
+
+import numpy as np
+from etils import epath
+
+from bt_jax.data.order import permutation
+from bt_jax.data.sources import ArraySource, EncodedSource, FolderSource, Source, StreamSource, some
+from bt_jax.errors import UserError
+
+
+class Part(EncodedSource):
+    """Some examples of an encoded source.
+
+    Attributes:
+      examples: their numbers in the whole, (n,) int64.
+      labels: (n,) int32.
+    """
+
+    def __init__(self, whole: EncodedSource, name: str, examples: np.ndarray, labels: np.ndarray):
+        super().__init__(name, len(examples), whole.class_names, whole.notices)
+        self._whole, self.examples, self.labels = whole, examples, labels
+        self.gives_paths = whole.gives_paths
+
+    def place(self, example: int) -> str:
+        return self._whole.place(int(self.examples[example]))
+
+    def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._whole.fetch(self.examples[examples])
+
+
+class KeptPart(EncodedSource):
+    """Some examples of a stream, kept in memory as they are encoded: a stream itself cannot be read here and there."""
+
+    def __init__(self, whole: StreamSource, name: str, examples: np.ndarray):
+        super().__init__(name, len(examples), whole.class_names, whole.notices)
+        wanted = dict(zip(examples.tolist(), range(len(examples)), strict=True))
+        self._encoded = np.empty(len(examples), object)
+        self.labels = np.empty(len(examples), np.int32)
+        for place, (encoded, label) in enumerate(whole.records(None, 0).as_numpy_iterator()):
+            if place in wanted:
+                self._encoded[wanted[place]], self.labels[wanted[place]] = encoded, label
+
+    def place(self, example: int) -> str:
+        return f"image {example} of {self.name}"
+
+    def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._encoded[examples], self.labels[examples]
+
+
+def labels_of(source: Source) -> np.ndarray:
+    """The labels of all examples, (n,) int32; a set in records is read through for them, without decoding."""
+    labels = getattr(source, "labels", None)
+    if labels is not None:
+        return labels
+    if isinstance(source, StreamSource):
+        return np.fromiter((label for _, label in source.records(None, 0).as_numpy_iterator()), np.int32, len(source))
+    blocks = (np.arange(i, min(i + 4096, len(source))) for i in range(0, len(source), 4096))
+    return np.concatenate([source.fetch(block)[1] for block in blocks])
+
+
+def check_labels(labels: np.ndarray, source: Source, *, all_classes: bool = True) -> None:
+    """Raises UserError if labels are outside the classes, or there are none, or (if `all_classes`) a class has no image."""
+    if len(labels) and labels.max() < 0:
+        raise UserError(f"{source.name} has no labels (all are {labels.max()}); name a labelled split.")
+    if len(labels) and (labels.min() < 0 or labels.max() >= source.num_classes):
+        raise UserError(
+            f"the labels of {source.name} run from {labels.min()} to {labels.max()}; "
+            f"they must lie in 0 to {source.num_classes - 1}."
+        )
+    if not all_classes:
+        return
+    absent = np.flatnonzero(np.bincount(labels, minlength=source.num_classes) == 0)
+    if len(absent):
+        names = some([source.class_names[i] for i in absent])
+        raise UserError(
+            f"{len(absent)} of the {source.num_classes} classes have no image in {source.name}: {names}; "
+            "each class needs at least one."
+        )
+
+
+def take(source: Source, examples: np.ndarray, name: str) -> Source:
+    """These examples of a source, as a source.
+
+    Args:
+      examples: (n,) integers, the numbers in `source`.
+      name: of the new one, for people.
+    """
+    examples = np.asarray(examples, np.int64)
+    if isinstance(source, ArraySource):
+        return ArraySource(name, source.images[examples], source.labels[examples], source.class_names)
+    if isinstance(source, StreamSource):
+        return KeptPart(source, name, examples)
+    labels = getattr(source, "labels", None)
+    return Part(source, name, examples, source.fetch(examples)[1] if labels is None else labels[examples])
+
+
+def stratified(
+    labels: np.ndarray, num_classes: int, *, seed: int, percent: float = 0.0, per_class: int = 0
+) -> np.ndarray:
+    """The same share of each class, by a seed, at least one image a class.
+
+    Args:
+      labels: (n,) integers from 0 to num_classes - 1.
+      percent: of the images of each class, to the nearest whole number, or
+      per_class: that many of each class, in place of `percent` where it is above 0.
+
+    Returns:
+      (m,) int64, rising. A smaller share of a seed lies within every larger one.
+
+    Raises:
+      UserError: a class has fewer than `per_class` images.
+    """
+    chosen = []
+    order = permutation(seed, 0, len(labels))
+    for label in range(num_classes):
+        own = order[labels[order] == label]
+        if len(own) < per_class:
+            raise UserError(f"class {label} has {len(own)} images; finetune.per_class is {per_class}, so lower that.")
+        count = per_class or max(1, int(np.floor(len(own) * percent / 100 + 0.5)))
+        chosen.append(own[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def listed(source: Source, list_file: str) -> np.ndarray:
+    """The examples whose files a list names, a file name a line, as SimCLR's `1percent.txt` and `10percent.txt`.
+
+    Returns:
+      (m,) int64, rising.
+
+    Raises:
+      UserError: the list cannot be read or is empty, names a file twice, or names files that are not there (it says how
+        many are missing), or the source is no image folder.
+    """
+    if not isinstance(source, FolderSource):
+        raise UserError(
+            f"{source.name} is no image folder, and finetune.list_file names files; set data.source to 'folder', or for "
+            "TFDS data.name to 'imagenet2012_subset/1pct' or '/10pct' and finetune.chosen_by to 'source'."
+        )
+    path = epath.Path(list_file).expanduser()
+    try:
+        names = path.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the list {path} cannot be read ({error}); finetune.list_file must name a text file."
+        ) from None
+    if not names:
+        raise UserError(f"the list {path} is empty; it must name an image file a line.")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"the list {path} names {len(twice)} file(s) more than once: {some(twice)}; it must not.")
+    numbers = {os.path.basename(file): number for number, file in enumerate(source.paths)}
+    missing = [name for name in names if name not in numbers]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(names)} files that {path} names are missing in {source.name}: {some(missing)}; "
+            "all of them must be there."
+        )
+    return np.sort(np.array([numbers[name] for name in names], np.int64))
+
+
+def fingerprint(examples: np.ndarray) -> str:
+    """The same for the same examples: sixteen characters, to see that two runs had the same labels."""
+    return hashlib.sha256(np.asarray(examples, "<i8").tobytes()).hexdigest()[:16]

@@ -1,0 +1,203 @@
+"""What all evaluations begin with: the encoder that is judged, the two labelled splits, the mesh, and checks of all."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import bt_jax
+from bt_jax import config as config_lib
+from bt_jax import mesh as mesh_lib
+from bt_jax import processes
+from bt_jax.data.order import evenly
+from bt_jax.data.sources import Source, make_source
+from bt_jax.data.subsets import check_labels
+from bt_jax.errors import UserError
+from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, first_bad_layer, frozen
+from bt_jax.evaluation.results import Result, same_encoder
+from bt_jax.export.encoder import load_encoder
+from bt_jax.models import make_encoder
+from bt_jax.models.inputs import normalize
+from bt_jax.workdir import claim_workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """An encoder on a mesh.
+
+    Attributes:
+      module: computes in the config's dtype.
+      variables: on all devices of the mesh; None for one that is to be made anew.
+      mean, std: by which its images are normalised: those that it was trained with.
+      facts: source, step, sha256, arch and width, for the result; None for one that is to be made anew.
+    """
+
+    module: nn.Module
+    variables: Any
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    facts: Result | None
+
+
+def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
+    """The encoder that `config.init_from` names, or a new one with `finetune.from_scratch`.
+
+    Raises:
+      UserError: it cannot be loaded, or is not of `config.model`.
+    """
+    model, dtype = config.model, jnp.dtype(config.dtype)
+    wanted = make_encoder(
+        model.arch, small_images=model.small_images, dtype=dtype, width=model.width, stem_stride=model.stem_stride
+    )
+    if config.task == "finetune" and config.finetune.from_scratch:
+        return Judged(wanted, None, tuple(config.data.mean), tuple(config.data.std), None)
+    encoder = load_encoder(config.init_from)
+    if encoder.module.clone(dtype=dtype) != wanted:
+        raise UserError(
+            f"init_from, {config.init_from}, holds a {_described(encoder.arch, encoder.module)}, but the config's model is a "
+            f"{_described(model.arch, wanted)}; set model.arch, model.width, model.small_images and model.stem_stride to "
+            "the checkpoint's."
+        )
+    facts = {"source": encoder.source, "step": encoder.step, "sha256": encoder.sha256}
+    facts |= {"arch": encoder.arch, "width": model.width, "features": encoder.width}
+    host = jax.tree.map(np.asarray, encoder.variables)
+    placed = jax.device_put(host, mesh_lib.everywhere(mesh))
+    return Judged(wanted, placed, tuple(encoder.mean), tuple(encoder.std), facts)
+
+
+def _described(arch: str, module: nn.Module) -> str:
+    stem = f"3×3 stem of stride {module.stem_stride}" if module.small_images else "7×7 stem"
+    return f"{arch} of width {module.width} with a {stem}"
+
+
+class Evaluation:
+    """One evaluation: its config, encoder, splits and mesh, and how it speaks.
+
+    Attributes:
+      train, test: labelled sources with the same classes, each with an image in `train`.
+    """
+
+    def __init__(
+        self, config: ConfigDict, workdir: epath.Path, mesh: Mesh, *, say: Callable[[str], None] | None = None
+    ):
+        """Args:
+        say: what takes the lines for the user; by default they are printed by the first process.
+
+        Raises:
+          UserError: whatever is wrong with the encoder, the sets or the workdir; nothing is written before all is right.
+        """
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.is_first = jax.process_index() == 0
+        self.say = say or (functools.partial(print, flush=True) if self.is_first else lambda _: None)
+        self.train, self.test = (self._source(split) for split in ("train", "test"))
+        self._check_splits()
+        counts = {f"split {i}": f"{len(s)} images" for i, s in enumerate((self.train, self.test))}
+        processes.agree("data", counts)
+        mesh_lib.check_batch_size(mesh, config.monitor.batch_size, "monitor.batch_size")
+        self.judged = judged_encoder(config, mesh)
+
+    def _source(self, split: str) -> Source:
+        return make_source(self.config.data, split)
+
+    def _check_splits(self) -> None:
+        train, test = self.train, self.test
+        for source, all_classes in ((train, True), (test, False)):
+            if source.num_classes < 2:
+                raise UserError(
+                    f"{source.name} has {source.num_classes} class(es), and an evaluation needs at least 2."
+                )
+            labels = getattr(source, "labels", None)
+            if labels is not None:  # those of records are looked at as they come
+                check_labels(labels, source, all_classes=all_classes)
+        if train.class_names != test.class_names:
+            odd = sorted(set(train.class_names) ^ set(test.class_names))
+            found = (
+                f"have different classes ({', '.join(odd[:3])}…)" if odd else "have their classes in different orders"
+            )
+            raise UserError(f"{train.name} and {test.name} {found}; give both the same.")
+
+    def begin(self, protocol: str, *, seeds: str = "") -> None:
+        """Claims the workdir and tells what will be done."""
+        config = self.config
+        claim_workdir(config, self.workdir, write=self.is_first)
+        same_encoder(self.workdir, self.judged.facts, write=self.is_first)
+        devices = self.mesh.devices.flat
+        facts, width = self.judged.facts, self.judged.module.num_features
+        origin = "from scratch; init_from is not read" if facts is None else f"from {facts['source']}"
+        lines = {
+            "bt_jax": f"{bt_jax.__version__}, JAX {jax.__version__}: {config.task}, {seeds or f'seed {config.seed}'}",
+            "devices": f"{self.mesh.size} × {devices[0].device_kind}",
+            "encoder": f"{config.model.arch}, {width} features, {origin}",
+            "train": f"{self.train.name}: {len(self.train)} images, {self.train.num_classes} classes",
+            "test": f"{self.test.name}: {len(self.test)} images",
+            "protocol": protocol,
+            "workdir": str(self.workdir),
+        }
+        notices = [f"note      {notice}" for notice in (*self.train.notices, *self.test.notices)]
+        self.say("\n".join([f"{title:<9} {value}" for title, value in lines.items()] + notices))
+
+    def features(self, source: Source, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Features (n, F) float32 and labels (n,) int32 of a source's images, each once.
+
+        Raises:
+          UserError: features that are not finite (the image and the layer are named), labels outside the classes.
+        """
+        from bt_jax.data.pipeline import eval_batches  # the first import of TensorFlow
+
+        size = self.config.monitor.batch_size
+        rows = mesh_lib.process_rows(self.mesh, size)
+        batches = eval_batches(source, self.config.data, batch_size=size, rows=rows, limit=limit)
+        try:
+            features, labels = self._extract(self.judged.variables, batches, size)
+        except NotFiniteFeatures as error:
+            raise self._explained(error, source, limit) from None
+        self._check_labels(labels, source)
+        return features, labels
+
+    def _check_labels(self, labels: np.ndarray, source: Source) -> None:
+        check_labels(labels, source, all_classes=False)
+
+    @functools.cached_property
+    def _extract(self) -> FeatureExtractor:
+        judged = self.judged
+        return FeatureExtractor(
+            frozen(judged.module), self.mesh, mean=judged.mean, std=judged.std, dtype=judged.module.dtype
+        )
+
+    def _explained(self, error: NotFiniteFeatures, source: Source, limit: int | None) -> UserError:
+        """With the image's name, and the layer where it goes wrong."""
+        judged, where = self.judged, "in a layer that the process with that image could name"
+        if error.image is not None:
+            images = normalize(error.image[None], mean=judged.mean, std=judged.std, dtype=judged.module.dtype)
+            here = jax.tree.map(lambda leaf: leaf.addressable_data(0), judged.variables)
+            where = f"first in layer {first_bad_layer(judged.module, here, images)}"
+        place = source.place(int(evenly(len(source), limit)[error.place]))
+        return UserError(
+            f"the features of {place} are not finite, {where}; the weights that init_from names, {judged.facts['source']}, "
+            "must be wrong."
+        )
+
+    def data_facts(self) -> Result:
+        """The sets, for the result."""
+        return {
+            "train": self.train.name,
+            "train_images": len(self.train),
+            "test": self.test.name,
+            "test_images": len(self.test),
+            "classes": self.train.num_classes,
+        }
+
+
+def run_task(config: ConfigDict, workdir: str, evaluate: Callable[[ConfigDict, epath.Path, Mesh], Result]) -> Result:
+    """What every evaluation's command does around it: checks the config, joins the processes, makes the mesh."""
+    config_lib.check(config)
+    with processes.joined(config, workdir):
+        return evaluate(config, epath.Path(workdir), mesh_lib.make_mesh(config.mesh))

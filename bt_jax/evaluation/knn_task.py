@@ -1,0 +1,80 @@
+"""The task `knn`: weighted k-nearest-neighbours on frozen features, and how healthy these are. Nothing is trained."""
+
+import time
+
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax.data.order import evenly
+from bt_jax.errors import UserError
+from bt_jax.evaluation.health import health
+from bt_jax.evaluation.judged import Evaluation, run_task
+from bt_jax.evaluation.knn import knn_accuracy
+from bt_jax.evaluation.results import Result, make_result, write_result
+
+
+def knn(config: ConfigDict, workdir: str) -> Result:
+    """Judges the encoder that `config.init_from` names; all train images vote, for each k of `config.knn.k`.
+
+    Returns:
+      What is also written to WORKDIR/knn.json; complete on the first process.
+
+    Raises:
+      UserError: bad input.
+    """
+    return run_task(config, workdir, evaluate_knn)
+
+
+def evaluate_knn(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
+    """As `knn`, in processes that are joined, on a mesh."""
+    evaluation = Evaluation(config, workdir, mesh)
+    settings, train, test = config.knn, evaluation.train, evaluation.test
+    if max(settings.k) > len(train):
+        raise UserError(
+            f"knn.k holds {max(settings.k)}, more than the {len(train)} train images of {train.name}; they can be at most "
+            "as many."
+        )
+    protocol = f"frozen encoder; cosine, k of {', '.join(map(str, settings.k))}, temperature {settings.temperature:g}"
+    evaluation.begin(protocol)
+    begin = time.monotonic()
+    features, labels = evaluation.features(train)
+    test_features, test_labels = evaluation.features(test)
+    evaluation.say(f"features of {len(labels)} and {len(test_labels)} images in {time.monotonic() - begin:.0f} s")
+    begin = time.monotonic()
+    # Images that do not decode are left out, and so there may be fewer than the set has.
+    ks = sorted({min(k, len(labels)) for k in settings.k})
+    accuracies = knn_accuracy(
+        features,
+        labels,
+        test_features,
+        test_labels,
+        num_classes=train.num_classes,
+        k=ks,
+        temperature=settings.temperature,
+        mesh=mesh,
+    )
+    seconds = time.monotonic() - begin
+    state = health(test_features[evenly(len(test_features), settings.health_examples)])
+    run = {
+        "seed": config.seed,
+        "top1": {str(k): accuracy for k, accuracy in zip(ks, accuracies, strict=True)},
+        "health": state,
+        "images": len(test_labels),
+        "seconds_of_search": round(seconds, 1),
+    }
+    result = make_result(
+        config, protocol=protocol, data=evaluation.data_facts(), checkpoint=evaluation.judged.facts, runs=[run]
+    )
+    if evaluation.is_first:
+        write_result(workdir, result)
+    lines = [f"kNN top-1     {accuracy:.2%} with k = {k}" for k, accuracy in zip(ks, accuracies, strict=True)]
+    width = features.shape[1]
+    lines += [
+        f"RankMe        {state['rankme']:.1f} of {min(width, len(test_features))}",
+        f"correlation   {state['mean_correlation']:.3f}, the mean over pairs of features, without sign",
+        f"dead features {state['dead_features']} of {width}",
+        f"result        {workdir / 'knn.json'}",
+    ]
+    evaluation.say("\n" + "\n".join(lines))
+    return result

@@ -1,0 +1,148 @@
+"""The task `linear`: a linear classifier on the frozen encoder (paper, section 3.1).
+
+By SGD on augmented images as the official evaluate.py, or, with `linear.cached`, by L-BFGS on features that are computed
+once.
+"""
+
+import time
+from collections.abc import Callable
+
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax.evaluation.cached_probe import CachedProbe
+from bt_jax.evaluation.classifier_training import ClassifierTraining
+from bt_jax.evaluation.judged import Evaluation, run_task
+from bt_jax.evaluation.results import Result, make_result, mean_and_spread, write_result
+
+
+def linear(config: ConfigDict, workdir: str) -> Result:
+    """Trains and counts a linear classifier on the encoder that `config.init_from` names.
+
+    Returns:
+      What is also written to WORKDIR/linear.json (see bt_jax/evaluation/results.py); complete on the first process.
+
+    Raises:
+      UserError: bad input.
+    """
+    return run_task(config, workdir, evaluate_linear)
+
+
+def evaluate_linear(
+    config: ConfigDict, workdir: epath.Path, mesh: Mesh, *, say: Callable[[str], None] | None = None
+) -> Result:
+    """As `linear`, in processes that are joined, on a mesh; the task `transfer` calls it too."""
+    evaluation = Evaluation(config, workdir, mesh, say=say)
+    quiet = say is not None
+    runs = cached_runs(evaluation) if config.linear.cached else sgd_runs(evaluation, quiet=quiet)
+    protocol = describe_cached(config) if config.linear.cached else describe_sgd(config)
+    result = make_result(
+        config, protocol=protocol, data=evaluation.data_facts(), checkpoint=evaluation.judged.facts, runs=runs
+    ) if evaluation.is_first else {}  # fmt: skip
+    if evaluation.is_first:
+        write_result(workdir, result)
+        evaluation.say("\n" + farewell(result, workdir))
+    return result
+
+
+def describe_sgd(config: ConfigDict) -> str:
+    sgd = config.sgd
+    falls = ", ".join(f"{e:g}" for e in sgd.decay_epochs)
+    when = "cosine" if sgd.schedule == "cosine" else f"×{sgd.decay_factor:g} after epochs {falls}"
+    return (
+        f"frozen encoder; SGD, {config.epochs} epochs in batches of {config.batch_size}, rate "
+        f"{sgd.learning_rate_head:g} × {config.batch_size}/256, {when}, momentum {sgd.momentum:g}, weight decay "
+        f"{sgd.weight_decay:g}; crop and flip"
+    )
+
+
+def describe_cached(config: ConfigDict) -> str:
+    return (
+        "frozen encoder; features once, without augmentation; L-BFGS, l2 of "
+        f"{', '.join(f'{l2:g}' for l2 in config.linear.l2)} chosen on {config.linear.held_out:.0%} of the train images"
+    )
+
+
+def sgd_runs(evaluation: Evaluation, *, quiet: bool = False) -> list[Result]:
+    """A run a seed, each in a folder of its own where there are several."""
+    config = evaluation.config
+    seeds = range(config.seed, config.seed + config.repeats)
+    trainings = [
+        ClassifierTraining(
+            config,
+            evaluation.workdir if config.repeats == 1 else evaluation.workdir / f"seed_{seed}",
+            evaluation.mesh,
+            evaluation.judged,
+            evaluation.train,
+            evaluation.test,
+            seed=seed,
+            rates={"head": config.sgd.learning_rate_head},
+            quiet=quiet,
+        )
+        for seed in seeds
+    ]  # all are checked before the first begins
+    evaluation.begin(describe_sgd(config), seeds=described_seeds(config))
+    runs = []
+    for seed, training in zip(seeds, trainings, strict=True):
+        if config.repeats > 1:
+            evaluation.say(f"\nseed {seed}")
+        runs.append(training.run())
+    return runs
+
+
+def described_seeds(config: ConfigDict) -> str:
+    return (
+        f"seed {config.seed}" if config.repeats == 1 else f"seeds {config.seed} to {config.seed + config.repeats - 1}"
+    )
+
+
+def cached_runs(evaluation: Evaluation) -> list[Result]:
+    """The features once, then a fit a seed; the seed says which train images are held out to choose l2."""
+    config = evaluation.config
+    evaluation.begin(describe_cached(config), seeds=described_seeds(config))
+    begin = time.monotonic()
+    train, labels = evaluation.features(evaluation.train)
+    test, test_labels = evaluation.features(evaluation.test)
+    evaluation.say(f"features of {len(labels)} and {len(test_labels)} images in {time.monotonic() - begin:.0f} s")
+    probe = CachedProbe(
+        train,
+        labels,
+        num_classes=evaluation.train.num_classes,
+        mesh=evaluation.mesh,
+        max_iterations=config.linear.max_iterations,
+    )
+    runs = []
+    for seed in range(config.seed, config.seed + config.repeats):
+        begin = time.monotonic()
+        classifier, l2, held = probe.fit_best(tuple(config.linear.l2), held_out=config.linear.held_out, seed=seed)
+        found = probe.count(classifier, test, test_labels).result()
+        edge = " (the edge of linear.l2: widen it)" if l2 in (min(held), max(held)) and len(held) > 1 else ""
+        evaluation.say(
+            f"seed {seed}: l2 {l2:g}{edge}, {held[l2]:.2%} of the held-out images, {time.monotonic() - begin:.0f} s"
+        )
+        runs.append({
+            "seed": seed,
+            "final": found,
+            "l2": l2,
+            "held_out_top1": {f"{value:g}": accuracy for value, accuracy in held.items()},
+            "train_images": len(labels),
+            "seconds_of_fit": round(time.monotonic() - begin, 1),
+        })  # fmt: skip
+    return runs
+
+
+def farewell(result: Result, workdir: epath.Path) -> str:
+    """The last lines of an evaluation that counts top-1."""
+    many = result["data"]["classes"] > 5
+    lines = [f"top-1, final  {mean_and_spread(result, 'final.top1')} of {result['data']['test_images']} test images"]
+    if many:
+        lines.append(f"top-5, final  {mean_and_spread(result, 'final.top5')}")
+    if "best.top1" in result["mean"]:
+        epochs = ", ".join(str(run["best"]["epoch"]) for run in result["runs"])
+        lines.append(
+            f"top-1, best   {mean_and_spread(result, 'best.top1')}, epoch {epochs}; chosen on the test images themselves"
+        )
+    lines.append(f"result        {workdir / (result['task'] + '.json')}")
+    lines.append(f"as a table    python -m bt_jax.evaluation.table {workdir}")
+    return "\n".join(lines)

@@ -1,0 +1,126 @@
+"""What an evaluation leaves: WORKDIR/<task>.json, with all that it takes to know what was measured."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+import bt_jax
+from bt_jax.errors import UserError
+
+Result = dict[str, Any]
+
+
+def summary_of_runs(runs: list[Result]) -> dict[str, Any]:
+    """{"mean": …, "spread": …} over the runs' numbers by dotted name; the spread is the sample standard deviation.
+
+    The spread of a single run is null: it has none.
+    """
+    numbers = [_numbers(run) for run in runs]
+    names = [name for name in numbers[0] if all(name in n for n in numbers)]
+    columns = {name: np.array([n[name] for n in numbers], np.float64) for name in names}
+    return {
+        "mean": {name: float(column.mean()) for name, column in columns.items()},
+        "spread": {name: float(column.std(ddof=1)) if len(runs) > 1 else None for name, column in columns.items()},
+    }
+
+
+def _numbers(run: Result, prefix: str = "") -> dict[str, float]:
+    found = {}
+    for name, value in run.items():
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and name != "seed":
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def make_result(
+    config: ConfigDict, *, protocol: str, data: Result, checkpoint: Result | None, runs: list[Result]
+) -> Result:
+    """The content of <task>.json.
+
+    Args:
+      protocol: in words, what was done.
+      data: the sets and how many images of each were used.
+      checkpoint: where the encoder comes from, its step and hash; None where it was made anew.
+      runs: one a seed, {"seed": …, numbers by name}.
+    """
+    return {
+        "task": config.task,
+        "protocol": protocol,
+        "bt_jax": bt_jax.__version__,
+        "data": data,
+        "checkpoint": checkpoint,
+        "seeds": [run["seed"] for run in runs],
+        "runs": runs,
+        **summary_of_runs(runs),
+        "config": config.to_dict(),
+    }
+
+
+def write_result(workdir: epath.Path, result: Result) -> None:
+    """Writes WORKDIR/<task>.json: never half a file, and without NaN, which JSON does not know."""
+    path = workdir / f"{result['task']}.json"
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(_clean(result), indent=1, allow_nan=False) + "\n")
+    new.replace(path)
+
+
+def read_results(workdir: str) -> list[Result]:
+    """All results of evaluations in a folder.
+
+    Raises:
+      UserError: there is none, or one that cannot be read.
+    """
+    folder = epath.Path(workdir).expanduser()
+    results = []
+    for task in ("linear", "finetune", "knn", "transfer"):
+        path = folder / f"{task}.json"
+        try:
+            if path.exists():
+                results.append(json.loads(path.read_text()))
+        except ValueError:
+            raise UserError(f"{path} is not readable as JSON; make it anew by the evaluation's command.") from None
+    if not results:
+        raise UserError(
+            f"{folder} holds no result of an evaluation (linear.json, finetune.json, knn.json or transfer.json); "
+            "name the --workdir of one that is done."
+        )
+    return results
+
+
+def same_encoder(workdir: epath.Path, checkpoint: Result | None, *, write: bool) -> None:
+    """Sees that what is gone on with judges the very same weights; writes them down in WORKDIR/judged.json at first.
+
+    Raises:
+      UserError: the weights that `init_from` names are others than when this evaluation was begun.
+    """
+    path = workdir / "judged.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        if (before or {}).get("sha256") != (checkpoint or {}).get("sha256"):
+            raise UserError(
+                f"{workdir} was begun on other weights ({(before or {}).get('source')}) than init_from names now "
+                f"({(checkpoint or {}).get('source')}); choose another --workdir."
+            )
+    elif write:
+        path.write_text(json.dumps(checkpoint) + "\n")
+
+
+def mean_and_spread(result: Result, name: str, show: Callable[[float], str] = "{:.1%}".format) -> str:
+    """`87.5%`, or `87.5% ± 0.3% (3 seeds)`."""
+    mean, spread = result["mean"][name], result["spread"][name]
+    return show(mean) if spread is None else f"{show(mean)} ± {show(spread)} ({len(result['runs'])} seeds)"
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

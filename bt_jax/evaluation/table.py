@@ -1,0 +1,143 @@
+"""The paper's tables from results, with the paper's numbers beside them.
+
+    python -m bt_jax.evaluation.table WORKDIR…
+
+Each WORKDIR is that of an evaluation. Rows marked "paper" are Zbontar et al. 2021 (arXiv 2103.03230): ResNet-50, 1000
+epochs on ImageNet. They are theirs and were not measured here.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from bt_jax.errors import UserError
+from bt_jax.evaluation.results import Result, mean_and_spread, read_results
+
+PAPER = "paper (ImageNet, ResNet-50)"
+# Table 2: top-1 at 1 % and 10 % of the labels, then top-5.
+PAPER_SEMI_SUPERVISED = {
+    "supervised": {1: ("25.4%", "48.4%"), 10: ("56.4%", "80.4%")},
+    "Barlow Twins": {1: ("55.0%", "79.2%"), 10: ("69.7%", "89.3%")},
+}
+PAPER_TRANSFER = {
+    "Places-205, top-1": ("53.2%", "54.1%"),  # supervised, Barlow Twins
+    "VOC07, mAP": ("87.5%", "86.2%"),
+    "iNat18, top-1": ("46.7%", "46.5%"),
+}
+
+
+def tables(results: Sequence[tuple[str, Result]]) -> str:
+    """Markdown tables of all that there are results for.
+
+    Args:
+      results: (the folder it comes from, the content of a <task>.json).
+    """
+    parts = []
+    for task, make in (("linear", _linear), ("finetune", _finetune), ("transfer", _transfer), ("knn", _knn)):
+        mine = [(folder, result) for folder, result in results if result["task"] == task]
+        if mine:
+            parts.append(make(mine))
+    return "\n\n".join(parts)
+
+
+def _linear(results: list[tuple[str, Result]]) -> str:
+    rows = []
+    for folder, result in results:
+        has_best = "best.top1" in result["mean"]
+        best = f"{mean_and_spread(result, 'best.top1')}, {mean_and_spread(result, 'best.top5')}" if has_best else "—"
+        cells = [mean_and_spread(result, f"final.{name}") for name in ("top1", "top5")]
+        rows.append([_encoder(result), result["data"]["test"], _how(result), *cells, best, folder])
+    paper = [PAPER, "ImageNet, validation", "SGD, 100 epochs", "73.2%", "91.0%", "—", "Table 1"]
+    header = [
+        "encoder",
+        "test images",
+        "classifier",
+        "top-1, final",
+        "top-5, final",
+        "best epoch's: top-1, top-5",
+        "from",
+    ]
+    return _table("Table 1: linear classification on frozen features", header, [*rows, paper])
+
+
+def _how(result: Result) -> str:
+    return (
+        "L-BFGS, cached features"
+        if result["config"]["linear"]["cached"]
+        else f"SGD, {result['config']['epochs']} epochs"
+    )
+
+
+def _finetune(results: list[tuple[str, Result]]) -> str:
+    rows = []
+    for folder, result in results:
+        data = result["data"]
+        share = f"{data['percent']:g} %" if data["percent"] else f"{data['per_class']} a class"
+        kind = "from scratch (supervised)" if result["checkpoint"] is None else _encoder(result)
+        cells = [mean_and_spread(result, name) for name in ("final.top1", "final.top5", "best.top1")]
+        order = (data["labels"], result["checkpoint"] is not None)
+        rows.append((order, [kind, data["test"], f"{share}: {data['labels']}", *cells, folder]))
+    rows = [row for _, row in sorted(rows, key=lambda item: item[0])]
+    for kind, numbers in PAPER_SEMI_SUPERVISED.items():
+        for percent, (top1, top5) in numbers.items():
+            rows.append([f"{PAPER}, {kind}", "ImageNet, validation", f"{percent} %", top1, top5, "—", "Table 2"])
+    header = ["encoder", "test images", "labels", "top-1, final", "top-5, final", "best epoch's top-1", "from"]
+    return _table("Table 2: semi-supervised, few labels", header, rows)
+
+
+def _transfer(results: list[tuple[str, Result]]) -> str:
+    rows = []
+    for folder, result in results:
+        if "map_voc07" in result["mean"]:
+            what = "mAP, 11 points (all points)"
+            cell = f"{mean_and_spread(result, 'map_voc07')} ({mean_and_spread(result, 'map_all_points')})"
+        else:
+            what, cell = "top-1, final", mean_and_spread(result, "final.top1")
+        rows.append([_encoder(result), result["data"]["test"], what, cell, folder])
+    for what, numbers in PAPER_TRANSFER.items():
+        for kind, number in zip(("supervised", "Barlow Twins"), numbers, strict=True):
+            name, _, measure = what.partition(", ")
+            rows.append([f"{PAPER}, {kind}", name, measure, number, "Table 3"])
+    return _table("Table 3: transfer of frozen features", ["encoder", "test images", "measure", "result", "from"], rows)
+
+
+def _knn(results: list[tuple[str, Result]]) -> str:
+    ks = sorted({int(k) for _, result in results for k in result["runs"][0]["top1"]})
+    rows = []
+    for folder, result in results:
+        run = result["runs"][0]
+        cells = [f"{run['top1'][str(k)]:.1%}" if str(k) in run["top1"] else "—" for k in ks]
+        health = run["health"]
+        state = [f"{health['rankme']:.1f}", f"{health['mean_correlation']:.3f}", str(health["dead_features"])]
+        rows.append([_encoder(result), result["data"]["test"], *cells, *state, folder])
+    header = ["encoder", "test images", *(f"top-1, k={k}" for k in ks), "RankMe", "correlation", "dead", "from"]
+    return _table("Weighted kNN, and the health of the features (not in the paper)", header, rows)
+
+
+def _encoder(result: Result) -> str:
+    checkpoint = result["checkpoint"]
+    width = "" if checkpoint["width"] == 64 else f" of width {checkpoint['width']}"
+    step = "" if checkpoint["step"] is None else f", step {checkpoint['step']}"
+    return f"{checkpoint['arch']}{width}{step}, {checkpoint['sha256'][:8]}"
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return f"{title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(folders: Sequence[str], say: Callable[[str], None] = print) -> None:
+    """Prints the tables of these folders' results.
+
+    Raises:
+      UserError: none is named, or one holds no result.
+    """
+    if not folders or any(folder.startswith("-") for folder in folders):
+        raise UserError("name the workdirs of evaluations: python -m bt_jax.evaluation.table WORKDIR…")
+    say(tables([(folder, result) for folder in folders for result in read_results(folder)]))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

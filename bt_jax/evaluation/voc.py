@@ -1,0 +1,165 @@
+"""VOC07 classification by linear SVMs on frozen features (paper, section 3.3, Table 3).
+
+One SVM a class on features of length 1, its C by cross-validation on the train images; the score is average precision,
+averaged over the classes, by the 11-point rule of VOC07 and by all points. Images where a class has only difficult objects
+count neither for nor against it.
+
+Source: Goyal et al. 2019 (arXiv 1905.01235), as VISSL does it: squared hinge, positives weighing twice, three folds.
+"""
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax.data.sources import Source
+from bt_jax.data.voc import voc_source
+from bt_jax.errors import UserError
+from bt_jax.evaluation.judged import Evaluation
+from bt_jax.evaluation.metrics import average_precision
+from bt_jax.evaluation.results import Result, make_result, mean_and_spread, write_result
+
+
+class VocEvaluation(Evaluation):
+    """The two splits of VOC; their "labels" are the images' numbers."""
+
+    def _source(self, split: str) -> Source:
+        return voc_source(self.config.data, split)
+
+    def _check_splits(self) -> None:
+        for source in (self.train, self.test):
+            absent = [
+                name
+                for name, column in zip(source.class_names, source.targets.T, strict=True)
+                if not (column > 0).any()
+            ]
+            if absent:
+                raise UserError(
+                    f"{len(absent)} of the {source.num_classes} classes have no image in {source.name} ({', '.join(absent[:3])}): "
+                    "it has no labels, or not all of them."
+                )
+
+    def _check_labels(self, labels: np.ndarray, source: Source) -> None:
+        del labels, source  # they are numbers
+
+
+def evaluate_voc(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
+    """The task `transfer` with protocol "svm", in processes that are joined, on a mesh."""
+    evaluation = VocEvaluation(config, workdir, mesh)
+    settings = config.transfer
+    protocol = (
+        f"frozen encoder; a linear SVM a class on features of length 1, C of {', '.join(f'{c:g}' for c in settings.svm_costs)} "
+        f"by {settings.svm_folds}-fold cross-validation; mAP by the 11-point rule of VOC07, and by all points"
+    )
+    evaluation.begin(protocol)
+    train, train_images = evaluation.features(evaluation.train)
+    test, test_images = evaluation.features(evaluation.test)
+    if not evaluation.is_first:
+        return {}
+    runs = []
+    for seed in range(config.seed, config.seed + config.repeats):
+        found = svm_average_precisions(
+            train,
+            evaluation.train.targets[train_images],
+            test,
+            evaluation.test.targets[test_images],
+            evaluation.train.class_names,
+            costs=tuple(settings.svm_costs),
+            folds=settings.svm_folds,
+            seed=seed,
+        )
+        if found["not_converged"]:
+            evaluation.say(f"note      {found['not_converged']} of the SVMs stopped before they had converged")
+        runs.append({"seed": seed} | found)
+    result = make_result(
+        config, protocol=protocol, data=evaluation.data_facts(), checkpoint=evaluation.judged.facts, runs=runs
+    )
+    write_result(workdir, result)
+    evaluation.say(
+        f"\nmAP, VOC07's 11 points  {mean_and_spread(result, 'map_voc07')}\n"
+        f"mAP, all points         {mean_and_spread(result, 'map_all_points')}\n"
+        f"result                  {workdir / (config.task + '.json')}"
+    )
+    return result
+
+
+def svm_average_precisions(
+    train: np.ndarray,
+    train_targets: np.ndarray,
+    test: np.ndarray,
+    test_targets: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    costs: Sequence[float],
+    folds: int = 3,
+    seed: int = 0,
+) -> Result:
+    """Fits an SVM a class and scores it.
+
+    Args:
+      train, test: features (n, F) and (m, F), of any length.
+      train_targets, test_targets: (n, C) and (m, C) integers: 1 of the class, -1 not, 0 does not count.
+      costs: C is the one with the highest mean average precision (11 points) over the folds, the smallest of equals.
+      seed: of the folds.
+
+    Returns:
+      {"map_voc07", "map_all_points", "average_precision": {class: {"voc07", "all_points"}}, "cost": {class: C},
+      "not_converged": how many of the last fits}.
+
+    Raises:
+      UserError: a class has fewer positive or negative train images than there are folds, or no positive test image.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    train, test = _unit(train), _unit(test)
+    for name, of_train, of_test in zip(class_names, train_targets.T, test_targets.T, strict=True):
+        few = min((of_train > 0).sum(), (of_train < 0).sum())
+        if few < folds:
+            raise UserError(f"class {name} has {few} positive or negative train images; {folds} folds need that many.")
+        if not (of_test > 0).any():
+            raise UserError(f"class {name} has no positive test image; its average precision means nothing.")
+
+    def one_class(number: int):
+        counts = train_targets[:, number] != 0
+        x, y = train[counts], train_targets[counts, number] > 0
+        splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y))
+
+        def score(cost):
+            found = []
+            for fit, held in splits:
+                scores = _svm(cost).fit(x[fit], y[fit]).decision_function(x[held])
+                found.append(average_precision(scores, y[held])["voc07"])
+            return np.mean(found)
+
+        cost = max(sorted(costs), key=score) if len(costs) > 1 else costs[0]
+        last = _svm(cost).fit(x, y)
+        seen = test_targets[:, number] != 0
+        precision = average_precision(last.decision_function(test[seen]), test_targets[seen, number] > 0)
+        return precision, cost, int(np.max(last.n_iter_)) >= last.max_iter
+
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # liblinear lets other threads run
+        warnings.simplefilter("ignore")  # of fits that did not converge: they are counted
+        found = list(pool.map(one_class, range(len(class_names))))
+    precisions = dict(zip(class_names, (precision for precision, _, _ in found), strict=True))
+    return {
+        "map_voc07": float(np.mean([p["voc07"] for p in precisions.values()])),
+        "map_all_points": float(np.mean([p["all_points"] for p in precisions.values()])),
+        "average_precision": precisions,
+        "cost": dict(zip(class_names, (cost for _, cost, _ in found), strict=True)),
+        "not_converged": sum(stopped for _, _, stopped in found),
+    }
+
+
+def _svm(cost: float):
+    from sklearn.svm import LinearSVC
+
+    return LinearSVC(C=cost, class_weight={True: 2, False: 1}, loss="squared_hinge", max_iter=2000, random_state=0)
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, np.float64)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

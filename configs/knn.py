@@ -1,0 +1,26 @@
+"""Weighted kNN on frozen features, and their health: no training, no recipe.
+
+    python main.py --config=configs/knn.py                        on ImageNet, the encoder of resnet50_imagenet.py
+    python main.py --config=configs/knn.py:resnet18_cifar10_cpu   on the data and with the encoder of that config
+
+Source:    Wu et al. 2018 (arXiv 1805.01978, section 3.4): cosine, temperature 0.1 and k = 200 as in the literature, and
+           smaller k beside it, all by one search.
+Encoder:   the run in runs/<that config>; --config.init_from=PATH for another.
+Hardware:  any; the features of ImageNet's train images are 10.5 GB over all devices.
+Expected:  KNN_EXPECTED
+"""
+
+import importlib
+
+from bt_jax.errors import UserError
+
+ENCODERS = ("resnet50_imagenet", "resnet18_cifar10", "resnet18_cifar10_cpu", "quickstart")
+
+
+def get_config(encoder: str = "resnet50_imagenet"):
+    if encoder not in ENCODERS:
+        raise UserError(f"knn.py:{encoder} is not known; it takes {', '.join(ENCODERS)}.")
+    config = importlib.import_module(f"configs.{encoder}").get_config()
+    config.task = "knn"
+    config.init_from = f"runs/{encoder}"
+    return config

@@ -1,0 +1,33 @@
+"""A linear classifier on a frozen encoder, on CIFAR-10.
+
+    python main.py --config=configs/linear_cifar10.py                        the encoder of resnet18_cifar10.py
+    python main.py --config=configs/linear_cifar10.py:resnet18_cifar10_cpu   of that config
+
+Source:    the paper's protocol (section 3.1) with crops of at least a fifth of the image.
+Data:      TFDS `cifar10`, as resnet18_cifar10.py.
+Encoder:   the run in runs/<that config>; --config.init_from=PATH for another.
+Hardware:  one GPU; a CPU for the narrow encoder, or with --config.linear.cached=True, which takes a minute there.
+Expected:  LINEAR_EXPECTED
+"""
+
+import importlib
+
+from bt_jax.errors import UserError
+
+ENCODERS = ("resnet18_cifar10", "resnet18_cifar10_cpu")
+
+
+def get_config(encoder: str = "resnet18_cifar10"):
+    if encoder not in ENCODERS:
+        raise UserError(f"linear_cifar10.py:{encoder} is not known; it takes {' or '.join(ENCODERS)}.")
+    config = importlib.import_module(f"configs.{encoder}").get_config()
+    config.task = "linear"
+    config.init_from = f"runs/{encoder}"
+    config.batch_size = 256
+    config.epochs = 100
+
+    config.data.view_supervised.crop_scale = (0.2, 1.0)
+    config.sgd.learning_rate_head = 0.3
+    config.sgd.weight_decay = 1e-6
+    config.sgd.schedule = "cosine"
+    return config

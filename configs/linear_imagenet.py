@@ -1,0 +1,25 @@
+"""A linear classifier on the frozen ResNet-50, on ImageNet: the paper's Table 1.
+
+Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 3.1 and appendix; the defaults of the official evaluate.py: SGD,
+           rate 0.3 for a batch of 256, cosine by the epoch over 100 epochs, weight decay 1e-6, crop and flip.
+Data:      as resnet50_imagenet.py: TFDS `imagenet2012`, or an image folder.
+Encoder:   the run in runs/resnet50_imagenet; --config.init_from=PATH for another.
+Hardware:  the official program takes a node of 8 GPUs. With --config.linear.cached=True one pass over the images, and
+           L-BFGS on what 10.5 GB of features (1.28 M × 2048) take in the devices' memory.
+Expected:  73.2 % top-1 and 91.0 % top-5 (paper, Table 1). Theirs; this has not been measured here.
+"""
+
+from configs import resnet50_imagenet
+
+
+def get_config():
+    config = resnet50_imagenet.get_config()
+    config.task = "linear"
+    config.init_from = "runs/resnet50_imagenet"
+    config.batch_size = 256
+    config.epochs = 100
+
+    config.sgd.learning_rate_head = 0.3
+    config.sgd.weight_decay = 1e-6
+    config.sgd.schedule = "cosine"
+    return config

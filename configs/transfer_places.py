@@ -1,0 +1,30 @@
+"""A linear classifier on the frozen ResNet-50, on Places: the paper's Table 3, first column.
+
+Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 3.3 and appendix: SGD, 14 epochs, rate 0.01 divided by 10 at two
+           equal intervals, weight decay 5e-4, momentum 0.9, batch 256, crop and flip.
+Data:      TFDS `places365_small` (1.8 M images; TFDS cannot fetch Places-205). The paper's is Places-205: prepare it as an image
+           folder, --config.data.source=folder --config.data.data_dir=DIR --config.data.test_split=val
+Encoder:   the run in runs/resnet50_imagenet; --config.init_from=PATH for another.
+Hardware:  one or more GPUs.
+Expected:  54.1 % top-1 on Places-205 (paper, Table 3; supervised 53.2 %). Theirs; this has not been measured here.
+"""
+
+from configs import resnet50_imagenet
+
+
+def get_config():
+    config = resnet50_imagenet.get_config()
+    config.task = "transfer"
+    config.transfer.protocol = "linear"
+    config.init_from = "runs/resnet50_imagenet"
+    config.batch_size = 256
+    config.epochs = 14
+    config.data.name = "places365_small"
+    config.data.test_split = "validation"
+
+    config.sgd.learning_rate_head = 0.01
+    config.sgd.weight_decay = 5e-4
+    config.sgd.schedule = "steps"
+    config.sgd.decay_epochs = (14 / 3, 28 / 3)
+    config.sgd.decay_factor = 0.1
+    return config

@@ -1,0 +1,25 @@
+"""bt_jax/evaluation/at_end.py: what a run says of its encoder when it is done, by the tasks' own functions."""
+
+import shutil
+
+import jax
+import numpy as np
+from etils import epath
+
+from bt_jax.evaluation import at_end
+
+
+def test_three_numbers_and_their_files(judged, tmp_path, monkeypatch):
+    """Linear, fine-tuned and from scratch on the same labels; nothing is printed, and each leaves its file."""
+    workdir, config = judged
+    copied = epath.Path(tmp_path) / "run"
+    shutil.copytree(workdir, copied)
+    monkeypatch.setattr(at_end, "EPOCHS", 2)
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    monkeypatch.setattr(at_end, "BATCH", 24)
+    found = at_end.judge_at_end(config, copied, mesh)
+    assert found.keys() == {"linear_top1", "finetune_top1", "from_scratch_top1", "labels_a_class"}
+    assert found["linear_top1"] > 0.9 and found["labels_a_class"] == 10
+    for name, file in (("linear", "linear.json"), ("finetune", "finetune.json"), ("from_scratch", "finetune.json")):
+        assert (copied / name / file).exists()
+    assert np.isfinite(list(found.values())).all()

@@ -1,0 +1,85 @@
+"""bt_jax/evaluation/results.py and table.py: the files, mean and spread, and the paper-shaped tables."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError
+from bt_jax.evaluation import table
+from bt_jax.evaluation.results import make_result, read_results, summary_of_runs, write_result
+
+CHECKPOINT = {"source": "step 7 of x", "step": 7, "sha256": "ab" * 32, "arch": "resnet50", "width": 64}
+
+
+def result_of(task, runs, checkpoint=CHECKPOINT, **data):
+    config = config_lib.default()
+    config.task = task
+    data = {"train": "set, train", "test": "set, test", "test_images": 25, "classes": 10} | data
+    return make_result(config, protocol="words", data=data, checkpoint=checkpoint, runs=runs)
+
+
+def run(seed, top1):
+    return {"seed": seed, "final": {"top1": top1, "top5": 0.9}, "best": {"epoch": 2, "top1": top1 + 0.01, "top5": 0.91}}
+
+
+def test_mean_and_spread():
+    """numpy's, by dotted name; the sample deviation; none of a single run."""
+    values = [0.5, 0.6, 0.8]
+    found = summary_of_runs([run(seed, value) for seed, value in enumerate(values)])
+    assert found["mean"]["final.top1"] == pytest.approx(np.mean(values))
+    assert found["spread"]["final.top1"] == pytest.approx(np.std(values, ddof=1))
+    assert "seed" not in found["mean"]
+    assert summary_of_runs([run(0, 0.5)])["spread"]["final.top1"] is None
+
+
+def test_files(tmp_path):
+    """Written whole, without NaN, and read again."""
+    folder = epath.Path(tmp_path)
+    result = result_of("linear", [run(0, 0.5) | {"odd": float("nan")}])
+    write_result(folder, result)
+    assert [p.name for p in tmp_path.iterdir()] == ["linear.json"]
+    (found,) = read_results(str(tmp_path))
+    assert found["runs"][0]["odd"] is None and found["config"]["sgd"]["momentum"] == 0.9 and found["seeds"] == [0]
+    (tmp_path / "knn.json").write_text("{")
+    with pytest.raises(UserError, match="knn.json is not readable as JSON"):
+        read_results(str(tmp_path))
+    with pytest.raises(UserError, match="holds no result of an evaluation"):
+        read_results(str(tmp_path / "nowhere"))
+
+
+def test_tables(tmp_path, capsys):
+    """Each of the paper's, with its numbers marked as its own; few labels in their order, from scratch first."""
+    results = {
+        "linear": result_of("linear", [run(0, 0.5), run(1, 0.6)]),
+        "tuned": result_of("finetune", [run(0, 0.4)], labels=500, percent=1.0, per_class=None),
+        "scratch": result_of("finetune", [run(0, 0.2)], None, labels=500, percent=1.0, per_class=None),
+        "voc": result_of("transfer", [{"seed": 0, "map_voc07": 0.861, "map_all_points": 0.872}]),
+        "knn": result_of("knn", [{"seed": 0, "top1": {"20": 0.3, "200": 0.4},
+                                  "health": {"rankme": 55.5, "mean_correlation": 0.1, "dead_features": 0}}]),
+    }  # fmt: skip
+    folders = []
+    for name, result in results.items():
+        (tmp_path / name).mkdir()
+        write_result(epath.Path(tmp_path / name), result)
+        folders.append(str(tmp_path / name))
+    table.main(folders)
+    said = capsys.readouterr().out
+    assert "55.0% ± 7.1% (2 seeds)" in said and "86.1% (87.2%)" in said and "| 30.0% | 40.0% | 55.5 |" in said
+    lines = said.splitlines()
+    paper = [line for line in lines if "paper (ImageNet, ResNet-50)" in line]
+    for numbers in ("| 73.2% | 91.0% |", "| 55.0% | 79.2% |", "| 69.7% | 89.3% |", "| 25.4% | 48.4% |", "| 56.4% | 80.4% |",
+                    "| 54.1% |", "| 86.2% |", "| 46.5% |"):  # fmt: skip
+        assert any(numbers in line for line in paper), numbers
+    scratch = next(i for i, line in enumerate(lines) if "from scratch" in line)
+    assert "20.0%" in lines[scratch] and "40.0%" in lines[scratch + 1]
+    rows = [line for line in lines if line.startswith("|")]
+    assert all(line.endswith("|") for line in rows)
+    json.dumps(results["linear"])
+
+
+def test_table_without_a_folder():
+    with pytest.raises(UserError, match="name the workdirs"):
+        table.main([])

@@ -1,0 +1,121 @@
+"""bt_jax/data/subsets.py: which labels may be used, from a seed or a list."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bt_jax import config as config_lib
+from bt_jax.data.pipeline import eval_batches
+from bt_jax.data.sources import ArraySource, FolderSource, StreamSource
+from bt_jax.data.subsets import check_labels, fingerprint, labels_of, listed, stratified, take
+from bt_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three classes of 4, 6 and 2 images, each of one colour, with ImageNet's kind of names."""
+    root = tmp_path_factory.mktemp("images")
+    for label, (name, count) in enumerate((("n01", 4), ("n02", 6), ("n03", 2))):
+        (root / "train" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), (100 * label, i, 0)).save(root / "train" / name / f"{name}_{i}.png")
+    return FolderSource(str(root), "train")
+
+
+class Stream(StreamSource):
+    """A folder's files in a row."""
+
+    def __init__(self, folder):
+        super().__init__("stream", len(folder), folder.class_names)
+        self._folder = folder
+
+    def records(self, seed, epoch):
+        from bt_jax.data.tensorflow_import import tf
+
+        contents = [open(path, "rb").read() for path in self._folder.paths]
+        return tf.data.Dataset.from_tensor_slices((contents, self._folder.labels))
+
+
+def pixels(source):
+    config = config_lib.default().data
+    config.image_size, config.eval_resize = 8, 0
+    batches = list(eval_batches(source, config, batch_size=4, rows=np.arange(4)))
+    images, labels, masks = (np.concatenate([b[name] for b in batches]) for name in ("image", "label", "mask"))
+    return images[masks], labels[masks]
+
+
+@pytest.mark.parametrize("kind", ["folder", "array", "stream"])
+def test_a_part_is_a_source(folder, kind):
+    """The right images with the right labels, whatever the whole is."""
+    images, labels = pixels(folder)
+    whole = {
+        "folder": folder,
+        "array": ArraySource("array", images, labels, folder.class_names),
+        "stream": Stream(folder),
+    }
+    whole = whole[kind]
+    np.testing.assert_array_equal(labels_of(whole), folder.labels)
+    part = take(whole, np.array([1, 5, 11]), "three of them")
+    assert (part.name, len(part), part.class_names) == ("three of them", 3, folder.class_names)
+    np.testing.assert_array_equal(labels_of(part), [0, 1, 2])
+    found, found_labels = pixels(part)
+    np.testing.assert_array_equal(found, images[[1, 5, 11]])
+    np.testing.assert_array_equal(found_labels, [0, 1, 2])
+    assert ("n02_1.png" in part.place(1)) == (kind == "folder")
+
+
+def test_stratified():
+    """The share of each class, at least one; a function of the seed; a smaller share lies within a larger one."""
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [1000, 200, 3]))
+    one, ten = (stratified(labels, 3, seed=4, percent=percent) for percent in (1, 10))
+    assert np.bincount(labels[one]).tolist() == [10, 2, 1] and np.bincount(labels[ten]).tolist() == [100, 20, 1]
+    assert np.isin(one, ten).all() and (np.diff(one) > 0).all()
+    np.testing.assert_array_equal(one, stratified(labels, 3, seed=4, percent=1))
+    other = stratified(labels, 3, seed=5, percent=1)
+    assert fingerprint(one) != fingerprint(other) and len(fingerprint(one)) == 16
+    assert np.bincount(labels[stratified(labels, 3, seed=0, per_class=3)]).tolist() == [3, 3, 3]
+    with pytest.raises(UserError, match="class 2 has 3 images; finetune.per_class is 4"):
+        stratified(labels, 3, seed=0, per_class=4)
+
+
+def test_listed(folder, tmp_path):
+    """By name, in any order; how many are missing is told."""
+    path = tmp_path / "1percent.txt"
+    path.write_text("n02_3.png\nn01_0.png\nn03_1.png\n")
+    np.testing.assert_array_equal(listed(folder, str(path)), [0, 7, 11])
+    path.write_text("n02_3.png\nn02_9.png\nn09_1.png\n")
+    with pytest.raises(
+        UserError, match=r"2 of the 3 files that .*1percent.txt names are missing in .*: n02_9.png, n09_1.png"
+    ):
+        listed(folder, str(path))
+    path.write_text("n02_3.png\nn02_3.png\n")
+    with pytest.raises(UserError, match="names 1 file.* more than once: n02_3.png"):
+        listed(folder, str(path))
+    path.write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        listed(folder, str(path))
+    with pytest.raises(UserError, match="cannot be read"):
+        listed(folder, str(tmp_path / "nowhere.txt"))
+    with pytest.raises(UserError, match="is no image folder.*imagenet2012_subset/1pct"):
+        listed(Stream(folder), str(path))
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ([0, 1, 1, 0], r"1 of the 3 classes have no image in set: dog"),
+        ([0, 1, 3], r"run from 0 to 3; they must lie in 0 to 2"),
+        ([0, -1, 2], r"run from -1 to 2"),
+        ([-1, -1], r"set has no labels \(all are -1\)"),
+    ],
+)
+def test_bad_labels(labels, sentence):
+    source = ArraySource("set", np.zeros((3, 4, 4, 3), np.uint8), np.arange(3), ("bee", "cat", "dog"))
+    with pytest.raises(UserError, match=sentence):
+        check_labels(np.array(labels), source)
+    check_labels(np.array([0, 0]), source, all_classes=False)
+
+
+def test_arrays_without_labels():
+    with pytest.raises(UserError, match="set has no labels"):
+        ArraySource("set", np.zeros((3, 4, 4, 3), np.uint8), np.full(3, -1), ("bee", "cat", "dog"))
