@@ -10,7 +10,7 @@ from bt_jax.errors import UserError
 
 # What may differ when a run is resumed: none of these changes a weight.
 FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "data.data_dir", "data.download", "data.threads",
-                  "data.prefetch", "data.in_memory_bytes")  # fmt: skip
+                  "data.prefetch", "data.in_memory_bytes", "steps_per_dispatch", "profile.")  # fmt: skip
 
 
 def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> None:

@@ -9,6 +9,7 @@ its antialiasing and the flip; Pillow rounds to whole levels after each, so that
 device multiplies in bfloat16 or TF32. Then a view is (N, S, S) int32, a pixel a word, as on the host.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -35,7 +36,7 @@ def make_views(
     Args:
       images: (N, H, W, 3) uint8.
       sizes: (N, 2) int32, the height and width of the image in the upper left corner of its array; None: they fill it.
-      epoch: () int32.
+      epoch: () int32, or (N,) where images are of several.
       examples: (N,) int32, the numbers of the images in their set.
       size: side of a view, S.
 
@@ -80,12 +81,12 @@ def sample_views(
       Parameters with an axis (N,) in front.
     """
     # Threefry is named because the default generator may be another, or differ between kinds of device.
-    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), epoch)
+    key = jax.random.key(seed, impl="threefry2x32")
 
-    def uniforms(example):
-        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, example), view), (UNIFORMS,), jnp.float32)
+    def uniforms(*places):
+        return jax.random.uniform(functools.reduce(jax.random.fold_in, (*places, view), key), (UNIFORMS,), jnp.float32)
 
-    drawn = jax.vmap(uniforms)(examples)
+    drawn = jax.vmap(uniforms)(jnp.broadcast_to(epoch, examples.shape), examples)
     tries, u = drawn[:, : 2 * CROP_TRIES], drawn[:, 2 * CROP_TRIES :].T
 
     def between(uniform, low, high):

@@ -18,7 +18,8 @@ from bt_jax.data.decode import decode
 from bt_jax.data.order import Order, evenly, single_seed, view_seeds
 from bt_jax.data.sources import ArraySource, EncodedSource, Source, StreamSource
 from bt_jax.data.tensorflow_import import tf
-from bt_jax.data.views import ViewSpec, apply_views, evaluation_view, sample_view
+from bt_jax.data.view_spec import canvas_side
+from bt_jax.data.views import ViewSpec, apply_views, evaluation_view, on_canvas, sample_view
 from bt_jax.errors import UserError, first_line
 
 Batch = dict[str, np.ndarray]
@@ -36,6 +37,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Batches of two views, each a pure function of (seed, step): not of threads, processes or restarts.
 
+    Where `config.views` is "device", what the device makes views of instead: images on canvases.
+
     Args:
       config: `config.data` of a run.
       batch_size: of the global batch.
@@ -44,7 +47,8 @@ def train_batches(
       num_steps: how many; None: without end.
 
     Yields:
-      {"views": (n, 2, S, S, 3) uint8, "label": (n,) int32}
+      {"views": (n, 2, S, S, 3) uint8, "label": (n,) int32}; for the device {"image": (n, C, C, 3) uint8,
+      "size": (n, 2) int32, "epoch", "example", "label": (n,) int32}
 
     Raises:
       UserError: the source has fewer images than a batch; (while iterating) too many images do not decode.
@@ -63,6 +67,14 @@ def train_batches(
         parameters = [sample_view(seeds[v], height, width, spec) for v, spec in enumerate(specs)]
         return {"views": apply_views(image, parameters, config.image_size), "label": label}
 
+    def canvas(image, label, seeds):
+        image, size = on_canvas(image, canvas_side(config))
+        epoch, example = tf.bitwise.right_shift(seeds[0, 0], 32), seeds[0, 1] // 2  # as order.view_seeds put them there
+        places = {"epoch": tf.cast(epoch, tf.int32), "example": tf.cast(example, tf.int32)}
+        return {"image": image, "size": size, "label": label, **places}
+
+    if config.views == "device":
+        two_views = canvas
     if isinstance(source, StreamSource):
         epochs = _stream_epochs(source, config, two_views, seed, batch_size, rows, start_step)
         return _streamed(epochs, source, num_steps)
@@ -93,7 +105,13 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, config: ConfigDict, *, batch_size: int, rows: np.ndarray, limit: int | None = None
+    source: Source,
+    config: ConfigDict,
+    *,
+    batch_size: int,
+    rows: np.ndarray,
+    limit: int | None = None,
+    canvas: bool = False,
 ) -> Iterator[Batch]:
     """The images of a source as evaluations look at them, each exactly once; the last batch is padded.
 
@@ -102,10 +120,11 @@ def eval_batches(
     Args:
       config, batch_size, rows: as for `train_batches`.
       limit: at most so many images, evenly spread over the source.
+      canvas: whether to give images on canvases, as for training on views made by the device, and their sizes.
 
     Yields:
       {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding or
-      does not decode}; as many batches on every process.
+      does not decode}, with `canvas` "size": (n, 2) int32 too; as many batches on every process.
 
     Raises:
       UserError: (while iterating) too many images do not decode.
@@ -122,6 +141,9 @@ def eval_batches(
         return mine[number * n : (number + 1) * n]
 
     def view(image, label):
+        if canvas:
+            image, size = on_canvas(image, canvas_side(config))
+            return {"image": image, "size": size, "label": label}
         return {"image": evaluation_view(image, config.eval_resize, config.image_size), "label": label}
 
     def fetch(number):
@@ -141,7 +163,10 @@ def eval_batches(
         return _batched(dataset, config, n)
 
     batches = _iterate(from_batch, source, examples_of, config.max_bad_fraction)
-    return _masked(batches, source, examples_of, len(starts), n, config.image_size)
+    side = canvas_side(config) if canvas else config.image_size
+    nothing = {"image": np.zeros((0, side, side, 3), np.uint8), "label": np.zeros(0, np.int32)}
+    nothing |= {"size": np.zeros((0, 2), np.int32)} if canvas else {}
+    return _masked(batches, source, examples_of, len(starts), n, nothing)
 
 
 def _check_rows(rows: np.ndarray, batch_size: int) -> None:
@@ -314,10 +339,9 @@ def _masked(
     examples_of: Callable[[int], np.ndarray],
     count: int,
     n: int,
-    size: int,
+    nothing: Batch,
 ) -> Iterator[Batch]:
     """Exactly `count` batches of n rows, and a mask that is false for padding and for what stands in for bad images."""
-    nothing = {"image": np.zeros((0, size, size, 3), np.uint8), "label": np.zeros(0, np.int32)}
     for number in range(count):
         batch = next(batches, nothing)
         real = len(batch["label"])

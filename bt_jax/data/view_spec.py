@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 
 @dataclasses.dataclass(frozen=True)
 class ViewSpec:
@@ -45,3 +47,8 @@ class ViewParameters(NamedTuple):
 
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop
 UNIFORMS = 2 * CROP_TRIES + 16  # random numbers that a draw takes
+
+
+def canvas_side(config: ConfigDict) -> int:
+    """Side of the square on which the device is given an image: `canvas_size`, by default 16/7 of a view's, 512 for 224."""
+    return config.canvas_size or config.image_size * 16 // 7

@@ -344,6 +344,25 @@ def evaluation_view(image: tf.Tensor, resize: int, size: int) -> tf.Tensor:
     return tf.ensure_shape(resized(new_height, new_width)[top : top + size, left : left + size], (size, size, 3))
 
 
+def on_canvas(image: tf.Tensor, side: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The image in the upper left corner of a black square, for views that are made on the device.
+
+    Args:
+      image: (H, W, 3) uint8; what is larger than the square is reduced to fit it (antialiased bicubic).
+
+    Returns:
+      (side, side, 3) uint8, and the height and width that the image has there, (2,) int32.
+    """
+    shape = tf.shape(image)
+    longest = tf.maximum(tf.maximum(shape[0], shape[1]), side)
+    size = tf.maximum((2 * shape[:2] * side + longest) // (2 * longest), 1)  # rounded
+    whole = tf.stack([0, 0, shape[0], shape[1]])
+    fits = longest == side
+    image = tf.cond(fits, lambda: image, lambda: _levels(_resized(image, whole, size[0], size[1])))
+    padded = tf.pad(image, [[0, side - size[0]], [0, side - size[1]], [0, 0]])
+    return tf.ensure_shape(padded, (side, side, 3)), size
+
+
 def _levels(x: tf.Tensor) -> tf.Tensor:
     """The nearest whole numbers from 0 to 255."""
     return tf.cast(tf.clip_by_value(x + 0.5, 0.0, 255.0), tf.uint8)
