@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 from recipes import relative, small_method, small_optimizer
 
 from bt_jax import config as config_lib
@@ -14,9 +13,8 @@ from bt_jax.training.state import init_state
 from bt_jax.training.step import make_train_step
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_three_steps_at_once_are_three_steps(devices):
-    """Of a set of 40 images in batches of 16, two an epoch: parameters and each step's metrics to 1e-5.
+def test_two_steps_at_once_are_two_steps():
+    """Of a set of 40 images in batches of 16, two an epoch, on eight devices: parameters and each step's loss to 1e-5.
 
     A compiler may order the sums of a loop's body otherwise than those of a single step, so bits are not promised.
     """
@@ -24,7 +22,9 @@ def test_three_steps_at_once_are_three_steps(devices):
     source = ArraySource("noise", rng.integers(0, 256, (40, 16, 16, 3), np.uint8), np.arange(40) % 2)
     config = config_lib.default()
     config.batch_size, config.data.views, config.data.image_size = 16, "device", 16
-    mesh = jax.make_mesh((devices,), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    for view in (config.data.view_a, config.data.view_b):
+        view.update(jitter=0.0, grayscale=0.0, blur=0.0)  # quicker to compile
+    mesh = mesh_lib.make_mesh(config.mesh)
     method, optimizer, feed = small_method(mesh), small_optimizer(), DeviceFeed(config, source, mesh)
     program = jax.jit(make_program(make_train_step(method, optimizer, seed=0), feed.prepare))
     found = []

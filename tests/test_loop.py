@@ -1,6 +1,7 @@
 """bt_jax/training/loop.py: a run from its start to its end, interrupted anywhere, gone wrong, gone on with."""
 
 import json
+import sys
 
 import chex
 import jax
@@ -143,6 +144,44 @@ def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, m
         assert found[0] == expected[0] == STEPS
         chex.assert_trees_all_equal(found[1], expected[1])
         assert [(r["step"], r["loss"]) for r in records(workdir) if "loss" in r] == losses
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_views_made_on_the_device(small_run, tmp_path, monkeypatch, capsys, together):
+    """The same reports, monitor and checkpoints; several steps at once end with an epoch; resumed to the same bits."""
+    small_run.data.views = "device"
+    for view in (small_run.data.view_a, small_run.data.view_b):
+        view.update(jitter=0.0, grayscale=0.0, blur=0.0)  # quicker to compile
+    monkeypatch.setitem(sys.modules, "bt_jax.data.pipeline", None)  # nothing here asks for TensorFlow
+
+    class Feed(loop.DeviceFeed):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.together = together  # on a CPU it would be one
+
+    monkeypatch.setattr(loop, "DeviceFeed", Feed)
+    loop.pretrain(small_run, str(tmp_path / "whole"))
+    assert "made on the device, from the set in its memory" in capsys.readouterr().out
+    lines = records(tmp_path / "whole")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "knn_accuracy" in line] == [0, 3, 6]
+    assert sorted(int(p.name) for p in (tmp_path / "whole" / "checkpoints").iterdir() if p.name.isdigit()) == [3, 6]
+
+    batches = Feed.batches
+
+    def until_the_second_epoch(self, start, total):
+        for step, delivery in batches(self, start, total):
+            if step > 3 and start == 0:
+                raise Killed
+            yield step, delivery
+
+    monkeypatch.setattr(Feed, "batches", until_the_second_epoch)
+    with pytest.raises(Killed):
+        loop.pretrain(small_run, str(tmp_path / "killed"))
+    loop.pretrain(small_run, str(tmp_path / "killed"))
+    chex.assert_trees_all_equal(
+        *(final_parameters(small_run, tmp_path / name)[1] for name in ("whole", "killed"))
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, monkeypatch):
