@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything that is to be measured on one GPU, by one command; numbers and logs go to a folder.
-#   OUT=numbers experiments/gpu_session.sh CIFAR10.npz      (x_train, y_train, x_test, y_test, uint8 NHWC; about 25 minutes)
-#   SMALL=1 OUT=numbers experiments/gpu_session.sh          tries the whole of it in minutes on a CPU, on the photographs
-# Needs JAX, Flax, Optax, Orbax, ml-collections, NumPy, scikit-learn and Pillow; no TensorFlow, no network. PyTorch, where it is
-# there, is the peer. PYTHON names the interpreter. Each part goes on if one before it failed; the last lines tell.
+#   OUT=numbers experiments/gpu_session.sh CIFAR10.npz    x_train, y_train, x_test, y_test, uint8 NHWC; about 25 minutes
+#   SMALL=1 OUT=numbers experiments/gpu_session.sh        tries the whole of it in minutes on a CPU, on the photographs
+# Needs JAX, Flax, Optax, Orbax, ml-collections, NumPy, scikit-learn, scikit-image and Pillow; no TensorFlow, no network.
+# PyTorch, where it is there, is the peer. PYTHON names the interpreter. A part that fails does not stop the others.
 #   PARTS="types step views train" chooses some, to fit them into several short sessions.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -24,7 +24,11 @@ part() { # NAME COMMAND...: its output to the screen and to NAME.log
   "$@" 2>&1 | tee "$out/$name.log" || failed+=("$name")
 }
 
-{ date; nvidia-smi -L 2>/dev/null; "$python" -c 'import jax; print("JAX", jax.__version__, jax.devices())'; } | tee "$out/machine.log"
+{
+  date
+  nvidia-smi -L 2>/dev/null
+  "$python" -c 'import jax; print("JAX", jax.__version__, jax.devices())'
+} | tee "$out/machine.log"
 peer=$("$python" -c 'import torch' 2>/dev/null && echo "--peer torch")
 steps=experiments/benchmarks/train_step.py
 if [[ -n ${SMALL:-} ]]; then
@@ -44,13 +48,15 @@ if [[ -n ${SMALL:-} ]]; then
     --config.log.tensorboard=False)
 else
   # The first part also warms the device up.
-  part types "$python" $steps --cases resnet18@32:512 --dtypes float32 bfloat16 --check-steps 50 --out "$out/types.json"
+  part types "$python" $steps --cases resnet18@32:512 --dtypes float32 bfloat16 --check-steps 50 \
+    --out "$out/types.json"
   # shellcheck disable=SC2086
-  part step_18 "$python" $steps --cases resnet18@32:256 resnet18@32:512 resnet18@32:2048 $peer --out "$out/step_18.json"
+  part step_18 "$python" $steps --cases resnet18@32:256 resnet18@32:512 resnet18@32:2048 $peer \
+    --out "$out/step_18.json"
   # shellcheck disable=SC2086
   part step_50 "$python" $steps --cases resnet50@224:128 resnet50@224:256 $peer --out "$out/step_50.json"
-  part views_224 "$python" experiments/benchmarks/device_views.py --size 224 --stored 256 --images 2048 --batch-size 256 --blur \
-    --out "$out/views_224.json"
+  part views_224 "$python" experiments/benchmarks/device_views.py --size 224 --stored 256 --images 2048 --batch-size 256 \
+    --blur --out "$out/views_224.json"
   part views_32 "$python" experiments/benchmarks/device_views.py --images 50000 --out "$out/views_32.json"
   train=(--config=configs/resnet18_cifar10_fast.py "--config.data.data_dir=$cifar" --config.log.tensorboard=False
     --config.profile.steps=20 --config.profile.after=200)

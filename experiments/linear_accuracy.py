@@ -2,8 +2,8 @@
 
     python experiments/linear_accuracy.py WORKDIR [--out FILE]
 
-Reads the run's own data set, which must be one that is in memory (photographs, arrays); no TensorFlow is needed. Features are
-standardised by the train split's. Regularisation is chosen on a fifth of the train split, then all of it is fitted.
+Reads the run's own data set, which must be one that is in memory (photographs, arrays); no TensorFlow is needed. Features
+are standardised by the train split's. Regularisation is chosen on a fifth of the train split, then all of it is fitted.
 """
 
 import argparse
@@ -26,7 +26,7 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # scikit-learn's C
 def linear_accuracy(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
     """(accuracy from 0 to 1 on the test set, the C that was chosen) of features (n, F) and labels (n,)."""
     mean, std = train[0].mean(0), train[0].std(0) + 1e-6
-    (x, y), (x_test, y_test) = ((features - mean) / std, labels) for features, labels in (train, test)
+    (x, y), (x_test, y_test) = (((features - mean) / std, labels) for features, labels in (train, test))
     order = np.random.default_rng(0).permutation(len(x))
     held, fitted = order[: len(x) // 5], order[len(x) // 5 :]
 

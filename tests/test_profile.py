@@ -42,7 +42,8 @@ def test_a_trace_is_written_once_and_told_of(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("after", "sentence"), [(2, "the run ended after 2 of 5 steps of the trace"), (9, "nothing was traced: the run ended after 4")]
+    ("after", "sentence"),
+    [(2, "the run ended after 2 of 5 steps of the trace"), (9, "nothing was traced: the run ended after 4")],
 )
 def test_a_run_that_ends_too_early(tmp_path, after, sentence):
     assert sentence in run(tmp_path, steps=5, after=after, calls=4)[0]

@@ -132,9 +132,7 @@ def test_folders_of_mixed_sizes(tmp_path, config, room):
     _, examples = Order(3, 16, BATCH).batch(0)
     specs = [ViewSpec(**config.data[name]) for name in ("view_a", "view_b")]
     by_hand = jax.jit(
-        lambda *arrays: make_views(
-            *arrays, seed=3, epoch=0, examples=examples.astype(np.int32), specs=specs, size=16
-        )
+        lambda *arrays: make_views(*arrays, seed=3, epoch=0, examples=examples.astype(np.int32), specs=specs, size=16)
     )(np.stack(images)[examples], np.stack(sizes)[examples])
     np.testing.assert_array_equal(batch["views"], by_hand)
     assert len(folder.bad) == 1
@@ -143,11 +141,14 @@ def test_folders_of_mixed_sizes(tmp_path, config, room):
 def test_a_set_that_does_not_fit_several_steps(source, config):
     """How much it needs, how much there is, and which option to use."""
     config.steps_per_dispatch, config.data.device_bytes = 4, 1000
-    with pytest.raises(UserError, match=r"steps_per_dispatch is 4, which .*noise needs 0.0576 MB of the memory of each device "
-                       r"\(cpu with .*\), of which 0.001 MB are for it; set steps_per_dispatch to 1, or raise data.device_bytes"):
+    with pytest.raises(
+        UserError,
+        match=r"steps_per_dispatch is 4, which .*noise needs 0.0576 MB of the memory of each device "
+        r"\(cpu with .*\), of which 0.001 MB are for it; set steps_per_dispatch to 1, or raise data.device_bytes",
+    ):
         DeviceFeed(config, source, mesh_of(8))  # fmt: skip
     config.steps_per_dispatch = 1
-    assert "images come from the host, as noise needs" in DeviceFeed(config, source, mesh_of(8)).words
+    assert "images come from the host:\nnoise needs" in DeviceFeed(config, source, mesh_of(8)).words
 
 
 @pytest.mark.parametrize(("resize", "size"), [(0, 24), (32, 28)])

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -56,24 +55,29 @@ class DeviceFeed:
         needs, room, device = self._needs(), *self._room()
         self.held, self.together = None, config.steps_per_dispatch
         if mesh.local_devices[0].platform == "cpu":
-            self.together = 1  # XLA runs convolutions in a loop many times slower there, and the host is the device
+            self.together = 1  # XLA runs convolutions in a loop ten times slower there, and the host is the device
         # A stream has an order of its own, which must not depend on what device there is.
         streamed = isinstance(source, StreamSource) and not config.data.device_bytes
         if needs <= room and not streamed:
             self.held = self._put(_loaded(source, config.data))
             self.words = f"made on the device, from the set in its memory ({amount(needs)})"
+            if config.steps_per_dispatch > 1:
+                self.words += f"; {self.together} steps at once" if self.together > 1 else "; on a CPU one step at a time"
             return
-        why = (
-            f"{source.name} needs {amount(needs)} of the memory of each device ({device}), of which "
-            + ("data.device_bytes must say how much is for it" if streamed else f"{amount(room)} are for it")
+        why = f"{source.name} needs {amount(needs)} of the memory of each device ({device}), of which " + (
+            "data.device_bytes must say how much is for it" if streamed else f"{amount(room)} are for it"
         )
-        smaller = "" if isinstance(source, ArraySource) else f", or lower data.canvas_size, {canvas_side(config.data)} now"
+        smaller = (
+            "" if isinstance(source, ArraySource) else f", or lower data.canvas_size, {canvas_side(config.data)} now"
+        )
         if config.steps_per_dispatch > 1:
             raise UserError(
                 f"steps_per_dispatch is {config.steps_per_dispatch}, which takes the set in the device's memory, but {why}; "
                 f"set steps_per_dispatch to 1, or raise data.device_bytes{smaller}."
             )
-        self.words = f"made on the device; images come from the host, as {why}: raise data.device_bytes{smaller}"
+        self.words = (
+            f"made on the device; images come from the host:\n{why};\nto keep it there raise data.device_bytes{smaller}"
+        )
 
     def _needs(self) -> int:
         if isinstance(self._source, ArraySource):

@@ -107,7 +107,9 @@ class Profiler:
             jax.profiler.stop_trace()
             self._say(f"profile   the run ended after {self._traced} of {self._config.steps} steps of the trace")
         elif self._config.steps and not self._traced:
-            self._say(f"profile   nothing was traced: the run ended after {self._done} steps, {self._config.after} come before")
+            self._say(
+                f"profile   nothing was traced: the run ended after {self._done} steps, {self._config.after} come before"
+            )
 
     def _report(self, seconds: float, flops: float) -> str:
         device, count = jax.devices()[0], jax.device_count()
@@ -119,7 +121,9 @@ class Profiler:
         if peak is None:
             lines.append(f"{text}; the peak of {device.device_kind} is not known here, so no fraction of it")
         else:
-            lines.append(f"{text}, {rate / (peak * count):.1%} of the peak of {count} × {device.device_kind} in {self._dtype}")
+            lines.append(
+                f"{text}, {rate / (peak * count):.1%} of the peak of {count} × {device.device_kind} in {self._dtype}"
+            )
         operations = operation_times(newest_trace(self._folder))
         whole = sum(operations.values())
         if not whole:
@@ -164,6 +168,8 @@ def origins(text: str) -> dict[str, str]:
     for line in text.splitlines():
         if match := re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{.*?op_name=\"([^\"]*)\"", line):
             # As in jit(program)/transpose(jvp(TwinNetwork))/encoder/layer1_0/conv1/conv_general_dilated.
-            parts = [part for part in match[2].split("/") if "(" not in part and part not in ("while", "body", "closed_call")]
+            parts = [
+                part for part in match[2].split("/") if "(" not in part and part not in ("while", "body", "closed_call")
+            ]
             found[match[1]] = ("backward " if "transpose(" in match[2] else "") + "/".join(parts[-4:])
     return found

@@ -71,7 +71,9 @@ def main() -> None:
     if not arguments.blur:
         config.data.view_a.blur = config.data.view_b.blur = 0.0
     side = arguments.stored or arguments.size
-    images = np.random.default_rng(0).integers(0, 256, (max(arguments.images, arguments.batch_size), side, side, 3), np.uint8)
+    images = np.random.default_rng(0).integers(
+        0, 256, (max(arguments.images, arguments.batch_size), side, side, 3), np.uint8
+    )
     source = ArraySource("noise", images, np.zeros(len(images), np.int32))
     sides = {"device": Device(config, source)}
     try:
@@ -96,7 +98,9 @@ def main() -> None:
     result = {"device": kind, **vars(arguments), "rates": rates}
     if "host" in rates:
         ratios = [a / b for a, b in zip(rates["device"], rates["host"], strict=True)]
-        print(f"  ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), median of {len(ratios)} turns")
+        print(
+            f"  ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), median of {len(ratios)} turns"
+        )
         result["ratios"] = ratios
     if arguments.out:
         with open(arguments.out, "w") as file:

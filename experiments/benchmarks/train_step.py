@@ -93,14 +93,21 @@ class Case:
             self.arch, _, rest = text.partition("@")
             self.size, self.batch = map(int, rest.split(":"))
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a case; write ARCH@SIZE:BATCH, as resnet50@224:256") from None
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a case; write ARCH@SIZE:BATCH, as resnet50@224:256"
+            ) from None
         self.text, self.small = text, self.size <= 64
         width = 2048 if self.small else 8192
         self.projector = projector or (width, width, width)
 
     def config(self, dtype: str):
         config = config_lib.default()
-        config.batch_size, config.dtype, config.data.views, config.data.image_size = self.batch, dtype, "device", self.size
+        config.batch_size, config.dtype, config.data.views, config.data.image_size = (
+            self.batch,
+            dtype,
+            "device",
+            self.size,
+        )
         config.data.device_bytes = 2**40  # the batches are there already
         config.model.update(arch=self.arch, small_images=self.small, projector=self.projector)
         if self.small:
@@ -155,7 +162,9 @@ def measure(case: Case, dtype: str, arguments: argparse.Namespace) -> dict:
         if name != "torch":
             rate = turns["step"].flops / each
             row["tflops"] = rate / 1e12
-            line += f" {rate / 1e12:7.4g} TFLOP/s" + (f" {rate / peak:6.1%} of peak" if peak else ", peak not known here")
+            line += f" {rate / 1e12:7.4g} TFLOP/s" + (
+                f" {rate / peak:6.1%} of peak" if peak else ", peak not known here"
+            )
             row |= {"of_peak": rate / peak} if peak else {}
         if name == "with views":
             share = [v / s - 1 for v, s in zip(seconds[name], seconds["step"], strict=True)]
@@ -185,19 +194,28 @@ def check_types(case: Case, steps: int) -> dict:
         f"{apart.max():.2%} at most",
         flush=True,
     )
-    return {"case": case.text, "losses": losses, "median_apart": float(np.median(apart)), "most_apart": float(apart.max())}
+    return {
+        "case": case.text,
+        "losses": losses,
+        "median_apart": float(np.median(apart)),
+        "most_apart": float(apart.max()),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=DEFAULT, metavar="ARCH@SIZE:BATCH")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"))
-    parser.add_argument("--projector", nargs="+", type=int, help="sizes; by default 2048 three times, 8192 above 64 pixels")
+    parser.add_argument(
+        "--projector", nargs="+", type=int, help="sizes; by default 2048 three times, 8192 above 64 pixels"
+    )
     parser.add_argument("--peer", choices=("torch",))
     parser.add_argument("--no-compile", action="store_true", help="the peer without torch.compile")
     parser.add_argument("--steps", type=int, default=20, help="a turn")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--check-steps", type=int, default=0, help="compare the losses of both types over so many steps")
+    parser.add_argument(
+        "--check-steps", type=int, default=0, help="compare the losses of both types over so many steps"
+    )
     parser.add_argument("--out", help="a file for the numbers, as JSON")
     arguments = parser.parse_args()
     cases = [Case(text, tuple(arguments.projector or ()) or None) for text in arguments.cases]

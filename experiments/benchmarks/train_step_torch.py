@@ -119,7 +119,9 @@ class Peer:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as JAX does
             torch.backends.cudnn.benchmark = True
             torch.cuda.reset_peak_memory_stats()
-        self.model = BarlowTwins(arch, small_images, projector, 0.0051).to(self.device, memory_format=torch.channels_last)
+        self.model = BarlowTwins(arch, small_images, projector, 0.0051).to(
+            self.device, memory_format=torch.channels_last
+        )
         self.optimizer = Lars(self.model.parameters(), *rates)
         self.forward = torch.compile(self.model) if compile else self.model
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
@@ -143,7 +145,7 @@ class Peer:
             loss.backward()
             self.optimizer.step()
             self.made += 1
-        self.loss = float(loss)  # waits for the device
+        self.loss = float(loss.detach())  # waits for the device
 
     def memory(self) -> int | None:
         """The most bytes that the device held, or None where that is not counted."""
