@@ -34,11 +34,11 @@ steps=experiments/benchmarks/train_step.py
 if [[ -n ${SMALL:-} ]]; then
   tiny="--projector 64 64 --steps 2 --turns 2"
   # shellcheck disable=SC2086
-  part types "$python" $steps --cases resnet18@32:8 $tiny --check-steps 4 --out "$out/types.json"
+  part types "$python" $steps --cases resnet18@16:4 $tiny --check-steps 3 --out "$out/types.json"
   # shellcheck disable=SC2086
-  part step_18 "$python" $steps --cases resnet18@32:8 $tiny $peer --no-compile --out "$out/step_18.json"
+  part step_18 "$python" $steps --cases resnet18@16:4 $tiny $peer --no-compile --out "$out/step_18.json"
   # shellcheck disable=SC2086
-  part step_50 "$python" $steps --cases resnet50@72:4 $tiny $peer --no-compile --out "$out/step_50.json"
+  part step_50 "$python" $steps --cases resnet50@72:2 $tiny $peer --no-compile --out "$out/step_50.json"
   part views_224 "$python" experiments/benchmarks/device_views.py --size 72 --stored 96 --images 32 --batch-size 8 --blur \
     --batches 2 --turns 2 --out "$out/views_224.json"
   part views_32 "$python" experiments/benchmarks/device_views.py --images 256 --batch-size 64 --batches 2 --turns 2 \

@@ -154,8 +154,9 @@ def operation_times(trace: epath.Path) -> dict[str, float]:
             if plane.name.startswith("/device:TPU") and line.name != "XLA Ops":
                 continue
             for event in line.events:
-                stats = dict(event.stats)
-                name = stats.get("hlo_op")
+                name = dict(event.stats).get("hlo_op")
+                if name is None and plane.name.startswith("/device:GPU") and line.name.startswith("Stream"):
+                    name = event.name  # a kernel in a CUDA graph does not tell what operation it is of
                 if name is None or re.match(r"(while|conditional|call)(\.|$)", str(name)):
                     continue
                 times[str(name)] += event.duration_ns / 1e9
