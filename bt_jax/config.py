@@ -39,6 +39,7 @@ def default() -> ConfigDict:
     config.dtype = "float32"  # of the computation: float32 or bfloat16; parameters and statistics are always float32
     config.batch_size = 2048  # images in a step, over all devices; each gives two views
     config.epochs = 1000
+    config.steps_per_dispatch = 1  # steps started at once, of a set in the device's memory; 1 at a time on a CPU
     config.init_from = ""  # what `load_encoder` takes: the encoder that an evaluation judges, or a training starts from
 
     config.data = ConfigDict()
@@ -60,6 +61,15 @@ def default() -> ConfigDict:
     config.data.shuffle_buffer = 16384  # examples; only for large TFDS sets, which are read as a stream
     config.data.threads = 0  # of the host pipeline; 0: as many as there are cores
     config.data.prefetch = 2  # batches that wait ready on the host
+    config.data.views = (
+        "host"  # where views are made: host (Pillow's levels), or device (for a weak host; see resident.py)
+    )
+    config.data.device_bytes = (
+        0  # with views "device": sets up to this live in each device's memory; 0: a quarter of it
+    )
+    config.data.canvas_size = (
+        0  # with views "device": files are decoded to fit a square of this side; 0: 16/7 image_size
+    )
     config.data.view_a = _view(blur=1.0, solarize=0.0)
     config.data.view_b = _view(blur=0.1, solarize=0.2)
     config.data.view_supervised = _view(blur=0.0, solarize=0.0, jitter=0.0, grayscale=0.0)  # of training with labels
@@ -158,6 +168,10 @@ def default() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every_steps = 50
     config.log.tensorboard = True
+
+    config.profile = ConfigDict()
+    config.profile.steps = 0  # steps to trace into WORKDIR/profile, at the least; 0: none
+    config.profile.after = 20  # steps of this start before the trace begins: the first compile and fill caches
     return config
 
 

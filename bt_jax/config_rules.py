@@ -22,6 +22,7 @@ EVALUATIONS = ("linear", "finetune", "knn", "transfer")
 METHODS = ("barlow_twins",)
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101")
 SOURCES = ("photographs", "tfds", "folder", "arrays")
+VIEWS = ("host", "device")
 
 
 Rule = Callable[[Any], str | None]  # what is wrong with a value, or None
@@ -105,6 +106,7 @@ RULES: dict[str, Rule] = {
     "dtype": _one_of(("float32", "bfloat16")),
     "batch_size": _at_least(2),
     "epochs": _at_least(1),
+    "steps_per_dispatch": _at_least(1),
     "init_from": _anything,
     "data.source": _one_of(SOURCES),
     "data.name": _anything,
@@ -122,6 +124,9 @@ RULES: dict[str, Rule] = {
     "data.shuffle_buffer": _at_least(1),
     "data.threads": _at_least(0),
     "data.prefetch": _at_least(1),
+    "data.views": _one_of(VIEWS),
+    "data.device_bytes": _at_least(0),
+    "data.canvas_size": _at_least(0),
     **{f"data.view_{v}.{name}": rule for v in ("a", "b", "supervised") for name, rule in _VIEW_RULES.items()},
     "data.photographs.size": _at_least(8),
     "data.photographs.train_per_class": _at_least(1),
@@ -188,6 +193,8 @@ RULES: dict[str, Rule] = {
     "transfer.svm_folds": _at_least(2),
     "log.every_steps": _at_least(1),
     "log.tensorboard": _anything,
+    "profile.steps": _at_least(0),
+    "profile.after": _at_least(1),
 }
 
 
@@ -220,6 +227,11 @@ def contradictions(fields: dict[str, Any]) -> list[str]:
         wrong.append("data.test_split is empty, but must name a split when monitor.every_epochs is not 0")
     if evaluates:
         wrong += _evaluation_contradictions(get)
+    if get("steps_per_dispatch", 1) > 1 and get("data.views") == "host":
+        wrong.append(
+            f"steps_per_dispatch is {get('steps_per_dispatch')}, but must be 1 when data.views is 'host'; "
+            "set data.views to 'device' to make views where the set is"
+        )
     split, sizes = get("mesh.model", 1), get("model.projector", ())
     if any(size % split for size in sizes):
         wrong.append(f"mesh.model is {split}, but must divide each of model.projector, {'-'.join(map(str, sizes))}")

@@ -10,7 +10,7 @@ from bt_jax.errors import UserError
 
 # What may differ when a run is resumed: none of these changes a weight.
 FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "pod.", "data.data_dir", "data.download", "data.threads",
-                  "data.prefetch", "data.in_memory_bytes")  # fmt: skip
+                  "data.prefetch", "data.in_memory_bytes", "steps_per_dispatch", "profile.")  # fmt: skip
 
 # Of a pre-training run none of these changes a weight either: they are the evaluations'.
 FREE_WHEN_PRETRAINING = (

@@ -16,6 +16,8 @@ def get_config():
     config = resnet18_cifar10.get_config()
     config.dtype = "float32"
     config.epochs = 6
+    config.data.views = "host"
+    config.steps_per_dispatch = 1
 
     config.model.width = 16
     config.model.stem_stride = 2

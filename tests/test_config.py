@@ -120,6 +120,11 @@ def test_all_faults_are_told_together():
         ("mesh.heartbeat_seconds", 1, "must be an integer of at least 5"),
         ("mesh.join_seconds", 0, "must be an integer of at least 5"),
         ("data.data_dir", "", "must name the image folder"),
+        ("data.views", "devcie", "did you mean 'device'"),
+        ("data.canvas_size", -1, "must be an integer of at least 0"),
+        ("steps_per_dispatch", 0, "must be an integer of at least 1"),
+        ("steps_per_dispatch", 8, "must be 1 when data.views is 'host'"),
+        ("profile.after", 0, "must be an integer of at least 1"),
     ],
 )
 def test_wrong_values(name, value, expected):

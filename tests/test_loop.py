@@ -1,6 +1,7 @@
 """bt_jax/training/loop.py: a run from its start to its end, interrupted anywhere, gone wrong, gone on with."""
 
 import json
+import sys
 
 import chex
 import jax
@@ -143,6 +144,52 @@ def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, m
         assert found[0] == expected[0] == STEPS
         chex.assert_trees_all_equal(found[1], expected[1])
         assert [(r["step"], r["loss"]) for r in records(workdir) if "loss" in r] == losses
+
+
+def test_views_made_on_the_device(small_run, tmp_path, monkeypatch, capsys):
+    """The same reports, monitor and checkpoints, one step or two at a time; resumed to the same bits.
+
+    A compiler may order the sums of a loop's body otherwise than those of a single step: between one and two at a time 1e-5.
+    """
+    small_run.data.views = "device"
+    for view in (small_run.data.view_a, small_run.data.view_b):
+        view.update(jitter=0.0, grayscale=0.0, blur=0.0)  # quicker to compile
+    monkeypatch.setitem(sys.modules, "bt_jax.data.pipeline", None)  # nothing here asks for TensorFlow
+
+    class Feed(loop.DeviceFeed):
+        count, end = 1, None
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.together = Feed.count  # on a CPU it would be one
+
+        def batches(self, start, total):
+            for step, delivery in super().batches(start, total):
+                if Feed.end is not None and step > Feed.end:
+                    raise Killed
+                yield step, delivery
+
+    monkeypatch.setattr(loop, "DeviceFeed", Feed)
+    losses, parameters = [], []
+    for Feed.count in (1, 2):
+        workdir = tmp_path / f"{Feed.count} at a time"
+        loop.pretrain(small_run, str(workdir))
+        assert "made on the device, from the set in its memory" in capsys.readouterr().out
+        lines = records(workdir)
+        assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+        assert [line["step"] for line in lines if "knn_accuracy" in line] == [0, 3, 6]
+        assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == [3, 6]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+        parameters.append(final_parameters(small_run, workdir)[1])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    chex.assert_trees_all_close(parameters[1].params, parameters[0].params, rtol=1e-3, atol=1e-5)
+
+    Feed.end = 3  # in the second epoch
+    with pytest.raises(Killed):
+        loop.pretrain(small_run, str(tmp_path / "killed"))
+    Feed.end = None
+    loop.pretrain(small_run, str(tmp_path / "killed"))
+    chex.assert_trees_all_equal(final_parameters(small_run, tmp_path / "killed")[1], parameters[1])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, monkeypatch):

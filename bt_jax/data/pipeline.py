@@ -18,7 +18,8 @@ from bt_jax.data.decode import decode
 from bt_jax.data.order import Order, evenly, single_seed, view_seeds
 from bt_jax.data.sources import ArraySource, EncodedSource, Source, StreamSource
 from bt_jax.data.tensorflow_import import tf
-from bt_jax.data.views import ViewSpec, apply_views, evaluation_view, sample_view
+from bt_jax.data.view_spec import canvas_side
+from bt_jax.data.views import ViewSpec, apply_views, evaluation_view, on_canvas, sample_view
 from bt_jax.errors import UserError, first_line
 
 Batch = dict[str, np.ndarray]
@@ -34,6 +35,7 @@ def train_batches(
     start_step: int = 0,
     num_steps: int | None = None,
     views: tuple[str, ...] = ("view_a", "view_b"),
+    canvas: bool = False,
 ) -> Iterator[Batch]:
     """Batches of views, two unless said otherwise, each a pure function of (seed, step): not of threads, processes or restarts.
 
@@ -44,9 +46,11 @@ def train_batches(
       start_step: the step of the first batch.
       num_steps: how many; None: without end.
       views: the fields of `config` that say how each of the V views is drawn.
+      canvas: whether to give what a device makes views of instead: images on canvases, their sizes and their places.
 
     Yields:
-      {"views": (n, V, S, S, 3) uint8, "label": (n,) int32}
+      {"views": (n, V, S, S, 3) uint8, "label": (n,) int32}; with `canvas` {"image": (n, C, C, 3) uint8,
+      "size": (n, 2) int32, "epoch", "example", "label": (n,) int32}
 
     Raises:
       UserError: the source has fewer images than a batch; (while iterating) too many images do not decode.
@@ -67,8 +71,16 @@ def train_batches(
         parameters = [sample_view(seeds[v], height, width, spec) for v, spec in enumerate(specs)]
         return {"views": apply_views(image, parameters, config.image_size, kernel), "label": label}
 
+    def put_on_canvas(image, label, seeds):
+        image, size = on_canvas(image, canvas_side(config))
+        # As order.view_seeds put them there.
+        epoch, example = tf.bitwise.right_shift(seeds[0, 0], 32), seeds[0, 1] // len(views)
+        places = {"epoch": tf.cast(epoch, tf.int32), "example": tf.cast(example, tf.int32)}
+        return {"image": image, "size": size, "label": label, **places}
+
+    load = put_on_canvas if canvas else draw_views
     if isinstance(source, StreamSource):
-        epochs = _stream_epochs(source, config, draw_views, seed, batch_size, rows, start_step, len(views))
+        epochs = _stream_epochs(source, config, load, seed, batch_size, rows, start_step, len(views))
         return _one_after_the_other(epochs, num_steps)
 
     order = Order(seed, len(source), batch_size)
@@ -88,9 +100,7 @@ def train_batches(
         # TensorFlow counts steps and numpy says who stands there: a resumed run starts to count further up.
         end = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
         dataset = _one_by_one(tf.data.Dataset.range(start_step + delivered, end), fetch, specs_of_fetch)
-        dataset = dataset.map(
-            _plain(lambda item, label, seeds: draw_views(pixels(item), label, seeds)), **_parallel(config)
-        )
+        dataset = dataset.map(_plain(lambda item, label, seeds: load(pixels(item), label, seeds)), **_parallel(config))
         return _batched(dataset, config, len(rows))
 
     def bad_in(delivered):
@@ -100,7 +110,13 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, config: ConfigDict, *, batch_size: int, rows: np.ndarray, limit: int | None = None
+    source: Source,
+    config: ConfigDict,
+    *,
+    batch_size: int,
+    rows: np.ndarray,
+    limit: int | None = None,
+    canvas: bool = False,
 ) -> Iterator[Batch]:
     """The images of a source as evaluations look at them, each exactly once; the last batch is padded.
 
@@ -109,10 +125,11 @@ def eval_batches(
     Args:
       config, batch_size, rows: as for `train_batches`.
       limit: at most so many images, evenly spread over the source.
+      canvas: whether to give images on canvases, as for training on views made by the device, and their sizes.
 
     Yields:
       {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding or
-      does not decode}; as many batches on every process.
+      does not decode}, with `canvas` "size": (n, 2) int32 too; as many batches on every process.
 
     Raises:
       UserError: (while iterating) too many images do not decode.
@@ -129,6 +146,9 @@ def eval_batches(
         return mine[number * n : (number + 1) * n]
 
     def view(image, label):
+        if canvas:
+            image, size = on_canvas(image, canvas_side(config))
+            return {"image": image, "size": size, "label": label}
         return {"image": evaluation_view(image, config.eval_resize, config.image_size), "label": label}
 
     def fetch(number):
@@ -161,7 +181,10 @@ def eval_batches(
         return _bad_images(source, examples_of(delivered))
 
     batches = _iterate(from_batch, source, bad_in, config.max_bad_fraction)
-    return _masked(batches, source, examples_of, len(starts), n, config.image_size)
+    side = canvas_side(config) if canvas else config.image_size
+    nothing = {"image": np.zeros((0, side, side, 3), np.uint8), "label": np.zeros(0, np.int32)}
+    nothing |= {"size": np.zeros((0, 2), np.int32)} if canvas else {}
+    return _masked(batches, source, examples_of, len(starts), n, nothing)
 
 
 def _check_rows(rows: np.ndarray, batch_size: int) -> None:
@@ -188,7 +211,7 @@ def _one_by_one(numbers: tf.data.Dataset, fetch: Callable, specs: list[tf.Tensor
 def _stream_epochs(
     source: StreamSource,
     config: ConfigDict,
-    draw_views: Callable,
+    make_example: Callable,
     seed: int,
     batch_size: int,
     rows: np.ndarray,
@@ -202,7 +225,7 @@ def _stream_epochs(
     is_mine[rows] = True
     is_mine = tf.constant(is_mine)
     # Traced once and called by each epoch's pipeline; the seed's first half is an argument for that reason.
-    load = tf.function(lambda encoded, label, seeds: draw_views(decode(encoded), label, seeds), autograph=False)
+    load = tf.function(lambda encoded, label, seeds: make_example(decode(encoded), label, seeds), autograph=False)
     for epoch in itertools.count(first):
         begin = skip * batch_size if epoch == first else 0
         half = tf.constant(seed + (epoch << 32), tf.int64)
@@ -382,10 +405,9 @@ def _masked(
     examples_of: Callable[[int], np.ndarray],
     count: int,
     n: int,
-    size: int,
+    nothing: Batch,
 ) -> Iterator[Batch]:
     """Exactly `count` batches of n rows, and a mask that is false for padding and for what stands in for bad images."""
-    nothing = {"image": np.zeros((0, size, size, 3), np.uint8), "label": np.zeros(0, np.int32)}
     for number in range(count):
         batch = next(batches, nothing)
         real = len(batch["label"])

@@ -7,56 +7,14 @@ word (`packed`), and all that is done to it there is compiled as one program by 
 memory that float planes would, and no operation hands an image to the next through TensorFlow.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from bt_jax.data.tensorflow_import import tf
-
-
-@dataclasses.dataclass(frozen=True)
-class ViewSpec:
-    """The distribution of one view. Unless said otherwise a number is a probability; the defaults are view A's."""
-
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # area over the image's
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.4  # the factor is uniform in 1 ∓ this; likewise contrast and saturation
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1  # the shift is uniform in ∓ this, in turns
-    grayscale: float = 0.2
-    blur: float = 1.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
-    solarize: float = 0.0
-
-
-VIEW_A = ViewSpec()
-VIEW_B = ViewSpec(blur=0.1, solarize=0.2)
-
-
-class ViewParameters(NamedTuple):
-    """One draw of a view; scalars but for `crop` and `order`."""
-
-    crop: tf.Tensor  # (4,) int32: top, left, height, width
-    flip: tf.Tensor  # bool, as are jitter, grayscale, blur and solarize
-    jitter: tf.Tensor
-    order: tf.Tensor  # (4,) int32: the order of brightness 0, contrast 1, saturation 2 and hue 3
-    brightness: tf.Tensor  # float32 factors
-    contrast: tf.Tensor
-    saturation: tf.Tensor
-    hue: tf.Tensor  # float32 shift, in turns
-    grayscale: tf.Tensor
-    blur: tf.Tensor
-    sigma: tf.Tensor  # float32, pixels
-    solarize: tf.Tensor
-
-
-_TRIES = 10
-_UNIFORMS = 2 * _TRIES + 16
+from bt_jax.data.view_spec import CROP_TRIES, UNIFORMS, ViewParameters, ViewSpec
+from bt_jax.data.view_spec import VIEW_A as VIEW_A
+from bt_jax.data.view_spec import VIEW_B as VIEW_B
 
 
 def sample_view(seed: tf.Tensor, height: tf.Tensor, width: tf.Tensor, spec: ViewSpec) -> ViewParameters:
@@ -66,8 +24,8 @@ def sample_view(seed: tf.Tensor, height: tf.Tensor, width: tf.Tensor, spec: View
       seed: (2,) int64.
     """
     # Philox is named because the default algorithm may differ between kinds of device.
-    u = tf.random.stateless_uniform([_UNIFORMS], seed, dtype=tf.float32, alg="philox")
-    tries, u = u[: 2 * _TRIES], tf.unstack(u[2 * _TRIES :])
+    u = tf.random.stateless_uniform([UNIFORMS], seed, dtype=tf.float32, alg="philox")
+    tries, u = u[: 2 * CROP_TRIES], tf.unstack(u[2 * CROP_TRIES :])
 
     def between(uniform, low, high):
         return low + uniform * (high - low)
@@ -76,7 +34,7 @@ def sample_view(seed: tf.Tensor, height: tf.Tensor, width: tf.Tensor, spec: View
         return between(uniform, max(0.0, 1 - strength), 1 + strength)
 
     return ViewParameters(
-        crop=crop_from_uniforms(tries[:_TRIES], tries[_TRIES:], u[0], u[1], height, width, spec),
+        crop=crop_from_uniforms(tries[:CROP_TRIES], tries[CROP_TRIES:], u[0], u[1], height, width, spec),
         flip=u[2] < spec.flip,
         jitter=u[3] < spec.jitter,
         order=tf.argsort(tf.stack(u[4:8])),
@@ -390,6 +348,25 @@ def evaluation_view(image: tf.Tensor, resize: int, size: int) -> tf.Tensor:
     new_height, new_width = resize * height // short, resize * width // short
     top, left = (tf.cast(tf.round(tf.cast(n - size, tf.float64) / 2), tf.int32) for n in (new_height, new_width))
     return tf.ensure_shape(resized(new_height, new_width)[top : top + size, left : left + size], (size, size, 3))
+
+
+def on_canvas(image: tf.Tensor, side: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The image in the upper left corner of a black square, for views that are made on the device.
+
+    Args:
+      image: (H, W, 3) uint8; what is larger than the square is reduced to fit it (antialiased bicubic).
+
+    Returns:
+      (side, side, 3) uint8, and the height and width that the image has there, (2,) int32.
+    """
+    shape = tf.shape(image)
+    longest = tf.maximum(tf.maximum(shape[0], shape[1]), side)
+    size = tf.maximum((2 * shape[:2] * side + longest) // (2 * longest), 1)  # rounded
+    whole = tf.stack([0, 0, shape[0], shape[1]])
+    fits = longest == side
+    image = tf.cond(fits, lambda: image, lambda: _levels(_resized(image, whole, size[0], size[1])))
+    padded = tf.pad(image, [[0, side - size[0]], [0, side - size[1]], [0, 0]])
+    return tf.ensure_shape(padded, (side, side, 3)), size
 
 
 def _levels(x: tf.Tensor) -> tf.Tensor:

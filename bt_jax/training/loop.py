@@ -8,9 +8,11 @@ random numbers follow from (seed, step), so that nothing but the state has to be
 import json
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -19,12 +21,15 @@ from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
 from bt_jax import processes
 from bt_jax.checkpoint import Checkpoints
+from bt_jax.data.resident import DeviceFeed
 from bt_jax.data.sources import Source, make_source
 from bt_jax.errors import UserError
 from bt_jax.evaluation.at_end import judge_at_end
 from bt_jax.methods import make_method
 from bt_jax.optim import make_optimizer, make_schedules
+from bt_jax.reporting.profile import Profiler, flops_of
 from bt_jax.reporting.progress import Reporter, duration
+from bt_jax.training.dispatch import make_program
 from bt_jax.training.monitor import KnnMonitor
 from bt_jax.training.state import TrainState, abstract_state, count_parameters, init_state
 from bt_jax.training.step import jit_step, make_train_step
@@ -75,6 +80,7 @@ class Pretraining:
         self.told: dict[str, int] = {}  # how many of a source's bad images have been named
         counts = {f"split {i}": f"{len(s)} images, {s.num_classes} classes" for i, s in enumerate(self.sources)}
         processes.agree("data", counts)
+        self.feed = DeviceFeed(config, self.source, mesh) if config.data.views == "device" else None
         # Last, when all else about the config has proved right: a mistaken start leaves no workdir behind.
         if self.is_first:
             claim_workdir(config, workdir, write=True)
@@ -114,7 +120,10 @@ class Pretraining:
         return state, step, notices
 
     def _train(self, state: TrainState, start_step: int, reporter: Reporter) -> TrainState:
-        train_step = jit_step(make_train_step(self.method, self.optimizer, self.config.seed), state, self.mesh)
+        single_step = make_train_step(self.method, self.optimizer, self.config.seed)
+        train_step = jit_step(make_program(single_step, self.feed and self.feed.prepare), state, self.mesh)
+        profiler = Profiler(self.config.profile, self.workdir, self.config.dtype, reporter.say)
+        train_step = profiler.wrap(train_step, lambda: flops_of(single_step, *self._shapes()))
         if start_step == 0:
             self._watch(state, 0, reporter)
         elif start_step == self.total_steps:
@@ -122,7 +131,7 @@ class Pretraining:
         batches = self._batches(start_step)
         waiting = None  # (step, metrics) that the devices are still computing
         try:
-            for step, batch in zip(range(start_step + 1, self.total_steps + 1), batches, strict=True):
+            for step, batch in batches:
                 with jax.transfer_guard("disallow"):
                     state, metrics = train_step(state, batch)
                 if waiting is not None:
@@ -143,7 +152,13 @@ class Pretraining:
                 self._tell_of_bad_images(reporter, epoch_ends=epoch_ends)
         finally:
             batches.close()
+            profiler.close()
         return state
+
+    def _shapes(self):
+        """The state's and a batch's, as one step takes them."""
+        views = jax.ShapeDtypeStruct((self.config.batch_size, 2, *self.view_shape), np.uint8)
+        return abstract_state(self.method, self.optimizer, self.view_shape, self.mesh), {"views": views}
 
     def _tell_of_bad_images(self, reporter: Reporter, *, epoch_ends: bool) -> None:
         """Names once each image that turned out not to decode, and counts them at the end of an epoch.
@@ -158,7 +173,11 @@ class Pretraining:
             if source.bad and epoch_ends:
                 say(f"{len(source.bad)} of {len(source)} images in {source.name} left out")
 
-    def _batches(self, start_step: int):
+    def _batches(self, start_step: int) -> Iterator[tuple[int, Any]]:
+        """(steps done after it, what the program takes) of each dispatch."""
+        if self.feed is not None:
+            yield from self.feed.batches(start_step, self.total_steps)
+            return
         from bt_jax.data.pipeline import train_batches  # the first import of TensorFlow
 
         host = train_batches(
@@ -170,10 +189,17 @@ class Pretraining:
             start_step=start_step,
             num_steps=self.total_steps - start_step,
         )
-        return mesh_lib.prefetch_to_mesh(host, self.mesh, self.config.batch_size)
+        batches = mesh_lib.prefetch_to_mesh(host, self.mesh, self.config.batch_size)
+        yield from zip(range(start_step + 1, self.total_steps + 1), batches, strict=True)
 
-    def _report(self, step: int, metrics: dict[str, jax.Array], reporter: Reporter) -> None:
-        metrics = jax.device_get(metrics)
+    def _report(self, last: int, metrics: dict[str, jax.Array], reporter: Reporter) -> None:
+        """Of a dispatch, whose metrics are scalars or have an axis of steps, the last of which is `last`."""
+        metrics = {name: np.ravel(values) for name, values in jax.device_get(metrics).items()}
+        count = len(metrics[self.method.metrics[0]])
+        for i in range(count):
+            self._report_step(last - count + 1 + i, {name: values[i] for name, values in metrics.items()}, reporter)
+
+    def _report_step(self, step: int, metrics: dict[str, np.ndarray], reporter: Reporter) -> None:
         values = {name: float(metrics[name]) for name in self.method.metrics}
         weights, biases = (float(schedule(step - 1)) for schedule in self.schedules)
         rates = {"learning_rate_weights": weights, "learning_rate_biases": biases}
@@ -213,7 +239,8 @@ class Pretraining:
             f"{jax.process_count()} process{'es' if jax.process_count() > 1 else ''}"
             + (f"; each of the projector's layers on {split}" if (split := config.mesh.model) > 1 else ""),
             "data": f"{self.source.name}: {len(self.source)} images, {self.source.num_classes} classes; "
-            f"two views of {config.data.image_size}×{config.data.image_size}",
+            f"two views of {config.data.image_size}×{config.data.image_size}"
+            + (f"\n{self.feed.words}" if self.feed else ""),
             "encoder": f"{config.model.arch}, {width} features, {encoder / 1e6:.2f} M parameters of {total / 1e6:.2f} M; "
             f"computes in {config.dtype}",
             **self.method.describe(config.batch_size),

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import mesh as mesh_lib
+from bt_jax.data.resident import eval_batches
 from bt_jax.data.sources import Source, make_source
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, frozen, raw_pixels
@@ -94,8 +95,6 @@ class KnnMonitor:
         return both[0], both[1]
 
     def _batches(self, source: Source, limit: int):
-        from bt_jax.data.pipeline import eval_batches  # the first import of TensorFlow
-
         size = self._config.monitor.batch_size
         rows = mesh_lib.process_rows(self._mesh, size)
         return eval_batches(source, self._config.data, batch_size=size, rows=rows, limit=limit)

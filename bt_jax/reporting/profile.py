@@ -1,0 +1,176 @@
+"""A few steps under the profiler: a trace to look at, the operations that take longest, and the fraction of the peak."""
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+# Dense products a second that a chip's data sheet gives: in bfloat16, and as JAX multiplies float32 by default (TF32 on
+# NVIDIA's since Ampere, one bfloat16 pass on TPUs). The first name that a device's kind contains counts.
+PEAKS = {
+    "H200": (989e12, 494e12),
+    "H100 PCIe": (756e12, 378e12),
+    "H100": (989e12, 494e12),
+    "B200": (2250e12, 1125e12),
+    "A100": (312e12, 156e12),
+    "A10": (125e12, 62.5e12),
+    "L40S": (362e12, 183e12),
+    "L4": (121e12, 60e12),
+    "V100": (125e12, 15.7e12),  # tensor cores in float16, which stands in for bfloat16; likewise T4
+    "T4": (65e12, 8.1e12),
+    "TPU v6": (918e12, 918e12),
+    "TPU v5p": (459e12, 459e12),
+    "TPU v5 lite": (197e12, 197e12),
+    "TPU v5e": (197e12, 197e12),
+    "TPU v4": (275e12, 275e12),
+    "TPU v3": (61.5e12, 61.5e12),  # JAX's devices are cores here, two a chip
+    "TPU v2": (22.5e12, 22.5e12),
+}
+TOP = 10  # operations that are printed
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """Products and sums a second that a device's data sheet gives, or None where it is not known here."""
+    for name, (bfloat16, float32) in PEAKS.items():
+        if name.lower() in device_kind.lower():
+            return bfloat16 if dtype == "bfloat16" else float32
+    return None
+
+
+def flops_of(function: Callable, *arguments: Any) -> float:
+    """Products and sums of a call over all devices, by XLA's count of the program before it is optimised.
+
+    Args:
+      arguments: arrays, or their shapes.
+    """
+    cost = jax.jit(function).lower(*arguments).cost_analysis() or {}
+    return float((cost[0] if isinstance(cost, list) else cost).get("flops", 0.0))
+
+
+class Profiler:
+    """Stands around a jitted step and, some calls after the start, traces as many as `config.steps` steps take."""
+
+    def __init__(self, config: ConfigDict, workdir: epath.Path, dtype: str, say: Callable[[str], None]):
+        """Args:
+        config: `config.profile` of a run.
+        dtype: of the computation.
+        say: is given the report.
+        """
+        self._config, self._folder, self._dtype, self._say = config, workdir / "profile", dtype, say
+        self._done = self._traced = 0
+        self._start: float | None = None
+        self._programs: dict[Any, Any] = {}
+        self._last: Any = None
+
+    def wrap(self, step: Any, flops: Callable[[], float]) -> Callable:
+        """The step as it is where nothing is to be traced; else one that keeps an eye on its calls.
+
+        Args:
+          step: a jitted function of (state, delivery) -> (state, metrics).
+          flops: what a single step takes, asked for once.
+        """
+        if not self._config.steps:
+            return step
+
+        def profiled(state, delivery):
+            # Compiled by hand, to have the program's text, which says what the trace's operations are.
+            key = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(delivery))
+            if key not in self._programs:
+                self._programs[key] = step.lower(state, delivery).compile()
+            if self._start is None and self._done >= self._config.after and self._traced == 0:
+                jax.block_until_ready(state)
+                jax.profiler.start_trace(str(self._folder))
+                self._start = time.perf_counter()
+            state, metrics = self._programs[key](state, delivery)
+            steps = max(jax.tree.leaves(metrics)[0].size, 1)
+            self._done += steps
+            if self._start is not None:
+                self._traced += steps
+                if self._traced >= self._config.steps:
+                    jax.block_until_ready(metrics)
+                    seconds, self._start = time.perf_counter() - self._start, None
+                    jax.profiler.stop_trace()
+                    self._say(self._report(seconds, flops()))
+            return state, metrics
+
+        return profiled
+
+    def close(self) -> None:
+        """Ends a trace that the run's end cut off, and says so."""
+        if self._start is not None:
+            self._start = None
+            jax.profiler.stop_trace()
+            self._say(f"profile   the run ended after {self._traced} of {self._config.steps} steps of the trace")
+        elif self._config.steps and not self._traced:
+            self._say(
+                f"profile   nothing was traced: the run ended after {self._done} steps, {self._config.after} come before"
+            )
+
+    def _report(self, seconds: float, flops: float) -> str:
+        device, count = jax.devices()[0], jax.device_count()
+        each = seconds / self._traced
+        lines = [f"profile   {self._traced} steps, {1e3 * each:.4g} ms each, traced to {self._folder}"]
+        peak = peak_flops(device.device_kind, self._dtype)
+        rate = flops / each
+        text = f"{flops / 1e9:.4g} GFLOP a step, {rate / 1e12:.4g} TFLOP/s"
+        if peak is None:
+            lines.append(f"{text}; the peak of {device.device_kind} is not known here, so no fraction of it")
+        else:
+            lines.append(
+                f"{text}, {rate / (peak * count):.1%} of the peak of {count} × {device.device_kind} in {self._dtype}"
+            )
+        operations = operation_times(newest_trace(self._folder))
+        whole = sum(operations.values())
+        if not whole:
+            lines.append("the trace tells of no operations")
+        where = {}
+        for program in self._programs.values():
+            where |= origins(program.as_text())
+        for name, spent in sorted(operations.items(), key=lambda item: -item[1])[:TOP]:
+            origin = where.get(name, "")
+            lines.append(f"{1e3 * spent / self._traced:9.3f} ms {spent / whole:6.1%}  {name:<32.32} {origin}".rstrip())
+        lines.append(f"to look at it: https://ui.perfetto.dev, or tensorboard --logdir {self._folder} (needs xprof)")
+        return ("\n" + " " * 10).join(lines)
+
+
+def newest_trace(folder: epath.Path) -> epath.Path:
+    """The newest .xplane.pb under a folder of traces."""
+    # A trace lies in a folder named by its time.
+    return max(folder.glob("plugins/profile/*/*.xplane.pb"), key=str)
+
+
+def operation_times(trace: epath.Path) -> dict[str, float]:
+    """Seconds of each operation of the compiled programs, by its name, over all devices; loops count as what is in them."""
+    planes = list(jax.profiler.ProfileData.from_serialized_xspace(trace.read_bytes()).planes)
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    times: dict[str, float] = defaultdict(float)
+    for plane in devices or planes:
+        for line in plane.lines:
+            if plane.name.startswith("/device:TPU") and line.name != "XLA Ops":
+                continue
+            for event in line.events:
+                name = dict(event.stats).get("hlo_op")
+                if name is None and plane.name.startswith("/device:GPU") and line.name.startswith("Stream"):
+                    name = event.name  # a kernel in a CUDA graph does not tell what operation it is of
+                if name is None or re.match(r"(while|conditional|call)(\.|$)", str(name)):
+                    continue
+                times[str(name)] += event.duration_ns / 1e9
+    return dict(times)
+
+
+def origins(text: str) -> dict[str, str]:
+    """Of each operation in a compiled program's text, which part of the source it comes from, as far as that is known."""
+    found = {}
+    for line in text.splitlines():
+        if match := re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{.*?op_name=\"([^\"]*)\"", line):
+            # As in jit(program)/transpose(jvp(TwinNetwork))/encoder/layer1_0/conv1/conv_general_dilated.
+            parts = [
+                part for part in match[2].split("/") if "(" not in part and part not in ("while", "body", "closed_call")
+            ]
+            found[match[1]] = ("backward " if "transpose(" in match[2] else "") + "/".join(parts[-4:])
+    return found

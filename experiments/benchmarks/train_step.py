@@ -1,0 +1,241 @@
+"""Images a second of the whole training step: two views, forward, backward, LARS; beside PyTorch, in the same run.
+
+    python experiments/benchmarks/train_step.py                              ResNet-18 at 32 and ResNet-50 at 224
+    python experiments/benchmarks/train_step.py --peer torch                 ... and their ratio to PyTorch
+    python experiments/benchmarks/train_step.py --cases resnet18@32:256 --dtypes float32 bfloat16 --check-steps 50
+
+A case is ARCH@SIZE:BATCH. Both sides train on the same synthetic batches, which lie on the device already as uint8, and take
+turns, so that whatever else the machine does hits both; a ratio is the median of the turns' ratios. PyTorch runs channels
+last, compiled, with autocast where the type is bfloat16. The fraction of peak counts the products and sums of the model (by
+XLA, before it optimises) against the data sheet of the device. Memory is what the compiled program takes in all on our side
+and the most that PyTorch allotted on its; on a CPU PyTorch does not count.
+
+The row "with views" makes the two views in the step, from images on the device; "in eights" starts eight steps at once.
+With --check-steps the losses of so many steps in each type are compared, on the same batches from the same start.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants memory of the same device
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bt_jax import config as config_lib
+from bt_jax import mesh as mesh_lib
+from bt_jax.data.resident import DeviceFeed
+from bt_jax.data.sources import ArraySource
+from bt_jax.methods import make_method
+from bt_jax.optim import make_optimizer
+from bt_jax.reporting.profile import flops_of, peak_flops
+from bt_jax.training.dispatch import make_program
+from bt_jax.training.state import init_state
+from bt_jax.training.step import make_train_step
+
+DEFAULT = ("resnet18@32:512", "resnet18@32:2048", "resnet50@224:128", "resnet50@224:256")
+BATCHES = 4  # that take turns
+RATES = (0.2, 0.0048)
+TOGETHER = 8
+
+
+class Ours:
+    """The step of bt_jax on a case, with its batches."""
+
+    def __init__(self, case: "Case", dtype: str, batches: list[np.ndarray], *, views: bool = False, together: int = 1):
+        config = case.config(dtype)
+        mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+        method = make_method(config, mesh)
+        optimizer = make_optimizer(config.optimizer, batch_size=case.batch, steps_per_epoch=1000, epochs=100)
+        shape = (case.size, case.size, 3)
+        self.state = init_state(method, optimizer, 0, shape, mesh)
+        step = make_train_step(method, optimizer, 0)
+        prepare = None
+        if views:
+            images = np.concatenate([batch[:, 0] for batch in batches])
+            feed = DeviceFeed(config, ArraySource("noise", images, np.zeros(len(images), np.int32)), mesh)
+            feed.together, prepare = together, feed.prepare
+            self.deliveries = [delivery for _, delivery in feed.batches(0, max(together, BATCHES))]
+        else:
+            self.deliveries = [mesh_lib.put_batch(mesh, case.batch, {"views": batch}) for batch in batches]
+        program = jax.jit(make_program(step, prepare), donate_argnums=0)
+        self.steps_of_one = max(1, together)
+        self.program = program.lower(self.state, self.deliveries[0]).compile()
+        self.flops = flops_of(step, self.state, {"views": jax.ShapeDtypeStruct((case.batch, 2, *shape), jnp.uint8)})
+        self.made, self.losses = 0, []
+
+    def turn(self, steps: int, keep: bool = False) -> None:
+        """So many steps, done when it returns."""
+        for _ in range(-(-steps // self.steps_of_one)):
+            self.state, metrics = self.program(self.state, self.deliveries[self.made % len(self.deliveries)])
+            self.made += 1
+            if keep:
+                self.losses.append(metrics["loss"])
+        jax.block_until_ready(self.state)
+
+    def memory(self) -> int:
+        """Bytes of the compiled program: state, batch, temporaries."""
+        found = self.program.memory_analysis()
+        kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+        return kept + found.temp_size_in_bytes
+
+
+class Case:
+    """ARCH@SIZE:BATCH."""
+
+    def __init__(self, text: str, projector: tuple[int, ...] | None):
+        try:
+            self.arch, _, rest = text.partition("@")
+            self.size, self.batch = map(int, rest.split(":"))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a case; write ARCH@SIZE:BATCH, as resnet50@224:256"
+            ) from None
+        self.text, self.small = text, self.size <= 64
+        width = 2048 if self.small else 8192
+        self.projector = projector or (width, width, width)
+
+    def config(self, dtype: str):
+        config = config_lib.default()
+        config.batch_size, config.dtype, config.data.views, config.data.image_size = (
+            self.batch,
+            dtype,
+            "device",
+            self.size,
+        )
+        config.data.device_bytes = 2**40  # the batches are there already
+        config.model.update(arch=self.arch, small_images=self.small, projector=self.projector)
+        if self.small:
+            config.data.view_a.blur = config.data.view_b.blur = 0.0  # as configs/resnet18_cifar10.py
+        return config
+
+    def batches(self) -> list[np.ndarray]:
+        rng = np.random.default_rng(0)
+        return [rng.integers(0, 256, (self.batch, 2, self.size, self.size, 3), np.uint8) for _ in range(BATCHES)]
+
+
+def seconds_of(turns: dict, steps: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds a step of each, by name, one after the other, `repeats` times, after one turn that does not count."""
+    seconds = {name: [] for name in turns}
+    for repeat in range(repeats + 1):
+        for name, side in turns.items():
+            rounded = -(-steps // getattr(side, "steps_of_one", 1)) * getattr(side, "steps_of_one", 1)
+            begin = time.perf_counter()
+            side.turn(rounded)
+            if repeat:
+                seconds[name].append((time.perf_counter() - begin) / rounded)
+    return seconds
+
+
+def measure(case: Case, dtype: str, arguments: argparse.Namespace) -> dict:
+    """Prints a line for each side of a case, and returns what it prints."""
+    batches = case.batches()
+    turns = {
+        "step": Ours(case, dtype, batches),
+        "with views": Ours(case, dtype, batches, views=True),
+    }
+    if jax.default_backend() != "cpu":  # XLA's loops are slow on a CPU
+        turns["in eights"] = Ours(case, dtype, batches * (TOGETHER // BATCHES), views=True, together=TOGETHER)
+    if arguments.peer:
+        from train_step_torch import Peer
+
+        turns["torch"] = Peer(
+            case.arch, case.small, case.projector, batches, rates=[r * case.batch / 256 for r in RATES], dtype=dtype,
+            compile=not arguments.no_compile,
+        )  # fmt: skip
+    seconds = seconds_of(turns, arguments.steps, arguments.turns)
+    kind = jax.devices()[0].device_kind
+    peak = peak_flops(kind, dtype)
+    found = {"case": case.text, "dtype": dtype, "device": kind}
+    for name, side in turns.items():
+        each = statistics.median(seconds[name])
+        memory = side.memory()
+        row = {"images_per_second": case.batch / each, "milliseconds": 1e3 * each}
+        line = f"{case.text:<20} {dtype:<9} {name:<11} {case.batch / each:9.4g} images/s {1e3 * each:9.4g} ms"
+        line += "           " if memory is None else f" {memory / 2**30:7.2f} GiB"
+        row |= {} if memory is None else {"gib": memory / 2**30}
+        if name != "torch":
+            rate = turns["step"].flops / each
+            row["tflops"] = rate / 1e12
+            line += f" {rate / 1e12:7.4g} TFLOP/s" + (
+                f" {rate / peak:6.1%} of peak" if peak else ", peak not known here"
+            )
+            row |= {"of_peak": rate / peak} if peak else {}
+        if name == "with views":
+            share = [v / s - 1 for v, s in zip(seconds[name], seconds["step"], strict=True)]
+            row["cost_of_views"] = statistics.median(share)
+            line += f"; views cost {statistics.median(share):+.1%} of the step"
+        if name == "torch":
+            ratios = [theirs / ours for theirs, ours in zip(seconds["torch"], seconds["step"], strict=True)]
+            row |= {"ratio": statistics.median(ratios), "ratios": ratios, "version": side.name}
+            line += f" {side.name}; ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        found[name] = row
+        print(line, flush=True)
+    return found
+
+
+def check_types(case: Case, steps: int) -> dict:
+    """The losses of so many steps in bfloat16 and in float32, from one start on the same batches."""
+    batches, losses = case.batches(), {}
+    for dtype in ("float32", "bfloat16"):
+        side = Ours(case, dtype, batches)
+        side.turn(steps, keep=True)
+        losses[dtype] = [float(loss) for loss in side.losses]
+        del side
+    apart = np.abs(np.array(losses["bfloat16"]) / np.array(losses["float32"]) - 1)
+    print(
+        f"{case.text:<20} bfloat16 against float32 over {steps} steps: losses from {losses['float32'][0]:.5g} to "
+        f"{losses['float32'][-1]:.5g} and {losses['bfloat16'][-1]:.5g}, apart by {np.median(apart):.2%} in the median, "
+        f"{apart.max():.2%} at most",
+        flush=True,
+    )
+    return {
+        "case": case.text,
+        "losses": losses,
+        "median_apart": float(np.median(apart)),
+        "most_apart": float(apart.max()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=DEFAULT, metavar="ARCH@SIZE:BATCH")
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--projector", nargs="+", type=int, help="sizes; by default 2048 three times, 8192 above 64 pixels"
+    )
+    parser.add_argument("--peer", choices=("torch",))
+    parser.add_argument("--no-compile", action="store_true", help="the peer without torch.compile")
+    parser.add_argument("--steps", type=int, default=20, help="a turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument(
+        "--check-steps", type=int, default=0, help="compare the losses of both types over so many steps"
+    )
+    parser.add_argument("--out", help="a file for the numbers, as JSON")
+    arguments = parser.parse_args()
+    cases = [Case(text, tuple(arguments.projector or ()) or None) for text in arguments.cases]
+    dtypes = arguments.dtypes or (["float32"] if jax.default_backend() == "cpu" else ["bfloat16"])
+    if arguments.peer:
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            print("PyTorch cannot be imported: no peer.")
+            arguments.peer = None
+    print(f"JAX {jax.__version__}, {jax.devices()[0].device_kind}, {sys.version.split()[0]}")
+    found = {"rows": [], "types": []}
+    for case in cases:
+        found["rows"] += [measure(case, dtype, arguments) for dtype in dtypes]
+        if arguments.check_steps:
+            found["types"].append(check_types(case, arguments.check_steps))
+        if arguments.out:  # after each, should the next not fit the device
+            with open(arguments.out, "w") as file:
+                json.dump(found, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""experiments/notebooks: each runs from top to bottom in a kernel of its own, in its smallest setting."""
+
+import os
+import pathlib
+
+import nbclient
+import nbformat
+import pytest
+
+FOLDER = pathlib.Path(__file__).parent.parent / "experiments" / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The Colab notebook after a run on a few photographs, in two epochs of a narrow network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BT_JAX_NOTEBOOK", "small")
+        patch.setenv("BT_JAX_WORKDIR", str(tmp_path_factory.mktemp("run")))
+        patch.setenv("XLA_FLAGS", "")  # one device, as where it is meant to run
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+        notebook = nbformat.read(FOLDER / "barlow_twins_colab.ipynb", as_version=4)
+        client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}})
+        client.execute()  # raises if a cell does
+        yield notebook, pathlib.Path(os.environ["BT_JAX_WORKDIR"])
+
+
+def texts_and_pictures(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = "".join(output.text for output in outputs if output.output_type == "stream")
+    return texts, sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_runs_from_a_clean_kernel(executed):
+    """It trains, draws its four pictures, tells accuracies and reads the encoder back."""
+    notebook, workdir = executed
+    texts, pictures = texts_and_pictures(notebook)
+    assert pictures == 4
+    for part in ("small: 408 images", "done in", "trained encoder    kNN", "features differ by 0.0e+00", "120 arrays"):
+        assert part in texts, part
+    assert (workdir / "pretrain.json").exists() and (workdir / "encoder_torch_names.npz").exists()
+
+
+def test_committed_outputs_are_of_a_fuller_run():
+    """What a reader sees: all cells executed in their order, without errors, with the pictures, in less than a megabyte."""
+    path = FOLDER / "barlow_twins_colab.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    texts, pictures = texts_and_pictures(notebook)
+    assert pictures == 4 and "cpu: 5100 images" in texts and path.stat().st_size < 1e6
+    assert all(output.output_type != "error" for cell in code for output in cell.outputs)
