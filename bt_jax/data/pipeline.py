@@ -4,25 +4,21 @@ numpy says which examples make a batch and fetches what their source holds of th
 One by one they go through TensorFlow, are read, decoded and augmented in parallel, and come out in the order they went in.
 """
 
-import atexit
-import functools
 import itertools
 import os
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax.data.decode import decode
+from bt_jax.data.bad_images import Batch, bad_images, bad_records, delivered_batches, with_stand_ins
+from bt_jax.data.decode import decode, pixels_of
 from bt_jax.data.order import Order, evenly, single_seed, view_seeds
 from bt_jax.data.sources import ArraySource, EncodedSource, Source, StreamSource
-from bt_jax.data.tensorflow_import import tf
+from bt_jax.data.tensorflow_import import plain, tf
 from bt_jax.data.view_spec import canvas_side
 from bt_jax.data.views import ViewSpec, apply_views, evaluation_view, on_canvas, sample_view
-from bt_jax.errors import UserError, first_line
-
-Batch = dict[str, np.ndarray]
+from bt_jax.errors import UserError
 
 
 def train_batches(
@@ -94,19 +90,19 @@ def train_batches(
         return *source.fetch(source.usable(mine)), view_seeds(seed, epoch, mine, len(views))
 
     specs_of_fetch = [_item(source), _LABEL, tf.TensorSpec((None, len(views), 2), tf.int64)]
-    pixels = _pixels(source)
+    pixels = pixels_of(source)
 
     def from_batch(delivered):
         # TensorFlow counts steps and numpy says who stands there: a resumed run starts to count further up.
         end = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
         dataset = _one_by_one(tf.data.Dataset.range(start_step + delivered, end), fetch, specs_of_fetch)
-        dataset = dataset.map(_plain(lambda item, label, seeds: load(pixels(item), label, seeds)), **_parallel(config))
+        dataset = dataset.map(plain(lambda item, label, seeds: load(pixels(item), label, seeds)), **_parallel(config))
         return _batched(dataset, config, len(rows))
 
     def bad_in(delivered):
-        return _bad_images(source, examples(start_step + delivered)[0])
+        return bad_images(source, examples(start_step + delivered)[0])
 
-    return _iterate(from_batch, source, bad_in, config.max_bad_fraction)
+    return delivered_batches(from_batch, source, bad_in, config.max_bad_fraction)
 
 
 def eval_batches(
@@ -162,25 +158,25 @@ def eval_batches(
         wanted = np.zeros(len(source), bool)
         wanted[mine] = True
         wanted = tf.constant(wanted)
-        records = _with_stand_ins(source.records(None, 0), source).enumerate()
+        records = with_stand_ins(source.records(None, 0), source).enumerate()
         return records.filter(lambda place, _: wanted[place]).map(lambda _, record: record)
 
     def from_batch(delivered):
         if isinstance(source, StreamSource):
             records = wanted_records().skip(delivered * n)
-            dataset = records.map(_plain(lambda *record: record_view(record)), **_parallel(config))
+            dataset = records.map(plain(lambda *record: record_view(record)), **_parallel(config))
         else:
-            pixels = _pixels(source)
+            pixels = pixels_of(source)
             dataset = _one_by_one(tf.data.Dataset.range(delivered, len(starts)), fetch, [_item(source), _LABEL])
-            dataset = dataset.map(_plain(lambda item, label: view(pixels(item), label)), **_parallel(config))
+            dataset = dataset.map(plain(lambda item, label: view(pixels(item), label)), **_parallel(config))
         return _batched(dataset, config, n)
 
     def bad_in(delivered):
         if isinstance(source, StreamSource):
-            return _bad_records(wanted_records().skip(delivered * n).take(n))
-        return _bad_images(source, examples_of(delivered))
+            return bad_records(wanted_records().skip(delivered * n).take(n))
+        return bad_images(source, examples_of(delivered))
 
-    batches = _iterate(from_batch, source, bad_in, config.max_bad_fraction)
+    batches = delivered_batches(from_batch, source, bad_in, config.max_bad_fraction)
     side = canvas_side(config) if canvas else config.image_size
     nothing = {"image": np.zeros((0, side, side, 3), np.uint8), "label": np.zeros(0, np.int32)}
     nothing |= {"size": np.zeros((0, 2), np.int32)} if canvas else {}
@@ -205,7 +201,7 @@ def _one_by_one(numbers: tf.data.Dataset, fetch: Callable, specs: list[tf.Tensor
         arrays = tf.numpy_function(fetch, [number], [spec.dtype for spec in specs], stateful=False)
         return tuple(tf.ensure_shape(array, spec.shape) for array, spec in zip(arrays, specs, strict=True))
 
-    return numbers.map(_plain(batch)).prefetch(1).unbatch()
+    return numbers.map(plain(batch)).prefetch(1).unbatch()
 
 
 def _stream_epochs(
@@ -237,44 +233,21 @@ def _stream_epochs(
         def my_records(delivered, epoch=epoch, begin=begin):
             records = source.records(seed, epoch)
             records = records.shuffle(config.shuffle_buffer, single_seed(seed, epoch), reshuffle_each_iteration=False)
-            records = _with_stand_ins(records.take(steps_per_epoch * batch_size), source)
+            records = with_stand_ins(records.take(steps_per_epoch * batch_size), source)
             records = records.enumerate().skip(begin + delivered * batch_size)
             return records.filter(lambda place, _: is_mine[place % batch_size])
 
         def from_batch(delivered, example=example, my_records=my_records):
-            return _batched(my_records(delivered).map(_plain(example), **_parallel(config)), config, len(rows))
+            return _batched(my_records(delivered).map(plain(example), **_parallel(config)), config, len(rows))
 
         def bad_in(delivered, my_records=my_records):
-            return _bad_records(my_records(delivered).take(len(rows)).map(lambda _, record: record))
+            return bad_records(my_records(delivered).take(len(rows)).map(lambda _, record: record))
 
-        yield _iterate(from_batch, source, bad_in, config.max_bad_fraction)
+        yield delivered_batches(from_batch, source, bad_in, config.max_bad_fraction)
 
 
 def _one_after_the_other(epochs: Iterator[Iterator[Batch]], num_steps: int | None) -> Iterator[Batch]:
     yield from itertools.islice(itertools.chain.from_iterable(epochs), num_steps)
-
-
-def _with_stand_ins(records: tf.data.Dataset, source: StreamSource) -> tf.data.Dataset:
-    """(encoded image, label, whether it stands in for another): each record known to be bad gives way to the good one before.
-
-    So a place in an epoch has the same image in every process and after every restart, whoever met the bad one first.
-    """
-    if not source.bad:  # nothing is looked at, and nothing costs
-        return records.map(lambda encoded, label: (encoded, label, False))
-    bad = tf.constant(sorted(source.bad), tf.int64)
-
-    def step(last, record):
-        is_bad = tf.reduce_any(_fingerprint(record[0]) == bad)
-        now = tuple(tf.where(is_bad, old, new) for old, new in zip(last, record, strict=True))
-        return now, (*now, is_bad)
-
-    first = next(iter(records.filter(lambda encoded, _: tf.reduce_all(_fingerprint(encoded) != bad)).take(1)), None)
-    return records.scan(first or (tf.constant(b""), tf.constant(0, tf.int32)), _plain(step))
-
-
-def _fingerprint(encoded: tf.Tensor) -> tf.Tensor:
-    """Of an image's bytes, from 0 to 2⁶²-1: records of a stream have no number that outlives an epoch."""
-    return tf.strings.to_hash_bucket_fast(encoded, 2**62)
 
 
 def _item(source: ArraySource | EncodedSource) -> tf.TensorSpec:
@@ -282,20 +255,6 @@ def _item(source: ArraySource | EncodedSource) -> tf.TensorSpec:
     if isinstance(source, ArraySource):
         return tf.TensorSpec((None, *source.images.shape[1:]), tf.uint8)
     return tf.TensorSpec((None,), tf.string)
-
-
-def _pixels(source: ArraySource | EncodedSource) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What makes an image, (H, W, 3) uint8, of such an item."""
-    if isinstance(source, ArraySource):
-        return lambda pixels: pixels
-    if source.gives_paths:
-        return lambda path: decode(tf.io.read_file(path))
-    return decode
-
-
-def _plain(function: Callable) -> Callable:
-    """The views are written in graph operations: there is nothing for autograph to translate, and it takes seconds."""
-    return tf.autograph.experimental.do_not_convert(function)
 
 
 def _threads(config: ConfigDict) -> int:
@@ -314,89 +273,6 @@ def _batched(dataset: tf.data.Dataset, config: ConfigDict, n: int) -> tf.data.Da
     options.threading.private_threadpool_size = _threads(config)
     options.threading.max_intra_op_parallelism = 1  # images are many: one thread each is the best division of labour
     return dataset.batch(n).prefetch(config.prefetch).with_options(options)
-
-
-_open: weakref.WeakSet[Iterator] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_open() -> None:
-    """Pipelines wait for Python functions of theirs: one still open when the interpreter is taken down would hang it."""
-    for batches in list(_open):
-        batches.close()
-
-
-def _closed_at_exit(make: Callable[..., Iterator[Batch]]) -> Callable[..., Iterator[Batch]]:
-    @functools.wraps(make)
-    def made(*args):
-        batches = make(*args)
-        _open.add(batches)
-        return batches
-
-    return made
-
-
-@_closed_at_exit
-def _iterate(
-    from_batch: Callable[[int], tf.data.Dataset],
-    source: Source,
-    bad_in: Callable[[int], dict[int, str]],
-    max_bad_fraction: float,
-) -> Iterator[Batch]:
-    """The batches as numpy arrays that share TensorFlow's memory.
-
-    Where an image does not decode, another stands in for it from then on, and the pipeline is built anew from
-    the batch that failed: a batch stays a function of (seed, step) and of the files.
-
-    Args:
-      from_batch: the pipeline from a batch on, by its number from 0.
-      bad_in: what of a batch does not decode, and why, by its number; asked only when that batch fails.
-    """
-    batches, delivered = from_batch(0).as_numpy_iterator(), 0
-    broken = tf.errors.OpError
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except broken as error:
-            found = bad_in(delivered)
-            if not found and isinstance(source, StreamSource):
-                raise UserError(f"{source.name} cannot be read ({first_line(error)}).") from None
-            if not found:
-                raise  # not the fault of what was read
-            source.exclude(found, max_bad_fraction)
-            batches = from_batch(delivered).as_numpy_iterator()
-            continue
-        yield batch
-        delivered += 1
-
-
-def _bad_records(records: tf.data.Dataset) -> dict[int, str]:
-    """The fingerprints of those records that do not decode, and why; none where the files themselves are broken."""
-    found = {}
-    try:
-        for encoded, *_ in records:
-            try:
-                decode(encoded)
-            except (tf.errors.OpError, ValueError) as error:
-                found[int(_fingerprint(encoded))] = first_line(error)
-    except tf.errors.OpError:
-        return {}
-    return found
-
-
-def _bad_images(source: Source, examples: Iterable[int]) -> dict[int, str]:
-    """The examples that do not decode, and why: TensorFlow does not say which, so all of the batch are tried."""
-    if not isinstance(source, EncodedSource):
-        return {}
-    examples, pixels, found = source.usable(np.asarray(examples)), _pixels(source), {}
-    for example, item in zip(examples, source.fetch(examples)[0], strict=True):
-        try:
-            pixels(item)
-        except (tf.errors.OpError, ValueError) as error:
-            found[int(example)] = first_line(error)
-    return found
 
 
 def _masked(

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # What it tells of itself on standard error, past all its settings: which instructions it uses, and that it finds no GPU.
@@ -44,4 +44,10 @@ with _without_chatter():
     except RuntimeError:  # TensorFlow was at work before bt_jax was: what it has taken it has
         pass
 
-__all__ = ["tf"]
+
+def plain(function: Callable) -> Callable:
+    """What is here is written in graph operations: there is nothing for autograph to translate, and it takes seconds."""
+    return tf.autograph.experimental.do_not_convert(function)
+
+
+__all__ = ["plain", "tf"]

@@ -23,7 +23,7 @@ from bt_jax.config import default
 from bt_jax.data import pipeline, views
 from bt_jax.data.decode import decode
 from bt_jax.data.sources import FolderSource
-from bt_jax.data.tensorflow_import import tf
+from bt_jax.data.tensorflow_import import plain, tf
 
 # Images a second that a chip takes in training ResNet-50 at 224 with two views an image: estimates from published
 # rates of supervised ResNet-50 training (one view), halved.
@@ -61,7 +61,7 @@ def stages(config) -> dict:
 def rate_of_stage(source: FolderSource, function, config, count: int) -> float:
     """Images a second over `count` images, after as many threads' worth of warming up."""
     paths = tf.data.Dataset.from_tensor_slices(source.paths).repeat().enumerate()
-    dataset = paths.map(pipeline._plain(lambda i, path: function(path, i)), **pipeline._parallel(config))
+    dataset = paths.map(plain(lambda i, path: function(path, i)), **pipeline._parallel(config))
     options = tf.data.Options()
     options.threading.private_threadpool_size = pipeline._threads(config)
     options.threading.max_intra_op_parallelism = 1

@@ -1,0 +1,124 @@
+"""Images that do not decode: which they are, and what stands in for them, so that a batch stays a function of (seed, step).
+
+An example of a folder or of records that can be read anywhere gives way to the next one that decodes. A record of a stream,
+which has no number that outlives an epoch, is known by a fingerprint and gives way to the one before it in the epoch.
+"""
+
+import atexit
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from bt_jax.data.decode import decode, pixels_of
+from bt_jax.data.sources import EncodedSource, Source, StreamSource
+from bt_jax.data.tensorflow_import import plain, tf
+from bt_jax.errors import UserError, first_line
+
+Batch = dict[str, np.ndarray]
+
+_open: weakref.WeakSet[Iterator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open() -> None:
+    """Pipelines wait for Python functions of theirs: one still open when the interpreter is taken down would hang it."""
+    for batches in list(_open):
+        batches.close()
+
+
+def _closed_at_exit(make: Callable[..., Iterator[Batch]]) -> Callable[..., Iterator[Batch]]:
+    @functools.wraps(make)
+    def made(*args):
+        batches = make(*args)
+        _open.add(batches)
+        return batches
+
+    return made
+
+
+@_closed_at_exit
+def delivered_batches(
+    from_batch: Callable[[int], tf.data.Dataset],
+    source: Source,
+    bad_in: Callable[[int], dict[int, str]],
+    max_bad_fraction: float,
+) -> Iterator[Batch]:
+    """The batches as numpy arrays that share TensorFlow's memory.
+
+    Where an image does not decode, another stands in for it from then on, and the pipeline is built anew from
+    the batch that failed: a batch stays a function of (seed, step) and of the files.
+
+    Args:
+      from_batch: the pipeline from a batch on, by its number from 0.
+      bad_in: what of a batch does not decode, and why, by its number; asked only when that batch fails.
+    """
+    batches, delivered = from_batch(0).as_numpy_iterator(), 0
+    broken = tf.errors.OpError
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except broken as error:
+            found = bad_in(delivered)
+            if not found and isinstance(source, StreamSource):
+                raise UserError(f"{source.name} cannot be read ({first_line(error)}).") from None
+            if not found:
+                raise  # not the fault of what was read
+            source.exclude(found, max_bad_fraction)
+            batches = from_batch(delivered).as_numpy_iterator()
+            continue
+        yield batch
+        delivered += 1
+
+
+def bad_records(records: tf.data.Dataset) -> dict[int, str]:
+    """The fingerprints of those records that do not decode, and why; none where the files themselves are broken."""
+    found = {}
+    try:
+        for encoded, *_ in records:
+            try:
+                decode(encoded)
+            except (tf.errors.OpError, ValueError) as error:
+                found[int(_fingerprint(encoded))] = first_line(error)
+    except tf.errors.OpError:
+        return {}
+    return found
+
+
+def bad_images(source: Source, examples: Iterable[int]) -> dict[int, str]:
+    """The examples that do not decode, and why: TensorFlow does not say which, so all of the batch are tried."""
+    if not isinstance(source, EncodedSource):
+        return {}
+    examples, pixels, found = source.usable(np.asarray(examples)), pixels_of(source), {}
+    for example, item in zip(examples, source.fetch(examples)[0], strict=True):
+        try:
+            pixels(item)
+        except (tf.errors.OpError, ValueError) as error:
+            found[int(example)] = first_line(error)
+    return found
+
+
+def with_stand_ins(records: tf.data.Dataset, source: StreamSource) -> tf.data.Dataset:
+    """(encoded image, label, whether it stands in for another): each record known to be bad gives way to the good one before.
+
+    So a place in an epoch has the same image in every process and after every restart, whoever met the bad one first.
+    """
+    if not source.bad:  # nothing is looked at, and nothing costs
+        return records.map(lambda encoded, label: (encoded, label, False))
+    bad = tf.constant(sorted(source.bad), tf.int64)
+
+    def step(last, record):
+        is_bad = tf.reduce_any(_fingerprint(record[0]) == bad)
+        now = tuple(tf.where(is_bad, old, new) for old, new in zip(last, record, strict=True))
+        return now, (*now, is_bad)
+
+    first = next(iter(records.filter(lambda encoded, _: tf.reduce_all(_fingerprint(encoded) != bad)).take(1)), None)
+    return records.scan(first or (tf.constant(b""), tf.constant(0, tf.int32)), plain(step))
+
+
+def _fingerprint(encoded: tf.Tensor) -> tf.Tensor:
+    """Of an image's bytes, from 0 to 2⁶²-1: records of a stream have no number that outlives an epoch."""
+    return tf.strings.to_hash_bucket_fast(encoded, 2**62)
