@@ -14,7 +14,7 @@ def test_three_numbers_and_their_files(judged, tmp_path, monkeypatch):
     workdir, config = judged
     copied = epath.Path(tmp_path) / "run"
     shutil.copytree(workdir, copied)
-    monkeypatch.setattr(at_end, "EPOCHS", 2)
+    monkeypatch.setattr(at_end, "EPOCHS", 1)
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     monkeypatch.setattr(at_end, "BATCH", 24)
     found = at_end.judge_at_end(config, copied, mesh)

@@ -2,9 +2,9 @@
 
 import json
 
-import jax
 import pytest
 
+import bt_jax
 from bt_jax import config as config_lib
 from bt_jax.checkpoint import Checkpoints
 from bt_jax.errors import UserError
@@ -84,25 +84,15 @@ def test_other_weights_than_at_the_beginning(config, judged, tmp_path):
     assert Checkpoints(workdir).steps() == [7], "what is judged stays as it is"
 
 
-def test_weights_that_are_not_finite(config, judged, tmp_path):
+def test_weights_that_are_not_finite(config, tmp_path, monkeypatch):
     """The image and the layer are named."""
-    from etils import epath
-    from recipes import small_optimizer
 
-    from bt_jax.methods import make_method
-    from bt_jax.training.state import init_state
-    from bt_jax.workdir import claim_workdir
+    def spoilt(path):
+        encoder = bt_jax.load_encoder(path)
+        encoder.variables["params"]["layer2_0"]["conv2"]["kernel"] *= float("nan")
+        return encoder
 
-    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
-    state = init_state(make_method(config, mesh), small_optimizer(), 0, (16, 16, 3), mesh)
-    state.params["encoder"]["layer2_0"]["conv2"]["kernel"] *= float("nan")
-    workdir = epath.Path(tmp_path) / "broken"
-    claim_workdir(config, workdir, write=True)
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save(1, state)
-    checkpoints.close()
-    config.linear.cached, config.init_from = True, str(workdir)
-    with pytest.raises(
-        UserError, match=r"features of image 0 of .*train are not finite, first in layer layer2_0/conv2"
-    ):
+    monkeypatch.setattr("bt_jax.evaluation.judged.load_encoder", spoilt)
+    config.linear.cached = True
+    with pytest.raises(UserError, match=r"features of image 0 of .*train are not finite, first in layer layer2_0/conv2"):
         linear(config, str(tmp_path / "run"))

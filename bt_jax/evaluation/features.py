@@ -47,17 +47,25 @@ def first_bad_layer(module: nn.Module, variables: Any, images: jax.Array) -> str
     Args:
       images: normalised, (N, H, W, 3).
     """
-    found = []
+    names = []
 
-    def look(call, args, kwargs, context):
-        result = call(*args, **kwargs)
-        if not found and context.method_name == "__call__" and not bool(jnp.isfinite(result).all()):
-            found.append("/".join(context.module.path) or "the pooling at the end")
-        return result
+    @jax.jit
+    def looks(variables, images):
+        sound = []
 
-    with nn.intercept_methods(look):
-        module.apply(variables, images, train=False)
-    return found[0] if found else "none when it is computed by itself"
+        def look(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            if context.method_name == "__call__":
+                names.append("/".join(context.module.path) or "the pooling at the end")
+                sound.append(jnp.isfinite(result).all())
+            return result
+
+        with nn.intercept_methods(look):
+            module.apply(variables, images, train=False)
+        return jnp.stack(sound)
+
+    bad = np.flatnonzero(~np.asarray(looks(variables, images)))
+    return names[bad[0]] if len(bad) else "none when it is computed by itself"
 
 
 class FeatureExtractor:
