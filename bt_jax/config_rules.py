@@ -9,6 +9,7 @@ from typing import Any
 # What `config.task` can name, and the function of (config, workdir) that does it.
 TASKS = {
     "pretrain": "bt_jax.training.loop:pretrain",
+    "export": "bt_jax.export.task:export",
 }
 METHODS = ("barlow_twins",)
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -128,13 +129,22 @@ RULES: dict[str, Rule] = {
     "mesh.join_seconds": _at_least(5),
     "mesh.heartbeat_seconds": _at_least(5),
     "checkpoint.every_epochs": _at_least(1),
+    "checkpoint.every_steps": _at_least(0),
     "checkpoint.keep": _at_least(1),
+    "checkpoint.keep_every_epochs": _at_least(0),
+    "checkpoint.keep_best": _at_least(0),
     "monitor.every_epochs": _at_least(0),
     "monitor.train_examples": _at_least(1),
     "monitor.test_examples": _at_least(1),
     "monitor.batch_size": _at_least(1),
     "monitor.k": _at_least(1),
     "monitor.temperature": _above_zero,
+    "export.dtype": _one_of(("float32", "bfloat16")),
+    "export.projector": _anything,
+    "export.classifier": _anything,
+    "export.safetensors": _anything,
+    "export.program": _anything,
+    "export.platforms": _numbers(None, "of 'cpu', 'cuda', 'rocm' and 'tpu'", ("cpu", "cuda", "rocm", "tpu").__contains__),
     "log.every_steps": _at_least(1),
     "log.tensorboard": _anything,
 }
@@ -161,6 +171,9 @@ def contradictions(fields: dict[str, Any]) -> list[str]:
             f"data.eval_resize is {get('data.eval_resize')}, but must be 0 or at least data.image_size, "
             f"which is {get('data.image_size')}"
         )
+    every, kept = get("checkpoint.every_epochs", 1), get("checkpoint.keep_every_epochs", 0)
+    if kept % every:
+        wrong.append(f"checkpoint.keep_every_epochs is {kept}, but must be a multiple of every_epochs, which is {every}")
     if get("monitor.every_epochs", 0) > 0 and get("data.test_split") == "":
         wrong.append("data.test_split is empty, but must name a split when monitor.every_epochs is not 0")
     split, sizes = get("mesh.model", 1), get("model.projector", ())
