@@ -103,7 +103,17 @@ class Holder:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises UserError if another run has taken the workdir, because this one gave no sign of life for so long."""
+        """Sees that the workdir is there, and still this run's.
+
+        Raises:
+          UserError: it has gone, and whoever writes to it now would write somewhere else (under a mount that was lost, say);
+            or another run has taken it, because this one gave no sign of life for too long.
+        """
+        if not self._path.exists():
+            raise UserError(
+                f"the workdir {self._path.parent} is not there any more ({self._path.name} is gone); bring it back, and the "
+                "same command goes on from its last checkpoint."
+            )
         other = _content(self._path)
         if other.get("id", self._me["id"]) != self._me["id"]:
             raise _busy(self._path, other)
