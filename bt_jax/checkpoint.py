@@ -12,6 +12,7 @@ File systems and Orbax tell when a file is cut off, but not when bits of a numbe
 cannot be read, or is not what was saved, is moved to WORKDIR/damaged_checkpoints and never deleted.
 """
 
+import errno
 import json
 import warnings
 from collections.abc import Mapping
@@ -39,7 +40,9 @@ class Checkpoints:
         """
         self.folder = workdir / "checkpoints"
         self._damaged = workdir / "damaged_checkpoints"
-        self._scores = {step: score for step in _steps_in(self.folder) if (score := _score(self.folder, step)) is not None}
+        self._scores = {
+            step: score for step in _steps_in(self.folder) if (score := _score(self.folder, step)) is not None
+        }
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep)]
         if keep_every_steps:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every_steps))
@@ -61,13 +64,7 @@ class Checkpoints:
         """The steps that are there, rising; one that is being saved among them."""
         return sorted(self._manager.all_steps())
 
-    def steps_on_disk(self) -> list[int]:
-        """The steps that are complete, rising."""
-        return _steps_in(self.folder)
-
-    def save(
-        self, step: int, state: Any, *, run: Mapping[str, Any] | None = None, score: float | None = None
-    ) -> None:
+    def save(self, step: int, state: Any, *, run: Mapping[str, Any] | None = None, score: float | None = None) -> None:
         """Starts to save; returns when the arrays have been copied from the devices, so that they may be donated.
 
         Args:
@@ -88,7 +85,8 @@ class Checkpoints:
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:  # also that of the save before, which shows only now
-            raise self._cannot_write(f"the checkpoint of step {step}, or the one before,", error) from error
+            self._cannot_write(f"the checkpoint of step {step}, or the one before,", error)
+            raise
 
     def wait(self) -> None:
         """Returns when what was started is on disk.
@@ -99,15 +97,15 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._cannot_write("the last checkpoint", error) from error
+            self._cannot_write("the last checkpoint", error)
+            raise
 
-    def _cannot_write(self, what: str, error: Exception) -> Exception:
-        """The sentence for what storage had to say; any other error is a bug and stays what it is."""
-        if not _of_storage(error):
-            return error
-        good = _steps_in(self.folder)
-        kept = f"the last good one is step {good[-1]}" if good else "there is none yet"
-        return UserError(f"{what} could not be written to {self.folder} ({_why(error)}); {kept}.")
+    def _cannot_write(self, what: str, error: Exception) -> None:
+        """Raises the sentence for what storage had to say; any other error is a bug and stays what it is."""
+        if _of_storage(error):
+            good = _steps_in(self.folder)
+            kept = f"the last good one is step {good[-1]}" if good else "there is none yet"
+            raise UserError(f"{what} could not be written to {self.folder} ({_why(error)}); {kept}.") from error
 
     def restore_newest(self, like: Any) -> tuple[Any, int | None, list[str]]:
         """The newest state that can be read and is what was saved.
@@ -168,7 +166,8 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:
-            raise self._cannot_write("the last checkpoint", error) from error
+            self._cannot_write("the last checkpoint", error)
+            raise
 
 
 class _Best:
@@ -237,11 +236,24 @@ def _steps_in(folder: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
 
+_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
 # How file systems, tensorstore and object stores say that they could not.
 _STORAGE_SIGNS = (
     "No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Read-only file system", "Permission denied", "PERMISSION_DENIED",
     "No such file or directory", "NOT_FOUND", "Input/output error", "Stale file handle", "File too large", "UNAVAILABLE",
 )  # fmt: skip
+
+
+def storage_failure(workdir: epath.Path, error: OSError) -> str:
+    """The sentence for a workdir that is full, may not be written any more or is gone; "" for errors about other files."""
+    elsewhere = error.filename is not None and not str(error.filename).startswith(str(workdir))
+    gone = not workdir.exists()
+    if elsewhere or not (gone or error.errno in _ERRNOS):
+        return ""
+    good = steps_on_disk(workdir)
+    kept = f"the last good checkpoint is step {good[-1]}" if good else "there is no checkpoint yet"
+    why = "it is not there any more" if gone else error.strerror
+    return f"the workdir {workdir} can no longer be written ({why}); {kept}."
 
 
 def _of_storage(error: BaseException | None) -> bool:
@@ -256,6 +268,11 @@ def _why(error: BaseException) -> str:
     """What is wrong, in a few words: tensorstore's errors name the file and the place in its source as well."""
     text = str(error)
     return next((sign for sign in _STORAGE_SIGNS if sign in text and sign[1].islower()), first_line(error))
+
+
+def steps_on_disk(workdir: epath.Path) -> list[int]:
+    """The steps whose checkpoints are complete, rising."""
+    return _steps_in(workdir / "checkpoints")
 
 
 def restore_encoder(workdir: epath.Path, like: Any, step: int | None = None) -> tuple[Any, int]:

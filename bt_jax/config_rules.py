@@ -144,7 +144,9 @@ RULES: dict[str, Rule] = {
     "export.classifier": _anything,
     "export.safetensors": _anything,
     "export.program": _anything,
-    "export.platforms": _numbers(None, "of 'cpu', 'cuda', 'rocm' and 'tpu'", ("cpu", "cuda", "rocm", "tpu").__contains__),
+    "export.platforms": _numbers(
+        None, "of 'cpu', 'cuda', 'rocm' and 'tpu'", ("cpu", "cuda", "rocm", "tpu").__contains__
+    ),
     "log.every_steps": _at_least(1),
     "log.tensorboard": _anything,
 }
@@ -173,7 +175,9 @@ def contradictions(fields: dict[str, Any]) -> list[str]:
         )
     every, kept = get("checkpoint.every_epochs", 1), get("checkpoint.keep_every_epochs", 0)
     if kept % every:
-        wrong.append(f"checkpoint.keep_every_epochs is {kept}, but must be a multiple of every_epochs, which is {every}")
+        wrong.append(
+            f"checkpoint.keep_every_epochs is {kept}, but must be a multiple of every_epochs, which is {every}"
+        )
     if get("monitor.every_epochs", 0) > 0 and get("data.test_split") == "":
         wrong.append("data.test_split is empty, but must name a split when monitor.every_epochs is not 0")
     split, sizes = get("mesh.model", 1), get("model.projector", ())

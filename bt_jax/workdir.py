@@ -87,7 +87,12 @@ class Holder:
 
     def __init__(self, path: epath.Path):
         self._path, self._lock = path, None if "://" in str(path) else _kernel_lock(path)
-        self._me = {"host": socket.gethostname(), "process": os.getpid(), "machine": _machine(), "id": os.urandom(8).hex()}
+        self._me = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "machine": _machine(),
+            "id": os.urandom(8).hex(),
+        }
         try:
             other = _content(path)
             known_dead = self._lock is not None and other.get("machine") == self._me["machine"]

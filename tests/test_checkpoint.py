@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from bt_jax import mesh as mesh_lib
-from bt_jax.checkpoint import Checkpoints, fingerprints
+from bt_jax.checkpoint import Checkpoints, fingerprints, steps_on_disk
 from bt_jax.errors import UserError
 
 
@@ -131,7 +131,9 @@ def test_every_turned_bit_is_seen(tmp_path, mesh):
 def test_fingerprints(mesh):
     """Change with any bit of any kind of array, and not with its sharding."""
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal((8, 3)).astype(t) for t in (np.float32, jnp.bfloat16, np.int8)] + [rng.random(8) < 0.5]
+    arrays = [rng.standard_normal((8, 3)).astype(t) for t in (np.float32, jnp.bfloat16, np.int8)] + [
+        rng.random(8) < 0.5
+    ]
     for array in arrays:
         (expected,) = fingerprints([jnp.asarray(array)]).values()
         assert list(fingerprints([jax.device_put(array, mesh_lib.over_batch(mesh))]).values()) == [expected]
@@ -184,19 +186,20 @@ def test_a_folder_that_cannot_be_written(tmp_path, mesh, monkeypatch):
     checkpoints = Checkpoints(epath.Path(tmp_path))
     checkpoints.save(1, state_at(1, mesh))
     checkpoints.wait()
-    full = ValueError("RESOURCE_EXHAUSTED: Error writing local file \"x\": No space left on device [source locations]")
+    full = ValueError('RESOURCE_EXHAUSTED: Error writing local file "x": No space left on device [source locations]')
     for error, expected, sentence in (
         (full, UserError, r"could not be written to .* \(No space left.*\); the last good one is step 1"),
         (OSError(28, "No space left on device"), UserError, "No space left"),
         (ValueError("a bug"), ValueError, "a bug"),
     ):
+
         def fail(*_, error=error, **__):
             raise error
 
         monkeypatch.setattr(checkpoints._manager, "save", fail)
         with pytest.raises(expected, match=sentence):
             checkpoints.save(2, state_at(2, mesh))
-    assert checkpoints.steps_on_disk() == [1]
+    assert steps_on_disk(epath.Path(tmp_path)) == [1]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="checkpoints cannot be kept in"):
         Checkpoints(epath.Path(tmp_path / "file"))

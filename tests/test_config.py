@@ -120,6 +120,9 @@ def test_all_faults_are_told_together():
         ("mesh.heartbeat_seconds", 1, "must be an integer of at least 5"),
         ("mesh.join_seconds", 0, "must be an integer of at least 5"),
         ("data.data_dir", "", "must name the image folder"),
+        ("checkpoint.every_epochs", 0, "must be an integer of at least 1"),
+        ("export.platforms", ("cpu", "gpu"), "must be one or more of 'cpu', 'cuda', 'rocm' and 'tpu'"),
+        ("export.dtype", "float16", "must be 'float32' or 'bfloat16'"),
     ],
 )
 def test_wrong_values(name, value, expected):
@@ -141,6 +144,12 @@ def test_monitor_needs_a_test_split():
     config = sound()
     config.data.test_split, config.monitor.every_epochs = "", 1
     assert "data.test_split is empty" in complaint(config)
+
+
+def test_epochs_that_are_kept_must_be_saved():
+    config = sound()
+    config.checkpoint.every_epochs, config.checkpoint.keep_every_epochs = 2, 5
+    assert "checkpoint.keep_every_epochs is 5, but must be a multiple of every_epochs, which is 2" in complaint(config)
 
 
 def test_overrides_of_unknown_fields():

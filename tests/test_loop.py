@@ -17,7 +17,7 @@ from recipes import small_method
 from bt_jax import config as config_lib
 from bt_jax.checkpoint import config_text
 from bt_jax.errors import Preempted, UserError
-from bt_jax.training import loop
+from bt_jax.training import init_from, loop
 
 STEPS = 6  # three epochs of two steps
 
@@ -275,7 +275,9 @@ def test_what_a_checkpoint_tells(small_run, tmp_path):
     arrays = dict(np.load(tmp_path / "set.npz"))
     arrays["x_train"], arrays["y_train"] = arrays["x_train"][:20], arrays["y_train"][:20]
     np.savez(tmp_path / "set.npz", **arrays)
-    with pytest.raises(UserError, match=r"not what it was when checkpoint 6 was saved \(images was 24 and is now 20; steps"):
+    with pytest.raises(
+        UserError, match=r"not what it was when checkpoint 6 was saved \(images was 24 and is now 20; steps"
+    ):
         loop.pretrain(small_run, str(workdir))
 
 
@@ -289,7 +291,9 @@ def test_a_workdir_that_fails(small_run, tmp_path, monkeypatch):
         record(self, step, values)
 
     monkeypatch.setattr(loop.Reporter, "record", fail_at_5)
-    with pytest.raises(UserError, match=r"can no longer be written \(No space left on device\); .* checkpoint is step 3"):
+    with pytest.raises(
+        UserError, match=r"can no longer be written \(No space left on device\); the last good checkpoint is step 3"
+    ):
         loop.pretrain(small_run, str(tmp_path / "full"))
 
     def vanish_at_2(self, step, values):
@@ -306,7 +310,7 @@ def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
     """Of a run, with its projector where it fits; of another encoder: a sentence. A run of its own from then on."""
     loop.pretrain(small_run, str(tmp_path / "first"))
     _, first = final_parameters(small_run, tmp_path / "first")
-    monkeypatch.setattr(loop, "read_weights", lambda path: weights)
+    monkeypatch.setattr(init_from, "read_weights", lambda path: weights)
     small_run.init_from = "elsewhere"
     encoder = {"params": first.params["encoder"], "batch_stats": first.model_state["batch_stats"]["encoder"]}
     projector = {"params": first.params["projector"], "batch_stats": first.model_state["batch_stats"]["projector"]}
@@ -326,11 +330,15 @@ def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
     state, told = fresh()
     chex.assert_trees_all_equal(state.params, first.params)
     chex.assert_trees_all_equal(state.model_state, first.model_state)
-    assert "the encoder and the projector begin with the weights of step 6 of a run; it was trained with data.mean" in told
+    assert (
+        "the encoder and the projector begin with the weights of step 6 of a run; it was trained with data.mean" in told
+    )
     weights.projector_variables = {**projector, "params": {"linear1": {"kernel": np.zeros((8, 3))}}}
     state, told = fresh()
     chex.assert_trees_all_equal(state.params["encoder"], first.params["encoder"])
     assert "the encoder begins with" in told and "its projector does not fit 32-32, which begins at random" in told
     weights.variables = {**encoder, "params": {"conv1": {"kernel": np.zeros((7, 7, 3, 4))}}}
-    with pytest.raises(UserError, match=r"init_from is 'elsewhere', a resnet18 of width 4, which does not fit .* and \d+ more"):
+    with pytest.raises(
+        UserError, match=r"init_from is 'elsewhere', a resnet18 of width 4, which does not fit .* and \d+ more"
+    ):
         fresh()

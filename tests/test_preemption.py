@@ -89,7 +89,14 @@ def test_slurm_is_asked_after_its_signal(tmp_path, monkeypatch, capsys):
     assert told(signal.SIGTERM, capsys) == "" and not (tmp_path / "asked").exists()
     assert "job 42 was put into Slurm's queue again" in told(signal.SIGUSR1, capsys)
     assert (tmp_path / "asked").read_text() == "requeue 42\n"
-    slurm(tmp_path, monkeypatch, "echo no >&2; exit 1", SLURM_ARRAY_JOB_ID="40", SLURM_ARRAY_TASK_ID="3", SLURM_JOB_ID="42")
+    slurm(
+        tmp_path,
+        monkeypatch,
+        "echo no >&2; exit 1",
+        SLURM_ARRAY_JOB_ID="40",
+        SLURM_ARRAY_TASK_ID="3",
+        SLURM_JOB_ID="42",
+    )
     assert "job 40_3 was not put into Slurm's queue again (no); submit it again" in told(signal.SIGUSR1, capsys)
     monkeypatch.setenv("PATH", "/nowhere")
     assert "was not put into Slurm's queue again" in told(signal.SIGUSR1, capsys)

@@ -19,7 +19,9 @@ from bt_jax.export.torch_files import read_torch
 GOLDEN = epath.Path(__file__).parent / "golden"
 
 
-@pytest.mark.parametrize(("name", "count"), [("torch_2_13", 120), ("torch_1_13_stream", 120), ("torch_1_13_checkpoint", 130)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("torch_2_13", 120), ("torch_1_13_stream", 120), ("torch_1_13_checkpoint", 130)]
+)
 def test_files_of_pytorch(name, count):
     """Of 2.13, of 1.13 in the older format, and a whole checkpoint of the official program: every tensor, bit for bit."""
     found = read_torch(GOLDEN / f"{name}.pth")
@@ -81,7 +83,9 @@ class Pickler(pickle._Pickler):
     """Writes names of PyTorch without PyTorch."""
 
     def persistent_id(self, value):
-        return ("storage", Global(f"torch {value.kind}"), "0", "cpu", value.numel) if isinstance(value, Storage) else None
+        return (
+            ("storage", Global(f"torch {value.kind}"), "0", "cpu", value.numel) if isinstance(value, Storage) else None
+        )
 
     def save(self, value, *arguments, **settings):
         if isinstance(value, Global):
@@ -216,7 +220,9 @@ def test_broken_files(tmp_path):
     whole = archive(tmp_path / "whole.pth", tree).read_bytes()
     stream = (GOLDEN / "torch_1_13_stream.pth").read_bytes()
     cut = epath.Path(tmp_path / "cut.pth")
-    pieces = [whole[:n] for n in range(0, len(whole) - 1, 40)] + [stream[:n] for n in (1, 20, 100, 3000, len(stream) - 1)]
+    pieces = [whole[:n] for n in range(0, len(whole) - 1, 40)] + [
+        stream[:n] for n in (1, 20, 100, 3000, len(stream) - 1)
+    ]
     for content in [*pieces, b"hello", b"\x80\x02N.", (b"\x8b" + b"\xff" * 4) * 3]:
         cut.write_bytes(content)
         with pytest.raises(UserError, match="cut.pth (is not a file of PyTorch tensors|holds)"):

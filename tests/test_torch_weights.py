@@ -134,7 +134,10 @@ def test_no_tensor_is_left_unseen():
     for state, sentence in (
         ({"w": np.zeros(3)}, "here holds no ResNet in torchvision's names"),
         (small("online.") | small("target."), r"several encoders \(online.*, target.*\); keep one"),
-        (small() | {"layer1.2.conv1.weight": np.zeros(1)}, "a ResNet of 3-2-2-2 basic blocks; those there are: resnet18"),
+        (
+            small() | {"layer1.2.conv1.weight": np.zeros(1)},
+            "a ResNet of 3-2-2-2 basic blocks; those there are: resnet18",
+        ),
         (small() | {"queue": np.zeros(3), "fc.0.weight": np.zeros(3)}, "queue is unknown"),
         (small() | {"fc.0.weight": np.zeros(3)}, "fc.0.weight is unknown; fc.weight is missing|fc.0.weight is unknown"),
         (small("module.backbone.") | {"module.head.weight": np.zeros(3)}, "module.head.weight is unknown"),

@@ -90,7 +90,9 @@ def test_one_run_at_a_time(workdir):
     with subprocess.Popen([sys.executable, "-c", HOLD, str(workdir)], stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout.readline() == "in\n"
-            with pytest.raises(UserError, match=f"another run is in .*: process {other.pid} on host {os.uname().nodename}"):
+            with pytest.raises(
+                UserError, match=f"another run is in .*: process {other.pid} on host {os.uname().nodename}"
+            ):
                 held(workdir).__enter__()
         finally:
             other.send_signal(signal.SIGKILL)

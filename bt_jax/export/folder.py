@@ -189,7 +189,9 @@ def _cast(tree: Tree, dtype: str) -> Tree:
 def _described(description: dict, trees: dict[str, Tree | None]) -> EncoderWeights:
     fields = {name: description[name] for name in _FIELDS}
     wrong = [name for name, value in fields.items() if not isinstance(value, _FIELDS[name])]
-    if wrong or not all(len(fields[n]) == 3 and all(type(x) in (int, float) for x in fields[n]) for n in ("mean", "std")):
+    if wrong or not all(
+        len(fields[n]) == 3 and all(type(x) in (int, float) for x in fields[n]) for n in ("mean", "std")
+    ):
         raise ValueError(f"its field {wrong[0] if wrong else 'mean or std'} is not of the right type")
     fields |= {name: tuple(fields[name]) for name in ("mean", "std")}
     rest = {f"{name}_variables": trees.get(name) for name in ("projector", "classifier")}

@@ -31,7 +31,9 @@ def write_safetensors(path: epath.Path, tensors: Mapping[str, np.ndarray], metad
       metadata: texts by name, for whoever looks for them.
     """
     header, parts, end = {"__metadata__": dict(metadata)}, [], 0
-    for name, array in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):  # keeps all aligned
+    for name, array in sorted(
+        tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
+    ):  # keeps all aligned
         begin, end = end, end + array.nbytes
         header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
         parts.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
@@ -92,7 +94,9 @@ def _checked(header: dict, size: int) -> dict[str, tuple]:
     end = 0
     for name, (_, _, begin, until) in sorted(places.items(), key=lambda item: item[1][2:]):
         if begin != end:
-            raise ValueError(f"{name[:80]} begins at byte {begin:,} and not at {end:,}, where the tensor before it ends")
+            raise ValueError(
+                f"{name[:80]} begins at byte {begin:,} and not at {end:,}, where the tensor before it ends"
+            )
         end = until
     if end != size:
         raise ValueError(f"its tensors take {end:,} bytes, and {size:,} are there")

@@ -55,5 +55,7 @@ def _summary(description: dict[str, Any], folder: epath.Path) -> str:
     if "safetensors" in files:
         lines["in torch"] = f"model.load_state_dict(safetensors.torch.load_file('{folder / files['safetensors']}'))"
     if "program" in files:
-        lines["anywhere"] = f"jax.export.deserialize(bytearray(open('{folder / files['program']}', 'rb').read())).call(images)"
+        lines["anywhere"] = (
+            f"jax.export.deserialize(bytearray(open('{folder / files['program']}', 'rb').read())).call(images)"
+        )
     return "\n".join(f"{title:<9} {value}" for title, value in lines.items())

@@ -235,7 +235,9 @@ def _state_dict(tree: Any) -> dict[str, _Tensor]:
     if not any(isinstance(value, _Tensor) for value in tree.values()):
         inner = [name for name in ("model", "state_dict") if isinstance(tree.get(name), dict)]
         if len(inner) != 1:
-            raise _Refused(f"no state dict (its entries: {', '.join(str(name)[:30] for name in list(tree)[:8]) or 'none'})")
+            raise _Refused(
+                f"no state dict (its entries: {', '.join(str(name)[:30] for name in list(tree)[:8]) or 'none'})"
+            )
         tree = tree[inner[0]]
     for name, value in tree.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):

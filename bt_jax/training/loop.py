@@ -15,7 +15,6 @@ Batches and random numbers follow from (seed, step), so that nothing else has to
 
 import contextlib
 import datetime
-import errno
 import functools
 import json
 import math
@@ -30,23 +29,16 @@ import bt_jax
 from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
 from bt_jax import processes
-from bt_jax.checkpoint import Checkpoints
+from bt_jax.checkpoint import Checkpoints, storage_failure
 from bt_jax.data.sources import Source, make_source
 from bt_jax.errors import Preempted, UserError
-from bt_jax.export.encoder import read_weights
 from bt_jax.methods import make_method
 from bt_jax.optim import make_optimizer, make_schedules
 from bt_jax.preemption import Preemption
 from bt_jax.reporting.progress import Reporter, duration
+from bt_jax.training.init_from import start_from
 from bt_jax.training.monitor import KnnMonitor
-from bt_jax.training.state import (
-    TrainState,
-    abstract_state,
-    count_parameters,
-    init_state,
-    shardings_of,
-    with_weights,
-)
+from bt_jax.training.state import TrainState, abstract_state, count_parameters, init_state, shardings_of
 from bt_jax.training.step import make_train_step
 from bt_jax.workdir import Holder, claim_workdir, held
 
@@ -118,7 +110,9 @@ class Pretraining:
                 stack.enter_context(self.preemption)
                 return self._run()
         except OSError as error:
-            raise self._cannot_write(error) from error
+            if sentence := storage_failure(self.workdir, error):
+                raise UserError(sentence) from error
+            raise
         except Preempted:
             self.preemption.requeue()  # the last act: Slurm ends the job at once
             raise
@@ -156,37 +150,17 @@ class Pretraining:
         state, step, notices = self.checkpoints.restore_newest(like)
         if state is None:
             state = init_state(self.method, self.optimizer, self.config.seed, self.view_shape, self.mesh)
-            state, told = self._from_elsewhere(state)
+            state, told = start_from(self.config, state)
             return state, 0, notices + told
         self.notes = self.checkpoints.run_of(step)
         data, now = self.notes.get("data", {}), self._data_position(step)
-        if differ := [f"{name} was {data[name]} and is now {now[name]}" for name in now if data.get(name, now[name]) != now[name]]:
+        differ = [f"{n} was {data[n]} and is now {now[n]}" for n in now if data.get(n, now[n]) != now[n]]
+        if differ:
             raise UserError(
                 f"the data is not what it was when checkpoint {step} was saved ({'; '.join(differ)}), so the run cannot go on "
                 "as it began; bring back the data, or choose another --workdir."
             )
         return state, step, notices
-
-    def _from_elsewhere(self, state: TrainState) -> tuple[TrainState, list[str]]:
-        """The fresh state with the weights that `init_from` names, and what is to be said of them."""
-        source, model = self.config.init_from, self.config.model
-        if not source:
-            return state, []
-        weights = read_weights(source)
-        try:
-            state, projector = with_weights(state, weights.variables, weights.projector_variables)
-        except ValueError as error:
-            raise UserError(
-                f"init_from is {source!r}, a {weights.arch} of width {weights.width}, which does not fit the config's "
-                f"{model.arch} of width {model.width} with small_images={model.small_images} ({error})."
-            ) from None
-        what = "the encoder and the projector begin" if projector else "the encoder begins"
-        notices = [f"{what} with the weights of {weights.source}"]
-        if weights.projector_variables is not None and not projector:
-            notices.append(f"its projector does not fit {'-'.join(map(str, model.projector))}, which begins at random")
-        if (weights.mean, weights.std) != (tuple(self.config.data.mean), tuple(self.config.data.std)):
-            notices.append(f"it was trained with data.mean={weights.mean} and data.std={weights.std}")
-        return state, notices
 
     def _data_position(self, step: int) -> dict[str, int]:
         """Where a run of `step` updates stands in its data."""
@@ -218,18 +192,6 @@ class Pretraining:
         """Ends a run that was told to leave, once the step is on disk."""
         self.checkpoints.wait()
         self.preemption.leave(f"step {step} of {self.total_steps} is saved in {self.checkpoints.folder}")
-
-    def _cannot_write(self, error: OSError) -> Exception:
-        """The sentence for a workdir that is full or gone; an error about anything else stays what it is."""
-        elsewhere = error.filename is not None and not str(error.filename).startswith(str(self.workdir))
-        gone = not self.workdir.exists()
-        full = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EFBIG}
-        if elsewhere or not (gone or error.errno in full):
-            return error
-        good = self.checkpoints.steps_on_disk()
-        kept = f"the last good checkpoint is step {good[-1]} in {self.checkpoints.folder}" if good else "no checkpoint is there"
-        why = "it is not there any more" if gone else error.strerror
-        return UserError(f"the workdir {self.workdir} can no longer be written ({why}); {kept}.")
 
     def _train(self, state: TrainState, start_step: int, reporter: Reporter) -> TrainState:
         train_step = jax.jit(
@@ -268,6 +230,9 @@ class Pretraining:
                 )
                 leave = leave or not seen
                 if save or leave:
+                    if waiting is not None:
+                        self._report(*waiting, reporter)
+                        waiting = None
                     with reporter.pause():
                         self._save(state, step, reporter, watched=seen)
                 if leave:

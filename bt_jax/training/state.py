@@ -5,7 +5,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -59,47 +58,6 @@ def init_state(
     """The state at step 0 on the devices of the mesh; it never exists whole on the host."""
     shardings = shardings_of(abstract_state(method, optimizer, view_shape, mesh))
     return jax.jit(lambda: create_state(method, optimizer, seed, view_shape), out_shardings=shardings)()
-
-
-def with_weights(
-    state: TrainState, encoder: dict[str, Any], projector: dict[str, Any] | None
-) -> tuple[TrainState, bool]:
-    """The state with an encoder's variables from elsewhere, and a projector's where they fit.
-
-    Args:
-      encoder: {"params": …, "batch_stats": …} of host arrays, the same on all processes; likewise projector.
-
-    Returns:
-      (the state, its arrays where they were; whether the projector was taken).
-
-    Raises:
-      ValueError: the encoder is not the state's; the shapes that differ are named.
-    """
-    modules = {"encoder": encoder}
-    if wrong := _misfits(state, "encoder", encoder):
-        raise ValueError(", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
-    fits = projector is not None and "projector" in state.params and not _misfits(state, "projector", projector)
-    if fits:
-        modules["projector"] = projector
-    params, statistics = dict(state.params), dict(state.model_state["batch_stats"])
-    for name, module in modules.items():
-        params[name] = jax.tree.map(_placed_as, params[name], module["params"])
-        statistics[name] = jax.tree.map(_placed_as, statistics[name], module["batch_stats"])
-    model_state = {**state.model_state, "batch_stats": statistics}
-    return state.replace(params=params, model_state=model_state), fits
-
-
-def _misfits(state: TrainState, name: str, module: dict[str, Any]) -> list[str]:
-    own = {"params": state.params[name], "batch_stats": state.model_state["batch_stats"][name]}
-    own, theirs = ({jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-                   for tree in (own, module))  # fmt: skip
-    return [f"{path} is {theirs.get(path, 'missing')} and must be {own.get(path, 'absent')}"
-            for path in sorted(own.keys() | theirs.keys()) if own.get(path) != theirs.get(path)]  # fmt: skip
-
-
-def _placed_as(there: jax.Array, value: Any) -> jax.Array:
-    value = np.asarray(value, there.dtype)
-    return jax.make_array_from_callback(there.shape, there.sharding, lambda index: value[index])
 
 
 def shardings_of(state: TrainState) -> TrainState:

@@ -68,7 +68,9 @@ def main() -> None:
     for kind, taken in seconds.items():
         print(f"{kind:13} {statistics.median(taken):.3f} s ({min(taken):.3f} to {max(taken):.3f})")
     ratios = [a / s for a, s in zip(seconds["asynchronous"], seconds["synchronous"], strict=True)]
-    print(f"the pause is {statistics.median(ratios):.3f} of a synchronous save ({min(ratios):.3f} to {max(ratios):.3f})")
+    print(
+        f"the pause is {statistics.median(ratios):.3f} of a synchronous save ({min(ratios):.3f} to {max(ratios):.3f})"
+    )
 
 
 if __name__ == "__main__":

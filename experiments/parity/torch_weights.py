@@ -74,7 +74,9 @@ def check(folder: pathlib.Path) -> None:
         equal = all(torch.equal(original[name], tensors[name]) for name in original.keys() - counters)
         for library, create in libraries.items():
             print(f"{arch:9} {library}: {create(arch).load_state_dict(tensors, strict=True)}")
-        print(f"{arch:9} {len(tensors)} tensors, bit for bit those of the .pth: {equal and tensors.keys() == original.keys()}")
+        print(
+            f"{arch:9} {len(tensors)} tensors, bit for bit those of the .pth: {equal and tensors.keys() == original.keys()}"
+        )
 
 
 if __name__ == "__main__":

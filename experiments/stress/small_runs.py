@@ -53,7 +53,9 @@ def config_of(folder: pathlib.Path, **changes):
 class Run:
     """A run in a process of its own; what it says is in a file."""
 
-    def __init__(self, folder: pathlib.Path, workdir: pathlib.Path, before: Callable[[], None] = lambda: None, **changes):
+    def __init__(
+        self, folder: pathlib.Path, workdir: pathlib.Path, before: Callable[[], None] = lambda: None, **changes
+    ):
         self.said_in = folder / f"said_{workdir.name}_{time.time_ns()}"
         self.start = time.monotonic()
         self.pid = os.fork()

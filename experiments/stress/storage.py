@@ -27,6 +27,7 @@ TOTAL = STEPS_AN_EPOCH * EPOCHS
 
 @contextlib.contextmanager
 def disk(path: pathlib.Path, size: str):
+    shutil.rmtree(path, ignore_errors=True)  # of an earlier command
     path.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
     try:
@@ -49,7 +50,9 @@ def full_disk(folder: pathlib.Path) -> bool:
         subprocess.run(["dd", "if=/dev/zero", f"of={small / 'ballast'}", "bs=64k"], check=False, capture_output=True)
         status, said = run.wait(), run.last_words()
         good = newest(small / "run")
-        right = tell("full disk", status == 1 and good >= step > 0 and f"step {good}" in said, f"status {status}; {said}")
+        right = tell(
+            "full disk", status == 1 and good >= step > 0 and f"step {good}" in said, f"status {status}; {said}"
+        )
         (small / "ballast").unlink()
         status = Run(folder, small / "run", **{"checkpoint.keep": 3, "log.tensorboard": True}).wait()
         same = status == 0 and final(folder, small / "run") == final(folder, folder / "whole")
@@ -75,7 +78,11 @@ def damage(folder: pathlib.Path) -> bool:
         note = next((line for line in run.said().splitlines() if "cannot be read" in line), "no word of it")
         aside = (workdir / "damaged_checkpoints" / str(step)).is_dir()
         same = status == 0 and final(folder, workdir) == final(folder, folder / "whole")
-        right &= tell(f"newest checkpoint, {kind}", aside and same, f"{note[:230]}; {'the same bits' if same else 'other bits'} at the end")
+        right &= tell(
+            f"newest checkpoint, {kind}",
+            aside and same,
+            f"{note[:230]}; {'the same bits' if same else 'other bits'} at the end",
+        )
     workdir = folder / "damaged_all"
     shutil.copytree(folder / "stopped", workdir)
     for file in (workdir / "checkpoints").rglob("*"):
@@ -85,7 +92,10 @@ def damage(folder: pathlib.Path) -> bool:
     run = Run(folder, workdir)
     status = run.wait()
     after = sorted((str(p), p.stat().st_size) for p in (workdir / "checkpoints").rglob("*") if p.is_file())
-    return tell("all checkpoints damaged", status == 1 and before == after, f"status {status}; {run.last_words()[:330]}") and right
+    return (
+        tell("all checkpoints damaged", status == 1 and before == after, f"status {status}; {run.last_words()[:330]}")
+        and right
+    )
 
 
 def two_runs(folder: pathlib.Path) -> bool:
@@ -96,7 +106,11 @@ def two_runs(folder: pathlib.Path) -> bool:
     status, said = second.wait(), second.last_words()
     right = status == 1 and f"process {first.pid} on host {socket.gethostname()}" in said
     same = first.wait() == 0 and final(folder, folder / "two") == final(folder, folder / "whole")
-    return tell("two runs", right and same, f"status {status}; {said}; the first ended with {'the same' if same else 'other'} bits")
+    return tell(
+        "two runs",
+        right and same,
+        f"status {status}; {said}; the first ended with {'the same' if same else 'other'} bits",
+    )
 
 
 def read_only(folder: pathlib.Path) -> bool:
@@ -105,7 +119,9 @@ def read_only(folder: pathlib.Path) -> bool:
         subprocess.run(["mount", "-o", "remount,ro", small], check=True)
         run = Run(folder, small / "run")
         status = run.wait()
-        right = tell("read-only from the start", status == 1 and "cannot be written" in run.last_words(), run.last_words())
+        right = tell(
+            "read-only from the start", status == 1 and "cannot be written" in run.last_words(), run.last_words()
+        )
     with disk(folder / "turns_read_only", "24m") as small:
         run = Run(folder, small / "run", **{"checkpoint.keep": 1000})
         run.until(run.training)
@@ -119,7 +135,9 @@ def read_only(folder: pathlib.Path) -> bool:
         else:
             run.signal(signal.SIGKILL)
             run.wait()
-            return tell("turns read-only", right, "not tried: metrics.jsonl is held open for writing, and the kernel refuses")
+            return tell(
+                "turns read-only", right, "not tried: metrics.jsonl is held open for writing, and the kernel refuses"
+            )
         run.signal(signal.SIGCONT)
         status = run.wait()
         return tell("turns read-only", status == 1, run.last_words()) and right
@@ -138,7 +156,14 @@ def disappears(folder: pathlib.Path) -> bool:
     run.until(run.training)
     (folder / "deleted").rename(folder / "deleted_elsewhere")
     status = run.wait()
-    return tell("folder moved away", status == 1 and not (folder / "deleted").exists(), f"status {status}; {run.last_words()}") and right
+    return (
+        tell(
+            "folder moved away",
+            status == 1 and not (folder / "deleted").exists(),
+            f"status {status}; {run.last_words()}",
+        )
+        and right
+    )
 
 
 def clock(folder: pathlib.Path) -> bool:
@@ -206,6 +231,7 @@ CASES = (full_disk, damage, two_runs, read_only, disappears, clock, told)
 
 def main() -> None:
     folder = pathlib.Path(sys.argv[1]).resolve()
+    shutil.rmtree(folder, ignore_errors=True)
     prepare(folder)
     for name in ("compiling", "whole"):
         if not (folder / name / "pretrain.json").exists() and Run(folder, folder / name).wait() != 0:
