@@ -5,6 +5,7 @@ changes single fields (`--config.optimizer.weight_decay=1e-4`). `check` looks at
 config_rules.py, and reports all that is wrong together, so that a user mends a config once and not ten times.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ __all__ = [
     "check",
     "check_overrides",
     "default",
+    "fingerprint",
     "flatten",
     "from_json",
     "nearest",
@@ -110,7 +112,10 @@ def default() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_epochs = 1
+    config.checkpoint.every_steps = 0  # besides, where an epoch takes long; 0: only at the ends of epochs
     config.checkpoint.keep = 3  # the newest this many
+    config.checkpoint.keep_every_epochs = 0  # those at multiples of this are kept for good; 0: none
+    config.checkpoint.keep_best = 1  # so many of those with the best kNN accuracy are kept besides
 
     config.monitor = ConfigDict()
     config.monitor.every_epochs = 0  # kNN accuracy before, every so many epochs and after; 0: never
@@ -164,6 +169,14 @@ def default() -> ConfigDict:
     config.pod.topology = ""  # a slice of TPU chips, such as v5e:16x16
     config.pod.search = False  # for the largest batch that fits
     config.pod.images = 0  # of an epoch; 0: as many as the source has, which must be there to be asked
+
+    config.export = ConfigDict()  # of the task export: what `init_from` names goes to the workdir
+    config.export.dtype = "float32"  # in which weights are kept: float32 or bfloat16
+    config.export.projector = True  # the projector as well, where there is one; likewise the classifier
+    config.export.classifier = True
+    config.export.safetensors = True  # in torchvision's names, for PyTorch
+    config.export.program = True  # a jax.export program that needs nothing but JAX
+    config.export.platforms = ("cpu", "cuda", "tpu")  # that it runs on
 
     config.log = ConfigDict()
     config.log.every_steps = 50
@@ -257,6 +270,11 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 def to_json(config: ConfigDict) -> str:
     """The fields as JSON text, nested as they are."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """The sha256 of the fields as JSON: equal for equal configs."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()
 
 
 def from_json(text: str) -> ConfigDict:

@@ -17,6 +17,7 @@ TASKS = {
     "finetune": "bt_jax.evaluation.finetune:finetune",
     "knn": "bt_jax.evaluation.knn_task:knn",
     "transfer": "bt_jax.evaluation.transfer:transfer",
+    "export": "bt_jax.export.task:export",
 }
 EVALUATIONS = ("linear", "finetune", "knn", "transfer")
 METHODS = ("barlow_twins",)
@@ -154,7 +155,10 @@ RULES: dict[str, Rule] = {
     "mesh.join_seconds": _at_least(5),
     "mesh.heartbeat_seconds": _at_least(5),
     "checkpoint.every_epochs": _at_least(1),
+    "checkpoint.every_steps": _at_least(0),
     "checkpoint.keep": _at_least(1),
+    "checkpoint.keep_every_epochs": _at_least(0),
+    "checkpoint.keep_best": _at_least(0),
     "monitor.every_epochs": _at_least(0),
     "monitor.train_examples": _at_least(1),
     "monitor.test_examples": _at_least(1),
@@ -191,6 +195,14 @@ RULES: dict[str, Rule] = {
     "transfer.protocol": _one_of(("linear", "svm")),
     "transfer.svm_costs": _numbers(None, "positive numbers", lambda x: is_number(x) and x > 0),
     "transfer.svm_folds": _at_least(2),
+    "export.dtype": _one_of(("float32", "bfloat16")),
+    "export.projector": _anything,
+    "export.classifier": _anything,
+    "export.safetensors": _anything,
+    "export.program": _anything,
+    "export.platforms": _numbers(
+        None, "of 'cpu', 'cuda', 'rocm' and 'tpu'", ("cpu", "cuda", "rocm", "tpu").__contains__
+    ),
     "log.every_steps": _at_least(1),
     "log.tensorboard": _anything,
     "profile.steps": _at_least(0),
@@ -223,6 +235,11 @@ def contradictions(fields: dict[str, Any]) -> list[str]:
         )
     if get("task") == "pod_plan" and get("pod.topology") == "":
         wrong.append(f"pod.topology is empty, but must name a slice when task is 'pod_plan': {known()}")
+    every, kept = get("checkpoint.every_epochs", 1), get("checkpoint.keep_every_epochs", 0)
+    if kept % every:
+        wrong.append(
+            f"checkpoint.keep_every_epochs is {kept}, but must be a multiple of every_epochs, which is {every}"
+        )
     if get("monitor.every_epochs", 0) > 0 and get("data.test_split") == "":
         wrong.append("data.test_split is empty, but must name a split when monitor.every_epochs is not 0")
     if evaluates:

@@ -9,6 +9,13 @@ class UserError(ValueError):
     """
 
 
+class Preempted(SystemExit):
+    """The run was told to leave, has saved, and wants to be run again: exit status 75, EX_TEMPFAIL of sysexits.h."""
+
+    def __init__(self):
+        super().__init__(75)
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says, short enough to stand in a sentence: without node names and what follows."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rpartition("}} ")[2][:200]

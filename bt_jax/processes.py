@@ -30,7 +30,7 @@ from jax._src.distributed import global_state
 from ml_collections import ConfigDict
 
 from bt_jax.config import flatten
-from bt_jax.errors import UserError, first_line
+from bt_jax.errors import Preempted, UserError, first_line
 
 # What may differ between the processes of a run: no weight and no collective depends on it.
 OWN_FIELDS = (
@@ -203,6 +203,8 @@ def joined(config: ConfigDict, workdir: str) -> Iterator[None]:
         own = {name: value for name, value in flatten(config).items() if name not in OWN_FIELDS}
         agree("config", {**own, "workdir": str(workdir), "JAX": jax.__version__, "code of bt_jax": _code()})
         yield
+    except Preempted:  # all leave at this step, and each has saved its part
+        raise
     except BaseException as error:  # an interrupt as well: the others would wait for this process
         _end(error)
 

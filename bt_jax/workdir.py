@@ -1,6 +1,15 @@
-"""A run's folder: whose it is, and whether a config may go on in it."""
+"""A run's folder: whose it is, whether a config may go on in it, and that one run at a time does."""
 
-from typing import Any
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import IO, Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -9,7 +18,7 @@ from bt_jax.config import default, flatten, from_json, to_json
 from bt_jax.errors import UserError
 
 # What may differ when a run is resumed: none of these changes a weight.
-FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "pod.", "data.data_dir", "data.download", "data.threads",
+FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "pod.", "export.", "data.data_dir", "data.download", "data.threads",
                   "data.prefetch", "data.in_memory_bytes", "steps_per_dispatch", "profile.")  # fmt: skip
 
 # Of a pre-training run none of these changes a weight either: they are the evaluations'.
@@ -20,7 +29,6 @@ FREE_WHEN_PRETRAINING = (
     "knn.",
     "transfer.",
     "repeats",
-    "init_from",
     "data.view_supervised.",
 )
 
@@ -59,6 +67,146 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> No
             path.write_text(to_json(config))
         except OSError as error:
             raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}.") from None
+
+
+BEAT_SECONDS = 5  # the holder of a workdir writes its sign of life as often
+SILENT_SECONDS = 20  # one that gave none for so long is gone
+
+
+@contextlib.contextmanager
+def held(workdir: epath.Path) -> Iterator["Holder"]:
+    """Keeps other runs out of a workdir, on this host and on others, for as long as the context lasts.
+
+    WORKDIR/holder.json names the host and the process, and counts up every few seconds. On one host the kernel's lock on
+    that file tells at once whether its holder lives; a holder on another host is watched until it gives a sign of life, or
+    none for `SILENT_SECONDS`. Clocks are never compared.
+
+    Raises:
+      UserError: another run is in it (its host and process are named), or it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        holder = Holder(workdir / "holder.json")
+    except OSError as error:
+        raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}.") from None
+    try:
+        yield holder
+    finally:
+        holder.leave()
+
+
+class Holder:
+    """This process as the one that runs in a workdir; see `held`."""
+
+    def __init__(self, path: epath.Path):
+        self._path, self._lock = path, None if "://" in str(path) else _kernel_lock(path)
+        self._me = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "machine": _machine(),
+            "id": os.urandom(8).hex(),
+        }
+        try:
+            other = _content(path)
+            known_dead = self._lock is not None and other.get("machine") == self._me["machine"]
+            if other and not known_dead and _gives_signs(path, other):
+                raise _busy(path, other)
+            self._beats = 0
+            self._write()
+        except BaseException:
+            self._release()
+            raise
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Sees that the workdir is there, and still this run's.
+
+        Raises:
+          UserError: it has gone, and whoever writes to it now would write somewhere else (under a mount that was lost, say);
+            or another run has taken it, because this one gave no sign of life for too long.
+        """
+        if not self._path.exists():
+            raise UserError(
+                f"the workdir {self._path.parent} is not there any more ({self._path.name} is gone); bring it back, and the "
+                "same command goes on from its last checkpoint."
+            )
+        other = _content(self._path)
+        if other.get("id", self._me["id"]) != self._me["id"]:
+            raise _busy(self._path, other)
+
+    def leave(self) -> None:
+        """Lets others in."""
+        self._left.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):  # the workdir may be gone, or the disk full: the kernel's lock goes anyway
+            if _content(self._path).get("id") == self._me["id"]:
+                self._path.write_text("{}")
+        self._release()
+
+    def _beat(self) -> None:
+        while not self._left.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError, UserError):  # whoever saves next will tell of it
+                self.check()
+                self._write()
+
+    def _write(self) -> None:
+        self._beats += 1
+        self._path.write_text(json.dumps({**self._me, "beats": self._beats}))
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _kernel_lock(path: epath.Path) -> IO[str] | None:
+    """The file, held open and locked for as long as this process lives; None where the file system has no locks."""
+    file = open(path, "a")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise _busy(path, _content(path)) from None
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _gives_signs(path: epath.Path, other: dict[str, Any]) -> bool:
+    until = time.monotonic() + SILENT_SECONDS
+    while time.monotonic() < until:
+        time.sleep(min(1, SILENT_SECONDS / 10))
+        now = _content(path)
+        if not now:
+            return False  # it has left
+        if now != other:
+            return True
+    return False
+
+
+def _content(path: epath.Path) -> dict[str, Any]:
+    """What the file says; {} where nobody is, or where it is just being written."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _machine() -> str:
+    """The running kernel: hosts in containers may have the name of others, and a host that was started again is another."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return socket.gethostname()
+
+
+def _busy(path: epath.Path, other: dict[str, Any]) -> UserError:
+    who = f"process {other.get('process', 'unknown')} on host {other.get('host', 'unknown')}"
+    return UserError(
+        f"another run is in {path.parent}: {who}; let it end or stop it first, or choose another --workdir."
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from bt_jax import mesh as mesh_lib
-from bt_jax.checkpoint import Checkpoints
+from bt_jax.checkpoint import Checkpoints, fingerprints, steps_on_disk
 from bt_jax.errors import UserError
 
 
@@ -99,3 +99,107 @@ def test_all_damaged(tmp_path, mesh):
         checkpoints.restore_newest(like(state_at(0, mesh)))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
     checkpoints.close()
+
+
+def test_every_turned_bit_is_seen(tmp_path, mesh):
+    """In any file of a checkpoint, at any place: it comes back as it was saved, or not at all. Some bytes are never read."""
+    save(tmp_path, mesh, [1, 2])
+    expected = jax.device_get(state_at(2, mesh))
+    files = sorted(p for p in (tmp_path / "checkpoints" / "2").rglob("*") if p.is_file() and p.stat().st_size)
+    rng, seen = np.random.default_rng(0), 0
+    for turn in range(24):
+        file = files[turn % len(files)]
+        before = file.read_bytes()
+        content = bytearray(before)
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        file.write_bytes(content)
+        checkpoints = Checkpoints(epath.Path(tmp_path))
+        state, step, notices = checkpoints.restore_newest(like(state_at(0, mesh)))
+        checkpoints.close()
+        if step == 2:
+            jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), expected)
+            file.write_bytes(before)
+        else:
+            assert len(notices) == 1
+            seen += 1
+            aside = sorted((tmp_path / "damaged_checkpoints").iterdir())[-1]
+            aside.rename(tmp_path / "checkpoints" / "2")
+            file.write_bytes(before)
+    assert seen > 4
+
+
+def test_fingerprints(mesh):
+    """Change with any bit of any kind of array, and not with its sharding."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((8, 3)).astype(t) for t in (np.float32, jnp.bfloat16, np.int8)] + [
+        rng.random(8) < 0.5
+    ]
+    for array in arrays:
+        (expected,) = fingerprints([jnp.asarray(array)]).values()
+        assert list(fingerprints([jax.device_put(array, mesh_lib.over_batch(mesh))]).values()) == [expected]
+        for _ in range(20):
+            raw = bytearray(array.tobytes())
+            place = int(rng.integers(len(raw)))
+            raw[place] ^= 1 if array.dtype == bool else 1 << int(rng.integers(8))
+            other = np.frombuffer(bytes(raw), array.dtype).reshape(array.shape)
+            assert list(fingerprints([jnp.asarray(other)]).values()) != [expected]
+    swapped = arrays[0][::-1].copy()
+    assert fingerprints([jnp.asarray(swapped)]) != fingerprints([jnp.asarray(arrays[0])])
+
+
+def test_what_is_kept(tmp_path, mesh):
+    """The newest, those at multiples for good, and the best by score, which are known again after a restart."""
+    scores = {1: 0.9, 2: 0.2, 3: 0.4, 4: 0.3, 5: 0.4, 6: 0.1, 7: None, 8: 0.2}
+    for steps in ((1, 2, 3, 4), (5, 6, 7, 8)):
+        checkpoints = Checkpoints(epath.Path(tmp_path), 2, keep_every_steps=3, keep_best=2)
+        for step in steps:
+            checkpoints.save(step, state_at(step, mesh), score=scores[step])
+        checkpoints.close()
+    assert Checkpoints(epath.Path(tmp_path), 2, keep_every_steps=3, keep_best=2).steps() == [1, 3, 5, 6, 7, 8]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == list("135678")
+
+
+def test_what_else_a_run_knows(tmp_path, mesh):
+    """Is as it was when `save` was called, whatever happens to it while it is written."""
+    checkpoints = Checkpoints(epath.Path(tmp_path))
+    run = {"history": [{"step": 1, "loss": 2.5}], "sizes": (1, 2)}
+    checkpoints.save(1, state_at(1, mesh), run=run)
+    run["history"].append({"step": 2})
+    checkpoints.save(2, state_at(2, mesh))
+    checkpoints.wait()
+    assert checkpoints.run_of(1) == {"history": [{"step": 1, "loss": 2.5}], "sizes": [1, 2]}
+    assert checkpoints.run_of(2) == {}
+    checkpoints.close()
+
+
+def test_leftovers_of_killed_saves_go(tmp_path, mesh):
+    save(tmp_path, mesh, [1])
+    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-1"
+    half.mkdir()
+    (half / "part").write_bytes(b"x")
+    save(tmp_path, mesh, [3])
+    assert not half.exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, mesh, monkeypatch):
+    """A sentence with the last good step, and a bug stays a bug; the disk that is really full is in experiments/stress."""
+    checkpoints = Checkpoints(epath.Path(tmp_path))
+    checkpoints.save(1, state_at(1, mesh))
+    checkpoints.wait()
+    full = ValueError('RESOURCE_EXHAUSTED: Error writing local file "x": No space left on device [source locations]')
+    for error, expected, sentence in (
+        (full, UserError, r"could not be written to .* \(No space left.*\); the last good one is step 1"),
+        (OSError(28, "No space left on device"), UserError, "No space left"),
+        (ValueError("a bug"), ValueError, "a bug"),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(expected, match=sentence):
+            checkpoints.save(2, state_at(2, mesh))
+    assert steps_on_disk(epath.Path(tmp_path)) == [1]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="checkpoints cannot be kept in"):
+        Checkpoints(epath.Path(tmp_path / "file"))

@@ -125,6 +125,9 @@ def test_all_faults_are_told_together():
         ("steps_per_dispatch", 0, "must be an integer of at least 1"),
         ("steps_per_dispatch", 8, "must be 1 when data.views is 'host'"),
         ("profile.after", 0, "must be an integer of at least 1"),
+        ("checkpoint.every_epochs", 0, "must be an integer of at least 1"),
+        ("export.platforms", ("cpu", "gpu"), "must be one or more of 'cpu', 'cuda', 'rocm' and 'tpu'"),
+        ("export.dtype", "float16", "must be 'float32' or 'bfloat16'"),
     ],
 )
 def test_wrong_values(name, value, expected):
@@ -146,6 +149,12 @@ def test_monitor_needs_a_test_split():
     config = sound()
     config.data.test_split, config.monitor.every_epochs = "", 1
     assert "data.test_split is empty" in complaint(config)
+
+
+def test_epochs_that_are_kept_must_be_saved():
+    config = sound()
+    config.checkpoint.every_epochs, config.checkpoint.keep_every_epochs = 2, 5
+    assert "checkpoint.keep_every_epochs is 5, but must be a multiple of every_epochs, which is 2" in complaint(config)
 
 
 def test_overrides_of_unknown_fields():

@@ -10,15 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from recipes import recipe
 
 import bt_jax
 from bt_jax import config as config_lib
 from bt_jax.checkpoint import Checkpoints
+from bt_jax.export.encoder import read_weights
+from bt_jax.export.folder import write_folder
 from bt_jax.methods import make_method
 from bt_jax.models.inputs import normalize
 from bt_jax.optim import make_optimizer
 from bt_jax.training.state import init_state
 from bt_jax.workdir import claim_workdir
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +109,61 @@ def test_no_run(tmp_path):
         bt_jax.load_encoder(tmp_path)
 
 
-def test_without_tensorflow(run):
-    """In a process where importing TensorFlow fails."""
+def test_without_tensorflow(run, tmp_path):
+    """In a process where TensorFlow and PyTorch cannot be imported, the run, its export, the safetensors and the portable
+    program give the same features.
+    """
+    weights = read_weights(run[0])
+    write_folder(weights, epath.Path(tmp_path / "export"))
     program = f"""
 import sys
-sys.modules["tensorflow"] = None
-import numpy as np
+sys.modules["tensorflow"] = sys.modules["torch"] = None
+import jax, numpy as np
 import bt_jax
-print(bt_jax.load_encoder({str(run[0])!r}).features(np.zeros((2, 24, 24, 3), np.uint8)).shape)
+images = np.random.default_rng(0).integers(0, 256, (7, 24, 24, 3), np.uint8)
+places = ({str(run[0])!r}, {str(tmp_path / "export")!r}, {str(tmp_path / "export" / "encoder.safetensors")!r})
+encoders = [bt_jax.load_encoder(place) for place in places]
+expected = encoders[0].features(images)
+for encoder in encoders[1:]:
+    np.testing.assert_allclose(encoder.features(images), expected, rtol=1e-5, atol=1e-5)
+    assert encoder.sha256 == encoders[0].sha256 and encoder.step == 7
+portable = jax.export.deserialize(bytearray(open({str(tmp_path / "export" / "encoder.jax_export")!r}, "rb").read()))
+for count in (1, 7):
+    np.testing.assert_allclose(portable.call(images[:count]), expected[:count], rtol=1e-5, atol=1e-5)
+print(expected.shape)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(2, 32)"
+    assert done.stdout.strip() == "(7, 32)"
+
+
+def test_the_projector_comes_along(run):
+    """And a single checkpoint may be named, with or without the run around it."""
+    workdir, _, state = run
+    encoder = bt_jax.load_encoder(str(workdir))
+    jax.tree.map(np.testing.assert_array_equal, encoder.projector_variables["params"], state.params["projector"])
+    assert encoder.classifier_variables is None
+    assert bt_jax.load_encoder(workdir / "checkpoints" / "3").step == 3
+    with pytest.raises(bt_jax.UserError, match="checkpoints/4 is not the workdir of a run"):
+        bt_jax.load_encoder(workdir / "checkpoints" / "4")
+
+
+def test_official_checkpoint():
+    """The official program's own file: encoder and projector, by name and shape; the features are finite and the same."""
+    encoder = bt_jax.load_encoder(GOLDEN / "torch_1_13_checkpoint.pth")
+    assert (encoder.arch, encoder.width, encoder.input_size, encoder.step) == ("resnet18", 16, 224, None)
+    assert encoder.projector_variables["params"]["linear2"]["kernel"].shape == (6, 4)
+    kernel = recipe("module.backbone.layer2.0.downsample.0.weight", (4, 2, 1, 1), 0)
+    found = encoder.variables["params"]["layer2_0"]["downsample_conv"]["kernel"]
+    np.testing.assert_array_equal(found, kernel.transpose(2, 3, 1, 0))
+    assert "torch_1_13_checkpoint.pth" in repr(encoder)
+    assert np.isfinite(encoder.features(np.full((1, 40, 40, 3), 99, np.uint8))).all()
+
+
+def test_no_such_file(tmp_path):
+    for name in ("nothing.pth", "nothing"):
+        with pytest.raises(bt_jax.UserError, match="nor is it an export folder, or a .pth or .safetensors file"):
+            bt_jax.load_encoder(tmp_path / name)
 
 
 def test_dtype_of_features(run):

@@ -94,5 +94,7 @@ def test_weights_that_are_not_finite(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr("bt_jax.evaluation.judged.load_encoder", spoilt)
     config.linear.cached = True
-    with pytest.raises(UserError, match=r"features of image 0 of .*train are not finite, first in layer layer2_0/conv2"):
+    with pytest.raises(
+        UserError, match=r"features of image 0 of .*train are not finite, first in layer layer2_0/conv2"
+    ):
         linear(config, str(tmp_path / "run"))

@@ -1,6 +1,9 @@
 """bt_jax/training/loop.py: a run from its start to its end, interrupted anywhere, gone wrong, gone on with."""
 
 import json
+import os
+import shutil
+import signal
 import sys
 
 import chex
@@ -8,12 +11,14 @@ import jax
 import jax.experimental.compilation_cache.compilation_cache as compilation_cache
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 from recipes import small_method
 
 from bt_jax import config as config_lib
-from bt_jax.errors import UserError
-from bt_jax.training import loop
+from bt_jax.checkpoint import config_text
+from bt_jax.errors import Preempted, UserError
+from bt_jax.training import init_from, loop
 
 STEPS = 6  # three epochs of two steps
 
@@ -133,6 +138,28 @@ def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, m
 
         return cut
 
+    def told_after(steps):
+        def tell(*arguments):
+            for i, batch in enumerate(prefetch(*arguments)):
+                if i == steps:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        return tell
+
+    for told in (0, 1, 4):  # by a signal: the step that is being made is saved
+        workdir = tmp_path / f"told_after_{told}"
+        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", told_after(told))
+        with pytest.raises(Preempted):
+            loop.pretrain(small_run, str(workdir))
+        assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()][-1:] == [str(told + 1)]
+        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", prefetch)
+        loop.pretrain(small_run, str(workdir))
+        found = final_parameters(small_run, workdir)
+        assert found[0] == STEPS
+        chex.assert_trees_all_equal(found[1], expected[1])
+        assert [(r["step"], r["loss"]) for r in records(workdir) if "loss" in r] == losses
+
     for killed_after in range(STEPS):
         workdir = tmp_path / f"killed_after_{killed_after}"
         monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", until(killed_after))
@@ -248,3 +275,117 @@ def test_images_that_do_not_decode_are_named_once(small_run, tmp_path, capsys):
     assert result["step"] == STEPS
     assert said.count(f"{tmp_path / 'train' / 'dog' / '3.png'} cannot be read as an image") == 1
     assert said.count("1 of 24 images in") == 2
+
+
+def test_a_signal_while_the_monitor_looks(small_run, tmp_path, monkeypatch, capsys):
+    """The look is broken off, the step saved, and the look taken first of all when the run goes on; none is told twice."""
+    workdir = tmp_path / "run"
+    watch, looks = loop.Pretraining._watch, []
+
+    def told(self, state, step, reporter):
+        looks.append(step)
+        if len(looks) in (1, 3):  # at the start, and at the end of the first epoch
+            os.kill(os.getpid(), signal.SIGUSR1)
+        watch(self, state, step, reporter)
+
+    monkeypatch.setattr(loop.Pretraining, "_watch", told)
+    for sentence in ("nothing new was to be saved", "step 3 of 6 is saved"):
+        with pytest.raises(Preempted):
+            loop.pretrain(small_run, str(workdir))
+        assert sentence in capsys.readouterr().err
+    result = loop.pretrain(small_run, str(workdir))
+    assert looks == [0, 0, 3, 3, 6]
+    assert [line["step"] for line in records(workdir) if "knn_accuracy" in line] == [0, 3, 6]
+    assert [line["step"] for line in records(workdir) if "loss" in line] == list(range(1, STEPS + 1))
+    assert result["seconds"] >= result["seconds_of_last_start"]
+
+
+def test_what_a_checkpoint_tells(small_run, tmp_path):
+    """Config, place in the data, metrics and score: lost metrics come back, other data is refused."""
+    workdir = tmp_path / "run"
+    small_run.checkpoint.every_steps = 2
+    loop.pretrain(small_run, str(workdir))
+    lines = records(workdir)
+    notes = json.loads((workdir / "checkpoints" / "4" / "run" / "metadata").read_text())
+    assert notes["data"] == {"images": 24, "steps_per_epoch": 3, "epoch": 1, "batch": 1} and notes["watched"] is True
+    assert notes["history"] == [line for line in lines if line["step"] <= 4]
+    assert notes["config"]["batch_size"] == 8 and notes["seconds"] > 0
+    score = json.loads((workdir / "checkpoints" / "6" / "score" / "metadata").read_text())["score"]
+    assert score == lines[-1]["knn_accuracy"]
+
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "config.json").unlink()
+    assert config_lib.from_json(config_text(epath.Path(workdir))).to_dict() == small_run.to_dict()
+    loop.pretrain(small_run, str(workdir))
+    assert records(workdir) == lines
+
+    arrays = dict(np.load(tmp_path / "set.npz"))
+    arrays["x_train"], arrays["y_train"] = arrays["x_train"][:20], arrays["y_train"][:20]
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(
+        UserError, match=r"not what it was when checkpoint 6 was saved \(images was 24 and is now 20; steps"
+    ):
+        loop.pretrain(small_run, str(workdir))
+
+
+def test_a_workdir_that_fails(small_run, tmp_path, monkeypatch):
+    """Full, or gone: a sentence with the last good checkpoint."""
+    record = loop.Reporter.record
+
+    def fail_at_5(self, step, values):
+        if step == 5:
+            raise OSError(28, "No space left on device")
+        record(self, step, values)
+
+    monkeypatch.setattr(loop.Reporter, "record", fail_at_5)
+    with pytest.raises(
+        UserError, match=r"can no longer be written \(No space left on device\); the last good checkpoint is step 3"
+    ):
+        loop.pretrain(small_run, str(tmp_path / "full"))
+
+    def vanish_at_2(self, step, values):
+        record(self, step, values)
+        if step == 2:
+            shutil.rmtree(tmp_path / "gone")
+
+    monkeypatch.setattr(loop.Reporter, "record", vanish_at_2)
+    with pytest.raises(UserError, match="gone is not there any more"):
+        loop.pretrain(small_run, str(tmp_path / "gone"))
+
+
+def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
+    """Of a run, with its projector where it fits; of another encoder: a sentence. A run of its own from then on."""
+    loop.pretrain(small_run, str(tmp_path / "first"))
+    _, first = final_parameters(small_run, tmp_path / "first")
+    monkeypatch.setattr(init_from, "read_weights", lambda path: weights)
+    small_run.init_from = "elsewhere"
+    encoder = {"params": first.params["encoder"], "batch_stats": first.model_state["batch_stats"]["encoder"]}
+    projector = {"params": first.params["projector"], "batch_stats": first.model_state["batch_stats"]["projector"]}
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+
+    class weights:  # noqa: N801
+        arch, width, mean, std, source = "resnet18", 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "step 6 of a run"
+        variables, projector_variables = encoder, projector
+
+    def fresh():
+        run = loop.Pretraining(small_run, epath.Path(tmp_path / "second"), mesh)
+        state, step, notices = run._state()
+        run.checkpoints.close()
+        assert step == 0
+        return jax.device_get(state), "; ".join(notices)
+
+    state, told = fresh()
+    chex.assert_trees_all_equal(state.params, first.params)
+    chex.assert_trees_all_equal(state.model_state, first.model_state)
+    assert (
+        "the encoder and the projector begin with the weights of step 6 of a run; it was trained with data.mean" in told
+    )
+    weights.projector_variables = {**projector, "params": {"linear1": {"kernel": np.zeros((8, 3))}}}
+    state, told = fresh()
+    chex.assert_trees_all_equal(state.params["encoder"], first.params["encoder"])
+    assert "the encoder begins with" in told and "its projector does not fit 32-32, which begins at random" in told
+    weights.variables = {**encoder, "params": {"conv1": {"kernel": np.zeros((7, 7, 3, 4))}}}
+    with pytest.raises(
+        UserError, match=r"init_from is 'elsewhere', a resnet18 of width 4, which does not fit .* and \d+ more"
+    ):
+        fresh()

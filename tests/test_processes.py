@@ -69,7 +69,10 @@ class Processes:
             time.sleep(0.05)
 
     def kill(self, i):
-        self._running[i].send_signal(signal.SIGKILL)
+        self.signal(i, signal.SIGKILL)
+
+    def signal(self, i, number):
+        self._running[i].send_signal(number)
 
     def status(self, i, seconds=120):
         status = self._running[i].wait(seconds)
@@ -170,6 +173,19 @@ def test_steps_and_checkpoints_of_two_processes(tmp_path):
         start = time.monotonic()
         assert both.status(1) != 0 and time.monotonic() - start < HEARTBEAT
         assert "start all of them again" in both.last_words(1)
+
+
+def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
+    """Each saves its part of that step and leaves with status 75; SIGUSR1 does what SIGTERM does."""
+    with Processes(tmp_path, "pretrain", tmp_path / "run", ({"epochs": 500}, {"epochs": 500})) as both:
+        both.until(lambda: "ep 0." in both.said(0))
+        both.signal(1, signal.SIGUSR1)
+        assert [both.status(i) for i in (0, 1)] == [75, 75]
+        told = next(line for line in both.said(0).splitlines() if line.startswith("told to leave by SIGTERM: step "))
+        step = int(told.split()[6])
+        newest = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
+        assert step == newest and f"step {step} of " in told
+        assert not any("error: " in both.said(i) for i in (0, 1))
 
 
 def test_different_configs(tmp_path):

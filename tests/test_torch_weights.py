@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from bt_jax.errors import UserError
-from bt_jax.export import from_torch, projector_from_torch, projector_to_torch, to_torch
+from bt_jax.export import (
+    classifier_from_torch,
+    classifier_to_torch,
+    from_torch,
+    projector_from_torch,
+    projector_to_torch,
+    to_torch,
+)
+from bt_jax.export.torch_weights import weights_of_state_dict
 from bt_jax.models import Projector, make_encoder
 
 
@@ -64,3 +72,76 @@ def test_every_fault_is_listed():
         from_torch({}, "resnet18")
     with pytest.raises(UserError, match="bn3/scale is missing"):
         to_torch(variables_of("resnet18", width=4), "resnet50")
+
+
+def test_projector_of_many_layers():
+    """The names follow the numbers, beyond nine as well."""
+    module = Projector((4,) * 11)
+    variables = jax.tree.map(np.asarray, module.init(jax.random.key(0), jnp.zeros((2, 5)), train=False))
+    state = projector_to_torch(variables)
+    assert state["30.weight"].shape == (4, 4) and "28.running_mean" in state
+    again = projector_from_torch(state)
+    np.testing.assert_array_equal(again["params"]["linear10"]["kernel"], variables["params"]["linear10"]["kernel"])
+
+
+def test_classifier_round_trip():
+    rng = np.random.default_rng(0)
+    state = {"fc.weight": rng.random((7, 5), np.float32), "fc.bias": rng.random(7, np.float32)}
+    variables = classifier_from_torch(state)
+    assert variables["params"]["linear"]["kernel"].shape == (5, 7)
+    for name, value in classifier_to_torch(variables).items():
+        np.testing.assert_array_equal(value, state[name])
+    with pytest.raises(UserError, match="fc.bias is missing"):
+        classifier_from_torch({"fc.weight": state["fc.weight"]})
+
+
+def small(prefix="", arch="resnet18", **settings):
+    state = to_torch(variables_of(arch, **({"width": 4} | settings)), arch)
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+PROJECTOR = {"0.weight": np.ones((6, 32), np.float32)}
+FC = {"fc.weight": np.ones((10, 32), np.float32), "fc.bias": np.zeros(10, np.float32)}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "encoder.", "state.model.encoder."])
+def test_an_encoder_behind_any_prefix(prefix):
+    """With its projector and its classifier, where they are there; the loss's own statistics are left aside."""
+    outer = "".join(f"{part}." for part in prefix.split(".")[:-2])
+    state = small(prefix) | {f"{prefix}{name}": value for name, value in FC.items()}
+    state |= {f"{outer}projector.{name}": value for name, value in PROJECTOR.items()}
+    state |= {f"{outer}bn.running_mean": np.zeros(6, np.float32)}
+    weights = weights_of_state_dict(state, "here")
+    assert (weights.arch, weights.width, weights.small_images, weights.input_size) == ("resnet18", 4, False, 224)
+    expected = from_torch(small(), "resnet18")
+    np.testing.assert_array_equal(
+        weights.variables["params"]["layer4_1"]["conv2"]["kernel"], expected["params"]["layer4_1"]["conv2"]["kernel"]
+    )
+    assert "batches" not in weights.variables["batch_stats"]["bn1"], "the module itself makes none"
+    assert weights.projector_variables["params"]["linear1"]["kernel"].shape == (32, 6)
+    assert weights.classifier_variables["params"]["linear"]["kernel"].shape == (32, 10)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_the_architecture_is_told_by_names_and_shapes(arch):
+    found = weights_of_state_dict(small(arch=arch, width=2, small_images=True), "here")
+    assert (found.arch, found.width, found.small_images, found.input_size) == (arch, 2, True, 32)
+    assert found.projector_variables is None and found.classifier_variables is None
+
+
+def test_no_tensor_is_left_unseen():
+    """None, several, of an architecture that there is not, or with tensors that belong to nothing."""
+    for state, sentence in (
+        ({"w": np.zeros(3)}, "here holds no ResNet in torchvision's names"),
+        (small("online.") | small("target."), r"several encoders \(online.*, target.*\); keep one"),
+        (
+            small() | {"layer1.2.conv1.weight": np.zeros(1)},
+            "a ResNet of 3-2-2-2 basic blocks; those there are: resnet18",
+        ),
+        (small() | {"queue": np.zeros(3), "fc.0.weight": np.zeros(3)}, "queue is unknown"),
+        (small() | {"fc.0.weight": np.zeros(3)}, "fc.0.weight is unknown; fc.weight is missing|fc.0.weight is unknown"),
+        (small("module.backbone.") | {"module.head.weight": np.zeros(3)}, "module.head.weight is unknown"),
+        (small() | {"projector.1.weight": np.zeros(3)}, "no weights of a projector"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            weights_of_state_dict(state, "here")

@@ -1,13 +1,18 @@
 """bt_jax/workdir.py: a folder belongs to one config."""
 
+import json
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from etils import epath
 
 from bt_jax import config as config_lib
+from bt_jax import workdir as workdir_lib
 from bt_jax.errors import UserError
-from bt_jax.workdir import claim_workdir
+from bt_jax.workdir import claim_workdir, held
 
 
 @pytest.fixture
@@ -55,3 +60,88 @@ def test_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         claim_workdir(config_lib.default(), epath.Path(os.fspath(tmp_path / "file" / "run")), write=True)
+
+
+def test_a_config_older_than_a_field(workdir):
+    """A run whose config was written before a field came goes on: it had the default."""
+    config = config_lib.default()
+    claim_workdir(config, workdir, write=True)
+    old = json.loads((workdir / "config.json").read_text())
+    del old["loss"]["form"], old["seed"]
+    (workdir / "config.json").write_text(json.dumps(old))
+    claim_workdir(config, workdir, write=False)
+    config.seed = 1
+    with pytest.raises(UserError, match="seed was 0 and is now 1"):
+        claim_workdir(config, workdir, write=False)
+
+
+HOLD = """
+import sys, time
+from etils import epath
+from bt_jax.workdir import held
+with held(epath.Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_run_at_a_time(workdir):
+    """A second one is told the host and the process of the first; when that is killed, the next comes in at once."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(workdir)], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "in\n"
+            with pytest.raises(
+                UserError, match=f"another run is in .*: process {other.pid} on host {os.uname().nodename}"
+            ):
+                held(workdir).__enter__()
+        finally:
+            other.send_signal(signal.SIGKILL)
+            other.wait()
+    with held(workdir) as holder:
+        holder.check()
+        assert json.loads((workdir / "holder.json").read_text())["process"] == os.getpid()
+    with held(workdir):
+        pass
+
+
+def elsewhere(beats):
+    return json.dumps({"host": "far", "process": 7, "machine": "other", "id": "abc", "beats": beats})
+
+
+def test_a_holder_on_another_host(workdir, monkeypatch):
+    """Is refused when it gives a sign of life while it is watched, and taken for gone when it gives none."""
+    monkeypatch.setattr(workdir_lib, "SILENT_SECONDS", 0.5)
+    workdir.mkdir()
+    path = workdir / "holder.json"
+    path.write_text(elsewhere(1))
+    beats = iter(range(2, 100))
+    sleep = workdir_lib.time.sleep
+    monkeypatch.setattr(workdir_lib.time, "sleep", lambda s: (sleep(s), path.write_text(elsewhere(next(beats)))))
+    with pytest.raises(UserError, match="process 7 on host far; let it end or stop it first"):
+        held(workdir).__enter__()
+    monkeypatch.setattr(workdir_lib.time, "sleep", sleep)
+    with held(workdir) as holder:
+        holder.check()
+        path.write_text(elsewhere(200))  # it was only stopped for a while, and thinks that it is still the one
+        with pytest.raises(UserError, match="process 7 on host far"):
+            holder.check()
+    assert path.read_text() == elsewhere(200), "not ours to free"
+
+
+def test_signs_of_life(workdir, monkeypatch):
+    """The holder counts up; a workdir that vanishes meanwhile does not end the run by itself."""
+    monkeypatch.setattr(workdir_lib, "BEAT_SECONDS", 0.05)
+    with held(workdir):
+        path = workdir / "holder.json"
+        until = workdir_lib.time.monotonic() + 10
+        while json.loads(path.read_text() or "{}").get("beats", 0) < 3:
+            assert workdir_lib.time.monotonic() < until
+            workdir_lib.time.sleep(0.01)
+        workdir.rmtree()
+        workdir_lib.time.sleep(0.2)
+
+
+def test_a_holder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="the workdir .* cannot be written"):
+        held(epath.Path(tmp_path / "file" / "run")).__enter__()

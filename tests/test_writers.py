@@ -44,6 +44,18 @@ def test_half_a_line_is_removed(path):
     assert lines(path) == [{"step": 1}]
 
 
+def test_lines_that_were_lost_come_back(path):
+    """From a checkpoint's history, where the file has fewer; or in place of all that the file has."""
+    history = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": None}]
+    path.write_text('{"step": 1, "loss": 2.5}\n{"step": 3}\n')
+    JsonLines(path, start_step=2, history=history).close()
+    assert lines(path) == history
+    JsonLines(path, start_step=2, history=history[:1]).close()
+    assert lines(path) == history
+    JsonLines(path, start_step=2, history=history[:1], history_is_all=True).close()
+    assert lines(path) == history[:1]
+
+
 def test_not_finite_is_null(path):
     """NaN is not JSON: other programs must be able to read the line."""
     writer = JsonLines(path)

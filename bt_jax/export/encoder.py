@@ -1,7 +1,7 @@
-"""Encoders ready for use: `load_encoder` and what it gives. Needs no TensorFlow and no training code."""
+"""Encoders ready for use: `load_encoder` and what it gives. Needs no TensorFlow, no PyTorch and no training code."""
 
+import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +14,11 @@ from bt_jax import checkpoint
 from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
 from bt_jax.errors import UserError
-from bt_jax.models import ResNet, make_encoder
+from bt_jax.export.folder import read_exported_safetensors, read_folder
+from bt_jax.export.torch_files import read_torch
+from bt_jax.export.torch_weights import weights_of_state_dict
+from bt_jax.export.weights import EncoderWeights, encoder_shapes, sha256_of
+from bt_jax.models import Projector, ResNet
 from bt_jax.models.inputs import normalize
 
 
@@ -29,6 +33,8 @@ class Encoder:
       variables: the Linen variables of `module`, for those who want more than features.
       step: the updates that the weights have seen; None where the source does not tell.
       source: where they come from, in words.
+      projector_variables, classifier_variables: of what stood on it, as `bt_jax.models.Projector` and `LinearClassifier` take
+        them; None where the source has none.
     """
 
     def __init__(
@@ -42,11 +48,14 @@ class Encoder:
         std: tuple,
         source: str,
         step: int | None = None,
+        projector_variables: Any = None,
+        classifier_variables: Any = None,
     ):
         self.module, self.variables = module, variables
         self.arch, self.width, self.input_size = arch, module.num_features, input_size
         self.mean, self.std = mean, std
         self.source, self.step = source, step
+        self.projector_variables, self.classifier_variables = projector_variables, classifier_variables
         self._mesh = jax.make_mesh((jax.local_device_count(),), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,),
                                    devices=jax.local_devices())  # fmt: skip
 
@@ -68,11 +77,7 @@ class Encoder:
     @functools.cached_property
     def sha256(self) -> str:
         """Of all variables, in the order of their paths: the same weights have it wherever they are read from."""
-        digest = hashlib.sha256()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
-            digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode())
-            digest.update(np.ascontiguousarray(leaf))
-        return digest.hexdigest()
+        return sha256_of(self.variables)
 
     def features(self, images: np.ndarray | jax.Array, *, block: int = 256) -> np.ndarray:
         """The features of images, by running statistics: those of an image do not depend on the others.
@@ -103,39 +108,87 @@ class Encoder:
 
 
 def load_encoder(path: str) -> Encoder:
-    """The encoder of a run, from its newest checkpoint that can be read.
+    """The encoder of a run, of an export, or of weights from PyTorch.
 
     Args:
-      path: a run's workdir, local or gs://.
+      path: local or gs://, one of
+        an export folder (task `export`);
+        a run's workdir: its newest checkpoint that can be read; or one of its checkpoints, WORKDIR/checkpoints/STEP;
+        a .safetensors file, or a .pth of torch.save, with a state dict in torchvision's names, such as the official
+        resnet50.pth and checkpoint.pth. No code in a .pth is run.
 
     Raises:
-      UserError: there is no run, or no checkpoint of it that can be read.
+      UserError: there is none of these, or it is damaged, incomplete or not what it says.
     """
-    workdir = epath.Path(path).expanduser()
-    try:
-        config = config_lib.from_json((workdir / "config.json").read_text())
-        model, data = config.model, config.data
-        module = make_encoder(
-            model.arch,
-            small_images=model.small_images,
-            dtype=jnp.dtype(config.dtype),
-            width=model.width,
-            stem_stride=model.stem_stride,
-        )
-    except OSError:
-        raise UserError(f"{workdir} is not the workdir of a run: there is no config.json in it.") from None
-    except (ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{workdir / 'config.json'} is not the config of a run ({error}).") from None
-    size = data.image_size
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False))
-    variables, step = checkpoint.restore_encoder(workdir, shapes)
+    weights = read_weights(path)
     return Encoder(
-        module,
-        variables,
-        arch=model.arch,
-        input_size=size,
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        source=f"step {step} of {workdir}",
+        weights.module(),
+        weights.variables,
+        arch=weights.arch,
+        input_size=weights.input_size,
+        mean=weights.mean,
+        std=weights.std,
+        source=weights.source,
+        step=weights.step,
+        projector_variables=weights.projector_variables,
+        classifier_variables=weights.classifier_variables,
+    )
+
+
+def read_weights(path: str) -> EncoderWeights:
+    """What `load_encoder` makes an encoder of; arguments and errors as there."""
+    place = epath.Path(path).expanduser()
+    if (place / "encoder.json").exists():
+        return read_folder(place)
+    if place.exists() and not place.is_dir():
+        with place.open("rb") as file:
+            start = file.read(9)
+        if place.suffix == ".safetensors" or start[8:] == b"{":
+            return read_exported_safetensors(place)
+        return weights_of_state_dict(read_torch(place), str(place))
+    if place.parent.name == "checkpoints" and place.name.isdigit() and place.exists():
+        return _of_run(place.parent.parent, int(place.name))
+    return _of_run(place, None)
+
+
+def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
+    try:
+        path = workdir / "config.json"
+        # A checkpoint knows the config too, for those who took it without the rest of the workdir.
+        text = path.read_text() if path.exists() else checkpoint.config_text(workdir, step)
+        if text is None:
+            raise FileNotFoundError
+        config = config_lib.from_json(text)
+        model, data = config.model, config.data
+        weights = EncoderWeights(
+            arch=model.arch,
+            variables={},
+            source="",
+            width=model.width,
+            small_images=model.small_images,
+            stem_stride=model.stem_stride,
+            dtype=config.dtype,
+            input_size=data.image_size,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            config_hash=config_lib.fingerprint(config),
+        )
+        like = {"encoder": encoder_shapes(weights.module())}
+        if config.method == "barlow_twins":
+            projector, features = Projector(tuple(model.projector)), jnp.zeros((1, weights.module().num_features))
+            like["projector"] = jax.eval_shape(lambda: projector.init(jax.random.key(0), features, train=False))
+    except OSError:
+        raise UserError(
+            f"{workdir} is not the workdir of a run: there is no config.json in it; nor is it an export folder, or a .pth or "
+            ".safetensors file."
+        ) from None
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{workdir / 'config.json'} is not the config of a run ({error}).") from None
+    found, step = checkpoint.restore_encoder(workdir, like, step)
+    return dataclasses.replace(
+        weights,
+        variables=found["encoder"],
+        projector_variables=found.get("projector"),
         step=step,
+        source=f"step {step} of {workdir}",
     )

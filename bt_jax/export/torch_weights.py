@@ -7,6 +7,9 @@
 
 `num_batches_tracked`, which PyTorch counts and uses for nothing here, rides along in batch_stats/…/batches (an encoder's
 `apply` does not look at it), so that a round trip gives back every tensor, bit for bit.
+
+A file often holds more than an encoder, or wraps it: `weights_of_state_dict` finds the encoder by torchvision's names behind
+any prefix (`module.backbone.` in the official checkpoint.pth), the projector and the classifier beside it.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax.errors import UserError
+from bt_jax.export.weights import EncoderWeights, Tree, encoder_shapes
 from bt_jax.models import Projector, make_encoder
+from bt_jax.models.resnet import BLOCKS, BOTTLENECK
 
-Tree = dict[str, Any]
 Entry = tuple[str, tuple[str, ...]]  # torch name, path in the variables
 
 
@@ -43,8 +47,7 @@ def from_torch(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
         )
     width, _, side, _ = np.shape(state_dict["conv1.weight"])
     encoder = make_encoder(arch, width=width, small_images=side == 3)
-    shapes = _shapes(encoder, (1, 32, 32, 3))
-    return _convert(state_dict, shapes, _encoder_name, f"a {arch}")
+    return _convert(state_dict, _flat(encoder_shapes(encoder)), _encoder_name, f"a {arch}")
 
 
 def to_torch(variables: Mapping[str, Tree], arch: str) -> dict[str, np.ndarray]:
@@ -57,7 +60,7 @@ def to_torch(variables: Mapping[str, Tree], arch: str) -> dict[str, np.ndarray]:
     if "conv1" not in params:
         raise UserError(f"these are no variables of a {arch}: params/conv1 is not there.")
     side, _, _, width = np.shape(params["conv1"]["kernel"])
-    shapes = _shapes(make_encoder(arch, width=width, small_images=side == 3), (1, 32, 32, 3))
+    shapes = _flat(encoder_shapes(make_encoder(arch, width=width, small_images=side == 3)))
     return _convert_back(variables, shapes, _encoder_name, f"a {arch}")
 
 
@@ -72,20 +75,137 @@ def projector_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Tree]:
         raise UserError("these are no weights of a projector: there is no linear layer 0.weight.")
     sizes = tuple(np.shape(state_dict[f"{i}.weight"])[0] for i in layers)
     features = np.shape(state_dict[f"{layers[0]}.weight"])[1]
-    return _convert(state_dict, _shapes(Projector(sizes), (1, features)), _projector_name, "a projector")
+    return _convert(state_dict, _projector_shapes(sizes, features), _projector_name, "a projector")
 
 
 def projector_to_torch(variables: Mapping[str, Tree]) -> dict[str, np.ndarray]:
     """The inverse of `projector_from_torch`."""
-    kernels = [part["kernel"] for name, part in sorted(variables["params"].items()) if name.startswith("linear")]
-    shapes = _shapes(Projector(tuple(k.shape[1] for k in kernels)), (1, kernels[0].shape[0]))
-    return _convert_back(variables, shapes, _projector_name, "a projector")
+    sizes = projector_sizes(variables)
+    features = variables["params"]["linear1"]["kernel"].shape[0]
+    return _convert_back(variables, _projector_shapes(sizes, features), _projector_name, "a projector")
 
 
-def _shapes(module: Any, input_shape: tuple[int, ...]) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The shape of every variable by its path, without computing any."""
-    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(input_shape), train=False))
+def projector_sizes(variables: Mapping[str, Tree]) -> tuple[int, ...]:
+    """The widths of a projector's layers, in order.
+
+    Raises:
+      UserError: these are no variables of a projector.
+    """
+    layers = {name: part for name, part in variables["params"].items() if name.startswith("linear")}
+    if not layers or layers.keys() != {f"linear{i + 1}" for i in range(len(layers))}:
+        raise UserError("these are no variables of a projector: params/linear1 and those after it are not there.")
+    return tuple(layers[f"linear{i + 1}"]["kernel"].shape[1] for i in range(len(layers)))
+
+
+def classifier_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Tree]:
+    """A linear classifier's variables, as `LinearClassifier` takes them, from `fc.weight` (classes, F) and `fc.bias`.
+
+    Raises:
+      UserError: as `from_torch`.
+    """
+    classes, features = np.shape(state_dict["fc.weight"]) if np.ndim(state_dict.get("fc.weight")) == 2 else (0, 0)
+    return _convert(state_dict, _classifier_shapes(classes, features), _classifier_name, "a linear classifier")
+
+
+def classifier_to_torch(variables: Mapping[str, Tree]) -> dict[str, np.ndarray]:
+    """The inverse of `classifier_from_torch`: beside an encoder's tensors they are the whole of torchvision's network."""
+    features, classes = np.shape(variables["params"].get("linear", {}).get("kernel", np.zeros((0, 0))))
+    return _convert_back(variables, _classifier_shapes(classes, features), _classifier_name, "a linear classifier")
+
+
+def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> EncoderWeights:
+    """The encoder in a state dict, with the projector and the classifier where they are there too.
+
+    The encoder's names may stand behind a prefix, such as `module.backbone.`; then `module.projector.*` is its projector.
+    `fc.*` beside the encoder's own names is a classifier. The official loss's `bn.*`, running statistics that nothing
+    uses once training is over, is left aside. The architecture, the width and the stem are told by names and shapes.
+
+    Args:
+      source: where the tensors come from, for errors and `EncoderWeights.source`.
+
+    Raises:
+      UserError: there is no encoder, or more than one; tensors that belong to none of these; as `from_torch`. All are
+        listed.
+    """
+    ends = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")
+    prefixes = [
+        name.removesuffix(ends[0]) for name in state_dict
+        if name.endswith(ends[0]) and all(name.removesuffix(ends[0]) + end in state_dict for end in ends)
+    ]  # fmt: skip
+    if len(prefixes) != 1:
+        several = f"several encoders ({', '.join(p + '*' for p in prefixes)}); keep one of them"
+        none = "no ResNet in torchvision's names, conv1.weight, bn1.weight, layer1.0.conv1.weight, … behind any prefix"
+        raise UserError(f"{source} holds {several if prefixes else none}.")
+    (prefix,) = prefixes
+    outer = prefix.rstrip(".").rpartition(".")[0]  # module.backbone. -> module
+    outer = f"{outer}." if outer else ""
+    parts: dict[str, dict[str, Any]] = {"encoder": {}, "projector": {}, "classifier": {}, "loss": {}}
+    for name, value in state_dict.items():
+        if name.startswith(f"{prefix}fc."):
+            parts["classifier"][name.removeprefix(prefix)] = value
+        elif name.startswith(f"{outer}projector."):
+            parts["projector"][name.removeprefix(f"{outer}projector.")] = value
+        elif name.startswith(f"{outer}bn."):
+            parts["loss"][name] = value
+        else:  # what does not begin with the prefix keeps its whole name, and is told to be unknown
+            parts["encoder"][name.removeprefix(prefix)] = value
+    arch = architecture_of(parts["encoder"], source)
+    width, _, side, _ = np.shape(parts["encoder"]["conv1.weight"])
+    return EncoderWeights(
+        arch=arch,
+        variables=without_counters(from_torch(parts["encoder"], arch)),
+        source=source,
+        width=width,
+        small_images=side == 3,
+        input_size=32 if side == 3 else 224,
+        projector_variables=without_counters(projector_from_torch(parts["projector"])) if parts["projector"] else None,
+        classifier_variables=classifier_from_torch(parts["classifier"]) if parts["classifier"] else None,
+    )
+
+
+def architecture_of(state_dict: Mapping[str, Any], source: str) -> str:
+    """Which architecture the names are of.
+
+    Raises:
+      UserError: of none that there is.
+    """
+    names = set(state_dict)
+    stages = tuple(
+        next(i for i in range(len(names)) if f"layer{stage}.{i}.conv1.weight" not in names) for stage in (1, 2, 3, 4)
+    )
+    bottleneck = "layer1.0.conv3.weight" in names
+    for arch, blocks in BLOCKS.items():
+        if blocks == stages and (arch in BOTTLENECK) == bottleneck:
+            return arch
+    raise UserError(
+        f"{source} holds a ResNet of {'-'.join(map(str, stages))} {'bottleneck' if bottleneck else 'basic'} blocks; "
+        f"those there are: {', '.join(BLOCKS)}."
+    )
+
+
+def without_counters(variables: Tree) -> Tree:
+    """The variables as their module makes them, without the `batches` that ride along."""
+    return {
+        name: without_counters(value) if isinstance(value, Mapping) else value
+        for name, value in variables.items()
+        if name != "batches"
+    }
+
+
+Shapes = dict[tuple[str, ...], tuple[int, ...]]  # of every variable, by its path
+
+
+def _flat(variables: Tree) -> Shapes:
     return {_path(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+
+
+def _projector_shapes(sizes: tuple[int, ...], features: int) -> Shapes:
+    module = Projector(sizes)
+    return _flat(jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, features)), train=False)))
+
+
+def _classifier_shapes(classes: int, features: int) -> Shapes:
+    return {("params", "linear", "bias"): (classes,), ("params", "linear", "kernel"): (features, classes)}
 
 
 def _path(keys: tuple) -> tuple[str, ...]:
@@ -101,24 +221,29 @@ def _encoder_name(part: tuple[str, ...]) -> str:
 def _projector_name(part: tuple[str, ...]) -> str:
     """linear1, bn1, linear2, … -> 0, 1, 3, …: a ReLU stands between."""
     (name,) = part
-    return str(3 * (int(name[-1]) - 1) + (1 if name.startswith("bn") else 0))
+    number = int(name.lstrip("abcdefghijklmnopqrstuvwxyz"))
+    return str(3 * (number - 1) + (1 if name.startswith("bn") else 0))
+
+
+def _classifier_name(_: tuple[str, ...]) -> str:
+    return "fc"
 
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-def _entries(shapes: Mapping[tuple[str, ...], tuple], naming: Callable) -> list[Entry]:
+def _entries(shapes: Shapes, naming: Callable) -> list[Entry]:
     return [(f"{naming(path[1:-1])}.{_LEAVES[path[-1]]}", path) for path in shapes]
 
 
-def _counters(shapes: Mapping[tuple[str, ...], tuple], naming: Callable) -> list[Entry]:
+def _counters(shapes: Shapes, naming: Callable) -> list[Entry]:
     """Where each norm's `num_batches_tracked` rides along."""
     return [
         (f"{naming(path[1:-1])}.num_batches_tracked", (*path[:-1], "batches")) for path in shapes if path[-1] == "mean"
     ]
 
 
-def _convert(state_dict: Mapping[str, Any], shapes: Mapping, naming: Callable, what: str) -> dict[str, Tree]:
+def _convert(state_dict: Mapping[str, Any], shapes: Shapes, naming: Callable, what: str) -> dict[str, Tree]:
     entries, counters = _entries(shapes, naming), _counters(shapes, naming)
     known = {name for name, _ in entries + counters}
     wrong = [f"{name} is unknown" for name in state_dict if name not in known]
@@ -139,7 +264,7 @@ def _convert(state_dict: Mapping[str, Any], shapes: Mapping, naming: Callable, w
     return variables
 
 
-def _convert_back(variables: Mapping[str, Tree], shapes: Mapping, naming: Callable, what: str) -> dict[str, np.ndarray]:
+def _convert_back(variables: Mapping[str, Tree], shapes: Shapes, naming: Callable, what: str) -> dict[str, np.ndarray]:
     given = {_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))}
     counters = dict((path, name) for name, path in _counters(shapes, naming))
     wrong = ["/".join(path) + " is unknown" for path in given if path not in shapes and path not in counters]

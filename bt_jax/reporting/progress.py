@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import tqdm
@@ -27,8 +27,12 @@ class Reporter:
         tensorboard: bool,
         active: bool = True,
         lines: bool = True,
+        history: Sequence[dict] = (),
+        history_is_all: bool = False,
     ):
         """Args:
+        history: the records up to `start_step` as a checkpoint holds them, in case the file has fewer.
+        history_is_all: what else the file has is dropped.
         active: whether this process reports at all; the others call the same methods and nothing happens.
         lines: whether progress is shown on the screen, or in the files alone.
         """
@@ -41,7 +45,8 @@ class Reporter:
         self._writers = []
         if not active:
             return
-        self._history = JsonLines(workdir / "metrics.jsonl", start_step=start_step)
+        records = {"start_step": start_step, "history": history, "history_is_all": history_is_all}
+        self._history = JsonLines(workdir / "metrics.jsonl", **records)
         self._writers.append(self._history)
         if tensorboard:
             self._writers.append(TensorBoard(workdir / "tensorboard", start_step=start_step))

@@ -6,6 +6,7 @@ it will be written again.
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -14,13 +15,24 @@ from etils import epath
 class JsonLines:
     """WORKDIR/metrics.jsonl: a line a report, `{"step": …, "epoch": …, "loss": …, …}`; flushed, never half a line."""
 
-    def __init__(self, path: epath.Path, *, start_step: int = 0):
+    def __init__(
+        self,
+        path: epath.Path,
+        *,
+        start_step: int = 0,
+        history: Sequence[dict[str, Any]] = (),
+        history_is_all: bool = False,
+    ):
         """Args:
         start_step: lines of later steps, and a last line that was cut off, are removed.
+        history: records up to that step from elsewhere; they are written anew where the file has fewer.
+        history_is_all: the file is to hold these and no others.
         """
         self._path = path
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         self._lines = [line for line in lines if line.endswith("\n") and _step(line) <= start_step]
+        if history_is_all or len(self._lines) < len(history):
+            self._lines = [json.dumps(record) + "\n" for record in history]
         if self._lines != lines:
             new = path.with_name(path.name + ".new")
             new.write_text("".join(self._lines))

@@ -1,10 +1,21 @@
 """The pre-training run: everything that happens between steps.
 
-The order of a start, and of a restart: processes and mesh; the config against the workdir's; data; method and optimiser;
-the newest readable checkpoint, or a fresh state; what earlier reports lie beyond it is dropped; then steps. Batches and
-random numbers follow from (seed, step), so that nothing but the state has to be restored.
+The order of a start, and of a restart:
+
+1. processes and mesh; data, method and optimiser as the config says; nothing has been written yet;
+2. the workdir is held against other runs, its config compared, what killed runs left half written removed;
+3. the state: the newest checkpoint that can be read and is what was saved; else the weights that `init_from` names in a
+   fresh state; else a fresh state;
+4. what the checkpoint tells besides: that the data is still what it was, the seconds so far, the metrics, of which those
+   beyond its step are dropped;
+5. a look by the monitor that was due at this step and had not been taken; then steps.
+
+Batches and random numbers follow from (seed, step), so that nothing else has to be restored for the very same bits.
 """
 
+import contextlib
+import datetime
+import functools
 import json
 import math
 import time
@@ -20,20 +31,22 @@ import bt_jax
 from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
 from bt_jax import processes
-from bt_jax.checkpoint import Checkpoints
+from bt_jax.checkpoint import Checkpoints, storage_failure
 from bt_jax.data.resident import DeviceFeed
 from bt_jax.data.sources import Source, make_source
-from bt_jax.errors import UserError
+from bt_jax.errors import Preempted, UserError
 from bt_jax.evaluation.at_end import judge_at_end
 from bt_jax.methods import make_method
 from bt_jax.optim import make_optimizer, make_schedules
+from bt_jax.preemption import Preemption
 from bt_jax.reporting.profile import Profiler, flops_of
 from bt_jax.reporting.progress import Reporter, duration
 from bt_jax.training.dispatch import make_program
+from bt_jax.training.init_from import start_from
 from bt_jax.training.monitor import KnnMonitor
 from bt_jax.training.state import TrainState, abstract_state, count_parameters, init_state
 from bt_jax.training.step import jit_step, make_train_step
-from bt_jax.workdir import claim_workdir
+from bt_jax.workdir import Holder, claim_workdir, held
 
 
 def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -43,7 +56,9 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
       What is also written to WORKDIR/pretrain.json: the last metrics, kNN accuracy before and after, steps, seconds.
 
     Raises:
-      UserError: bad input; the loss is not finite (the last good checkpoint is kept).
+      UserError: bad input; the loss is not finite (the last good checkpoint is kept); another run is in the workdir; it
+        cannot be written any more.
+      Preempted: the process was told to leave; the step is saved.
     """
     config_lib.check(config)
     with processes.joined(config, workdir):
@@ -81,13 +96,36 @@ class Pretraining:
         counts = {f"split {i}": f"{len(s)} images, {s.num_classes} classes" for i, s in enumerate(self.sources)}
         processes.agree("data", counts)
         self.feed = DeviceFeed(config, self.source, mesh) if config.data.views == "device" else None
-        # Last, when all else about the config has proved right: a mistaken start leaves no workdir behind.
-        if self.is_first:
-            claim_workdir(config, workdir, write=True)
-        self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+        self.preemption = Preemption()
+        self.holder: Holder | None = None  # of process 0
+        self.accuracies: dict[int, float] = {}  # what the monitor saw, by step; the same on all processes
+        self.notes: dict[str, Any] = {}  # what the checkpoint told besides the state
+        self.begin = time.monotonic()
+
+    @functools.cached_property
+    def checkpoints(self) -> Checkpoints:
+        settings = self.config.checkpoint
+        kept = settings.keep_every_epochs * self.steps_per_epoch
+        return Checkpoints(self.workdir, settings.keep, keep_every_steps=kept, keep_best=settings.keep_best)
 
     def run(self) -> dict[str, Any]:
-        begin = time.monotonic()
+        try:
+            with contextlib.ExitStack() as stack:
+                # Now, when all about the config has proved right: a mistaken start leaves no workdir behind.
+                if self.is_first:
+                    self.holder = stack.enter_context(held(self.workdir))
+                    claim_workdir(self.config, self.workdir, write=True)
+                stack.enter_context(self.preemption)
+                return self._run()
+        except OSError as error:
+            if sentence := storage_failure(self.workdir, error):
+                raise UserError(sentence) from error
+            raise
+        except Preempted:
+            self.preemption.requeue()  # the last act: Slurm ends the job at once
+            raise
+
+    def _run(self) -> dict[str, Any]:
         state, start_step, notices = self._state()
         reporter = Reporter(
             self.workdir,
@@ -98,12 +136,15 @@ class Pretraining:
             every_steps=self.config.log.every_steps,
             tensorboard=self.config.log.tensorboard,
             active=self.is_first,
+            history=self.notes.get("history", ()),
+            # What is about to be looked at again is about to be recorded again.
+            history_is_all=start_step == 0 or not self.notes.get("watched", True),
         )
         try:
             reporter.say(self._summary(state, start_step, notices))
             state = self._train(state, start_step, reporter)
             self.checkpoints.wait()
-            result = self._result(reporter.history(), time.monotonic() - begin)
+            result = self._result(reporter.history(), time.monotonic() - self.begin)
             reporter.say(self._farewell(result))
         finally:
             reporter.close()
@@ -116,20 +157,61 @@ class Pretraining:
         like = abstract_state(self.method, self.optimizer, self.view_shape, self.mesh)
         state, step, notices = self.checkpoints.restore_newest(like)
         if state is None:
-            state, step = init_state(self.method, self.optimizer, self.config.seed, self.view_shape, self.mesh), 0
+            state = init_state(self.method, self.optimizer, self.config.seed, self.view_shape, self.mesh)
+            state, told = start_from(self.config, state)
+            return state, 0, notices + told
+        self.notes = self.checkpoints.run_of(step)
+        data, now = self.notes.get("data", {}), self._data_position(step)
+        differ = [f"{n} was {data[n]} and is now {now[n]}" for n in now if data.get(n, now[n]) != now[n]]
+        if differ:
+            raise UserError(
+                f"the data is not what it was when checkpoint {step} was saved ({'; '.join(differ)}), so the run cannot go on "
+                "as it began; bring back the data, or choose another --workdir."
+            )
         return state, step, notices
+
+    def _data_position(self, step: int) -> dict[str, int]:
+        """Where a run of `step` updates stands in its data."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return {"images": len(self.source), "steps_per_epoch": self.steps_per_epoch, "epoch": epoch, "batch": batch}
+
+    def _save(self, state: TrainState, step: int, reporter: Reporter, *, watched: bool) -> None:
+        """Starts to save the state and what else belongs to the run."""
+        if self.holder is not None:
+            self.holder.check()
+        notes = {
+            "config": self.config.to_dict(),
+            "data": self._data_position(step),
+            "watched": watched,  # whether the monitor's look at this step was taken, or is still to be
+            "history": reporter.history(),
+            "seconds": round(self._seconds(), 3),
+            "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": {"bt_jax": bt_jax.__version__, "jax": jax.__version__},
+        }
+        self.checkpoints.save(step, state, run=notes, score=self.accuracies.get(step))
+
+    def _seconds(self) -> float:
+        """Of all starts of this run, those before the checkpoint that this one went on from included."""
+        return self.notes.get("seconds", 0.0) + time.monotonic() - self.begin
+
+    def _leave(self, step: int) -> None:
+        """Ends a run that was told to leave, once the step is on disk."""
+        self.checkpoints.wait()
+        self.preemption.leave(f"step {step} of {self.total_steps} is saved in {self.checkpoints.folder}")
 
     def _train(self, state: TrainState, start_step: int, reporter: Reporter) -> TrainState:
         single_step = make_train_step(self.method, self.optimizer, self.config.seed)
         train_step = jit_step(make_program(single_step, self.feed and self.feed.prepare), state, self.mesh)
         profiler = Profiler(self.config.profile, self.workdir, self.config.dtype, reporter.say)
         train_step = profiler.wrap(train_step, lambda: flops_of(single_step, *self._shapes()))
-        if start_step == 0:
-            self._watch(state, 0, reporter)
-        elif start_step == self.total_steps:
+        if start_step == 0 or not self.notes.get("watched", True):
+            self.preemption.finished(lambda: self._watch(state, start_step, reporter))
+        if start_step == self.total_steps:
             return state
+        if self.preemption.signal and jax.process_count() == 1:  # several agree at a step
+            self.preemption.leave("nothing new was to be saved")
         batches = self._batches(start_step)
-        waiting = None  # (step, metrics) that the devices are still computing
+        waiting, before = None, start_step  # (step, metrics) that the devices are still computing
         try:
             for step, batch in batches:
                 with jax.transfer_guard("disallow"):
@@ -139,16 +221,29 @@ class Pretraining:
                 waiting = (step, metrics)
                 epoch_ends = step % self.steps_per_epoch == 0
                 epoch, last = step // self.steps_per_epoch, step == self.total_steps
-                save = last or (epoch_ends and epoch % self.config.checkpoint.every_epochs == 0)
-                if save or last:
+                leave = not last and self.preemption.reached(step)
+                saving = self.config.checkpoint
+                save = last or leave or (epoch_ends and epoch % saving.every_epochs == 0)
+                # A dispatch of several steps may pass over a multiple.
+                save = save or (saving.every_steps > 0 and step // saving.every_steps > before // saving.every_steps)
+                before = step
+                if save:
                     self._report(*waiting, reporter)  # first: what is not finite must not be saved
                     waiting = None
                 watched = self.config.monitor.every_epochs
-                if watched and (last or (epoch_ends and epoch % watched == 0)):
-                    self._watch(state, step, reporter)
-                if save:
+                look = watched > 0 and (last or (epoch_ends and epoch % watched == 0))
+                seen = not look or (
+                    not leave and self.preemption.finished(lambda: self._watch(state, step, reporter))  # noqa: B023
+                )
+                leave = leave or not seen
+                if save or leave:
+                    if waiting is not None:
+                        self._report(*waiting, reporter)
+                        waiting = None
                     with reporter.pause():
-                        self.checkpoints.save(step, state)
+                        self._save(state, step, reporter, watched=seen)
+                if leave:
+                    self._leave(step)
                 self._tell_of_bad_images(reporter, epoch_ends=epoch_ends)
         finally:
             batches.close()
@@ -220,8 +315,10 @@ class Pretraining:
             return
         with reporter.pause():
             found = self.monitor.report(state.encoder_variables())
+            self.accuracies[step] = found["knn_accuracy"]
             reporter.record(step, found)
-            when = "untrained" if step == 0 else f"after epoch {step // self.steps_per_epoch}"
+            start = "untrained" if not self.config.init_from else "before training"
+            when = start if step == 0 else f"after epoch {step // self.steps_per_epoch}"
             rank = f"RankMe {found['rankme']:.1f} of {self.method.encoder.num_features}"
             dead = f", {found['dead_features']} dead" if found["dead_features"] else ""
             reporter.say(f"kNN accuracy {found['knn_accuracy']:.1%} {when}; {rank}{dead}")
@@ -270,6 +367,7 @@ class Pretraining:
         result = {
             "task": "pretrain",
             "step": self.total_steps,
+            "seconds": round(self._seconds(), 1),
             "seconds_of_last_start": round(seconds, 1),
             "metrics": last,
         }

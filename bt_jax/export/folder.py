@@ -1,0 +1,218 @@
+"""The export folder: an encoder to be used elsewhere, without the run that made it.
+
+    encoder.json            what the encoder is, where it comes from, and the sha256 of its weights; written last
+    encoder/                an Orbax checkpoint of {"params", "batch_stats"}; likewise projector/ and classifier/
+    encoder.safetensors     the same in torchvision's names, a classifier as fc.*; projector.safetensors in the official ones
+    encoder.jax_export      a program with the weights in it: uint8 (b, S, S, 3) for any b -> float32 (b, F)
+
+Local or `gs://`.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bt_jax.errors import UserError, first_line
+from bt_jax.export.safetensors_files import read_safetensors, write_safetensors
+from bt_jax.export.torch_weights import (
+    classifier_to_torch,
+    projector_sizes,
+    projector_to_torch,
+    to_torch,
+    weights_of_state_dict,
+)
+from bt_jax.export.weights import EncoderWeights, Tree, encoder_shapes, sha256_of
+from bt_jax.models.inputs import normalize
+
+FORMAT = 1  # of encoder.json; counts up when an older bt_jax could not read it
+
+# The fields of `EncoderWeights` that encoder.json holds as they are, and their types.
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "arch": (str,), "width": (int,), "small_images": (bool,), "stem_stride": (int,), "dtype": (str,),
+    "input_size": (int,), "mean": (list,), "std": (list,), "step": (int, type(None)), "source": (str,),
+    "config_hash": (str, type(None)),
+}  # fmt: skip
+
+
+def write_folder(
+    weights: EncoderWeights,
+    folder: epath.Path,
+    *,
+    dtype: str = "float32",
+    safetensors: bool = True,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> dict[str, Any]:
+    """Writes an export folder; until encoder.json is there, it is none.
+
+    Args:
+      dtype: in which the weights are kept, float32 or bfloat16.
+      platforms: for which the program is made; none: no program.
+
+    Returns:
+      What encoder.json holds.
+
+    Raises:
+      UserError: the folder holds an export already, or cannot be written.
+    """
+    if (folder / "encoder.json").exists():
+        raise UserError(f"{folder} holds an export already; choose another --workdir, or remove it first.")
+    if (folder / "config.json").exists() or (folder / "checkpoints").exists():
+        raise UserError(f"{folder} is the workdir of a run; choose another --workdir for the export.")
+    kept = {"encoder": weights.variables, "projector": weights.projector_variables}
+    kept = {**kept, "classifier": weights.classifier_variables}
+    kept = {name: _cast(tree, dtype) for name, tree in kept.items() if tree is not None}
+    files = {name: name for name in kept}
+    description = {name: getattr(weights, name) for name in _FIELDS} | {
+        "format": FORMAT,
+        "features": weights.module().num_features,
+        "weights_dtype": dtype,
+        "sha256": sha256_of(_cast(kept["encoder"], "float32")),
+        "projector": list(projector_sizes(kept["projector"])) if "projector" in kept else None,
+        "classes": len(kept["classifier"]["params"]["linear"]["bias"]) if "classifier" in kept else None,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, tree in kept.items():
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+                writer.save(folder / name, args=ocp.args.StandardSave(tree), force=True)
+        if safetensors:
+            files["safetensors"] = "encoder.safetensors"
+            _write_safetensors(folder, kept, weights.arch, dtype, description)
+        if platforms:
+            files["program"] = "encoder.jax_export"
+            (folder / files["program"]).write_bytes(portable_program(weights, kept["encoder"], platforms))
+        description["files"] = files
+        (folder / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"the export cannot be written to {folder} ({error.strerror or error}).") from None
+    return description
+
+
+def read_folder(folder: epath.Path) -> EncoderWeights:
+    """The weights in an export folder, float32 whatever they are kept in.
+
+    Raises:
+      UserError: encoder.json is damaged or points out of the folder, weights are missing or not those that it names.
+    """
+    path = folder / "encoder.json"
+    try:
+        description = json.loads(path.read_text())
+        weights = _described(description, {})
+        shapes = encoder_shapes(weights.module())
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise UserError(f"{path} is not the description of an export ({first_line(error)}).") from None
+    if description.get("format") != FORMAT:
+        raise UserError(f"{path} is of format {description.get('format')!r}, and this bt_jax reads format {FORMAT}.")
+    files = description.get("files")
+    if not isinstance(files, dict) or "encoder" not in files:
+        raise UserError(f"{path} names no encoder among its files.")
+    parts = {name: _inside(folder, files[name]) for name in ("encoder", "projector", "classifier") if name in files}
+    trees = {name: _cast(_read_tree(part), "float32") for name, part in parts.items()}
+    found = jax.tree.map(lambda x: (x.shape, x.dtype), trees["encoder"])
+    if found != jax.tree.map(lambda x: (x.shape, x.dtype), shapes):
+        raise UserError(f"{parts['encoder']} does not hold the variables of a {weights.arch} as {path} describes it.")
+    if (sha256 := sha256_of(trees["encoder"])) != description.get("sha256"):
+        raise UserError(
+            f"the weights in {parts['encoder']} have the sha256 {sha256[:12]}… and not {str(description.get('sha256'))[:12]}… "
+            f"as {path} says; they were changed or damaged: export them again."
+        )
+    return _described(description, trees)
+
+
+def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
+    """The weights in a .safetensors file in torchvision's names; of one that was exported here, all that is known of them.
+
+    Raises:
+      UserError: as `read_safetensors` and `weights_of_state_dict` do.
+    """
+    tensors, metadata = read_safetensors(path)
+    weights = weights_of_state_dict(tensors, str(path))
+    try:
+        described = _described(json.loads(metadata["bt_jax"]), {})
+    except (ValueError, TypeError, KeyError, AttributeError):  # no file of ours
+        return weights
+    if (described.arch, described.width, described.small_images) != (weights.arch, weights.width, weights.small_images):
+        raise UserError(f"{path} describes itself as a {described.arch}, and holds a {weights.arch}.")
+    trees = {"encoder": weights.variables, "classifier": weights.classifier_variables}
+    return _described(json.loads(metadata["bt_jax"]), trees)
+
+
+def portable_program(weights: EncoderWeights, variables: Tree, platforms: Sequence[str]) -> bytes:
+    """A serialised `jax.export` program: uint8 images (b, S, S, 3), b from 1 up -> features (b, F) float32.
+
+    The weights and the normalisation are in it; `jax.export.deserialize(…).call(images)` runs it on any of the platforms,
+    with JAX alone.
+    """
+    module, size = weights.module(), weights.input_size
+    variables = jax.tree.map(np.asarray, _cast(variables, "float32"))
+
+    def encode(images):
+        images = normalize(images, mean=weights.mean, std=weights.std, dtype=module.dtype)
+        return module.apply(variables, images, train=False).astype(jnp.float32)
+
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    return bytes(jax.export.export(jax.jit(encode), platforms=tuple(platforms))(images).serialize())
+
+
+def _write_safetensors(folder: epath.Path, kept: dict[str, Tree], arch: str, dtype: str, description: dict) -> None:
+    tensors = to_torch(_cast(kept["encoder"], "float32"), arch)
+    if "classifier" in kept:
+        tensors |= classifier_to_torch(kept["classifier"])
+    # "format" is what the transformers library asks of a file.
+    write_safetensors(
+        folder / "encoder.safetensors", _cast(tensors, dtype), {"format": "pt", "bt_jax": json.dumps(description)}
+    )
+    if "projector" in kept:
+        tensors = projector_to_torch(_cast(kept["projector"], "float32"))
+        write_safetensors(folder / "projector.safetensors", _cast(tensors, dtype), {"format": "pt"})
+
+
+def _cast(tree: Tree, dtype: str) -> Tree:
+    """Floats as `dtype`; integers as they are."""
+
+    def cast(leaf):
+        leaf = np.asarray(leaf)
+        return leaf.astype(jnp.dtype(dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _described(description: dict, trees: dict[str, Tree | None]) -> EncoderWeights:
+    fields = {name: description[name] for name in _FIELDS}
+    wrong = [name for name, value in fields.items() if not isinstance(value, _FIELDS[name])]
+    if wrong or not all(
+        len(fields[n]) == 3 and all(type(x) in (int, float) for x in fields[n]) for n in ("mean", "std")
+    ):
+        raise ValueError(f"its field {wrong[0] if wrong else 'mean or std'} is not of the right type")
+    fields |= {name: tuple(fields[name]) for name in ("mean", "std")}
+    rest = {f"{name}_variables": trees.get(name) for name in ("projector", "classifier")}
+    return EncoderWeights(**fields, **rest, variables=trees.get("encoder", {}))
+
+
+def _inside(folder: epath.Path, name: Any) -> epath.Path:
+    """FOLDER/NAME, once it has proved to be in the folder itself."""
+    if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0"):
+        raise UserError(f"{folder / 'encoder.json'} points to {str(name)[:80]!r}, which is not in the folder itself.")
+    path = folder / name
+    if "://" not in str(folder):
+        real = pathlib.Path(os.path.realpath(path))  # follows links, which epath's own does not
+        if real.parent != pathlib.Path(os.path.realpath(folder)):
+            raise UserError(f"{path} leads out of the export folder, to {real}.")
+    return path
+
+
+def _read_tree(path: epath.Path) -> Tree:
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            return reader.restore(path, args=ocp.args.StandardRestore())
+    except Exception as error:  # whatever JSON, tensorstore or the file system had to say
+        raise UserError(f"{path} cannot be read ({first_line(error)}); export it again.") from None

@@ -1,0 +1,83 @@
+"""Weights to torchvision and timm and back, with the libraries themselves: three commands, of two environments.
+
+    python-with-torch experiments/parity/torch_weights.py make DIR     networks of torchvision, saved as .pth, their features
+    python experiments/parity/torch_weights.py export DIR              bt_jax: features of the .pth; exports of them
+    python-with-torch experiments/parity/torch_weights.py check DIR    the exports in torchvision and timm, strict=True
+
+The first and third need torch, torchvision, safetensors and, where it is there, timm; the second bt_jax alone. Weights are
+random, running statistics as well, so that no two tensors could be exchanged unseen.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101")
+
+
+def make(folder: pathlib.Path) -> None:
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 96, 96)
+    np.save(folder / "images.npy", images.permute(0, 2, 3, 1).numpy())
+    for arch in ARCHITECTURES:
+        model = getattr(torchvision.models, arch)()
+        for name, value in model.state_dict().items():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 1.5)
+            elif name.endswith(("running_mean", "bias")):
+                value.normal_(0, 0.1)
+            elif value.ndim == 1:
+                value.normal_(1, 0.1)
+            elif value.ndim == 0:
+                value.fill_(7)
+        torch.save(model.state_dict(), folder / f"{arch}.pth")
+        model.fc = torch.nn.Identity()
+        with torch.no_grad():
+            np.save(folder / f"{arch}.npy", model.eval()(images).numpy())
+
+
+def export(folder: pathlib.Path) -> None:
+    from etils import epath
+
+    from bt_jax import load_encoder
+    from bt_jax.export.encoder import read_weights
+    from bt_jax.export.folder import write_folder
+
+    images = np.load(folder / "images.npy")
+    for arch in ARCHITECTURES:
+        expected, found = np.load(folder / f"{arch}.npy"), load_encoder(folder / f"{arch}.pth").features(images)
+        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+        print(f"{arch:9} features of the .pth: relative difference {error:.1e}")
+        write_folder(read_weights(folder / f"{arch}.pth"), epath.Path(folder / arch), platforms=())
+
+
+def check(folder: pathlib.Path) -> None:
+    import torch
+    import torchvision
+    from safetensors.torch import load_file
+
+    libraries = {f"torchvision {torchvision.__version__}": lambda arch: getattr(torchvision.models, arch)()}
+    try:
+        import timm
+
+        libraries[f"timm {timm.__version__}"] = timm.create_model
+    except ImportError:
+        print("timm is not there")
+    for arch in ARCHITECTURES:
+        tensors = load_file(folder / arch / "encoder.safetensors")
+        original = torch.load(folder / f"{arch}.pth")
+        counters = {name for name in original if name.endswith("num_batches_tracked")}  # not the encoder's to keep
+        equal = all(torch.equal(original[name], tensors[name]) for name in original.keys() - counters)
+        for library, create in libraries.items():
+            print(f"{arch:9} {library}: {create(arch).load_state_dict(tensors, strict=True)}")
+        print(
+            f"{arch:9} {len(tensors)} tensors, bit for bit those of the .pth: {equal and tensors.keys() == original.keys()}"
+        )
+
+
+if __name__ == "__main__":
+    {"make": make, "export": export, "check": check}[sys.argv[1]](pathlib.Path(sys.argv[2]))

@@ -1,0 +1,150 @@
+"""Runs of a few seconds that stand for long ones: started, signalled and looked at by the scripts beside this file.
+
+Libraries are imported once, and each run is a fork of this process: a process of its own that can be killed, without the
+seconds of a start. Compiled programs are kept in a folder, so that all runs of a script compute by the very same.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import tensorflow  # noqa: F401  (before the forks)
+
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError
+from bt_jax.training import loop
+
+STEPS_AN_EPOCH, EPOCHS = 10, 3
+
+
+def prepare(folder: pathlib.Path) -> None:
+    """Makes the folder with the images and the place for compiled programs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    labels = np.arange(8 * STEPS_AN_EPOCH) % 2
+    images = (rng.integers(0, 160, (len(labels), 16, 16, 3)) + 80 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(folder / "set.npz", x_train=images, y_train=labels, x_test=images[:16], y_test=labels[:16])
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def config_of(folder: pathlib.Path, **changes):
+    """A narrow ResNet-18 looked at by the monitor every other epoch; a checkpoint at every step."""
+    config = config_lib.default()
+    config.batch_size, config.epochs = 8, EPOCHS
+    config.data.update(source="arrays", data_dir=str(folder / "set.npz"), image_size=16, eval_resize=0, threads=2)
+    config.model.update(arch="resnet18", width=4, small_images=True, projector=(32, 32))
+    config.optimizer.warmup_epochs = 1
+    config.checkpoint.every_steps = 1
+    config.monitor.update(every_epochs=2, batch_size=16, k=5)
+    config.log.every_steps = 1
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+class Run:
+    """A run in a process of its own; what it says is in a file."""
+
+    def __init__(
+        self, folder: pathlib.Path, workdir: pathlib.Path, before: Callable[[], None] = lambda: None, **changes
+    ):
+        self.said_in = folder / f"said_{workdir.name}_{time.time_ns()}"
+        self.start = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            said = os.open(self.said_in, os.O_WRONLY | os.O_CREAT)
+            os.dup2(said, 1), os.dup2(said, 2)
+            status = 1
+            try:
+                before()
+                loop.pretrain(config_of(folder, **changes), str(workdir))
+                status = 0
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+            except SystemExit as left:
+                status = left.code
+            except BaseException as error:  # as Python would end, but without this script's own end
+                sys.excepthook(type(error), error, error.__traceback__)
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(status)
+        self.status: int | None = None
+
+    def said(self) -> str:
+        return self.said_in.read_text() if self.said_in.exists() else ""
+
+    def last_words(self) -> str:
+        errors = [line for line in self.said().splitlines() if line.startswith(("error:", "told to leave"))]
+        return errors[-1] if errors else "(nothing) " + self.said()[-300:]
+
+    def ended(self) -> bool:
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status is not None
+
+    def wait(self, seconds: float = 240) -> int:
+        until = time.monotonic() + seconds
+        while not self.ended():
+            if time.monotonic() > until:
+                self.signal(signal.SIGKILL)
+                raise TimeoutError(f"still running after {seconds} s: {self.said()[-500:]}")
+            time.sleep(0.005)
+        return self.status
+
+    def until(self, happened: Callable[[], bool], seconds: float = 240) -> bool:
+        """Waits for something, or the end; whether it happened."""
+        until = time.monotonic() + seconds
+        while not happened():
+            if self.ended() or time.monotonic() > until:
+                return False
+            time.sleep(0.002)
+        return True
+
+    def training(self) -> bool:
+        return "images/s" in self.said() or " lr " in self.said()
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+
+def newest(workdir: pathlib.Path) -> int:
+    return max((int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+
+
+def final(folder: pathlib.Path, workdir: pathlib.Path) -> dict[str, str]:
+    """The sha256 of every array of the last checkpoint, and the numbers in metrics.jsonl without the rates.
+
+    Read in a fork: once JAX runs in this process, no fork of it can.
+    """
+    found_in = folder / f"final_{workdir.name}.json"
+    found_in.unlink(missing_ok=True)
+    if (pid := os.fork()) == 0:
+        try:
+            found_in.write_text(json.dumps(_final(workdir)))
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    return json.loads(found_in.read_text())
+
+
+def _final(workdir: pathlib.Path) -> dict[str, str]:
+    import orbax.checkpoint as ocp
+
+    step = newest(workdir)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        tree = reader.restore(workdir / "checkpoints" / str(step) / "state", args=ocp.args.StandardRestore())
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    arrays = {jax.tree_util.keystr(p): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for p, leaf in leaves}
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    numbers = [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+    return {**arrays, "step": str(step), "metrics": json.dumps(numbers)}

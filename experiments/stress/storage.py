@@ -1,0 +1,251 @@
+"""What storage and time can do to a run: a full disk, damaged checkpoints, two runs, no right to write, a folder that goes,
+a clock that goes backwards, a signal. Each case says what it did, what the run said, and whether that was right.
+
+    python experiments/stress/storage.py DIR [CASE …]
+
+As root, on Linux: disks of a few MB are made for it (tmpfs). The clock needs libfaketime, and is left out without it.
+"""
+
+import contextlib
+import ctypes.util
+import glob
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from small_runs import EPOCHS, STEPS_AN_EPOCH, Run, final, newest, prepare  # noqa: E402
+
+TOTAL = STEPS_AN_EPOCH * EPOCHS
+
+
+@contextlib.contextmanager
+def disk(path: pathlib.Path, size: str):
+    shutil.rmtree(path, ignore_errors=True)  # of an earlier command
+    path.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=False)
+
+
+def tell(case: str, right: bool, text: str) -> bool:
+    print(f"{'right' if right else 'WRONG'}  {case}: {text}", flush=True)
+    return right
+
+
+def full_disk(folder: pathlib.Path) -> bool:
+    """It fills up in the middle of the run; with room again the run goes on, to the same bits."""
+    with disk(folder / "disk", "24m") as small:
+        run = Run(folder, small / "run", **{"checkpoint.keep": 1000, "log.tensorboard": True})
+        run.until(lambda: newest(small / "run") >= TOTAL // 3)
+        step = newest(small / "run")
+        subprocess.run(["dd", "if=/dev/zero", f"of={small / 'ballast'}", "bs=64k"], check=False, capture_output=True)
+        status, said = run.wait(), run.last_words()
+        good = newest(small / "run")
+        right = tell(
+            "full disk", status == 1 and good >= step > 0 and f"step {good}" in said, f"status {status}; {said}"
+        )
+        (small / "ballast").unlink()
+        status = Run(folder, small / "run", **{"checkpoint.keep": 3, "log.tensorboard": True}).wait()
+        same = status == 0 and final(folder, small / "run") == final(folder, folder / "whole")
+        return tell("room again", same, f"status {status}; {'the same bits' if same else 'other bits'}") and right
+
+
+def damage(folder: pathlib.Path) -> bool:
+    """The newest checkpoint cut off, or with one turned bit in a file of its arrays; then all of them."""
+    right, draw = True, random.Random(0)
+    for kind in ("truncated", "a turned bit", "an empty file"):
+        workdir = folder / f"damaged_{kind.replace(' ', '_')}"
+        shutil.copytree(folder / "stopped", workdir)
+        step = newest(workdir)
+        files = [p for p in (workdir / "checkpoints" / str(step) / "state").rglob("*") if p.is_file()]
+        file = max(files, key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        place = draw.randrange(len(content) // 4, len(content))
+        if kind == "a turned bit":
+            content[place] ^= 1 << draw.randrange(8)
+        file.write_bytes({"truncated": content[:place], "a turned bit": content, "an empty file": b""}[kind])
+        run = Run(folder, workdir)
+        status = run.wait()
+        note = next((line for line in run.said().splitlines() if "cannot be read" in line), "no word of it")
+        aside = (workdir / "damaged_checkpoints" / str(step)).is_dir()
+        same = status == 0 and final(folder, workdir) == final(folder, folder / "whole")
+        right &= tell(
+            f"newest checkpoint, {kind}",
+            aside and same,
+            f"{note[:230]}; {'the same bits' if same else 'other bits'} at the end",
+        )
+    workdir = folder / "damaged_all"
+    shutil.copytree(folder / "stopped", workdir)
+    for file in (workdir / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    before = sorted((str(p), p.stat().st_size) for p in (workdir / "checkpoints").rglob("*") if p.is_file())
+    run = Run(folder, workdir)
+    status = run.wait()
+    after = sorted((str(p), p.stat().st_size) for p in (workdir / "checkpoints").rglob("*") if p.is_file())
+    return (
+        tell("all checkpoints damaged", status == 1 and before == after, f"status {status}; {run.last_words()[:330]}")
+        and right
+    )
+
+
+def two_runs(folder: pathlib.Path) -> bool:
+    """The second is refused while the first goes on."""
+    first = Run(folder, folder / "two")
+    first.until((folder / "two" / "holder.json").exists)
+    second = Run(folder, folder / "two")
+    status, said = second.wait(), second.last_words()
+    right = status == 1 and f"process {first.pid} on host {socket.gethostname()}" in said
+    same = first.wait() == 0 and final(folder, folder / "two") == final(folder, folder / "whole")
+    return tell(
+        "two runs",
+        right and same,
+        f"status {status}; {said}; the first ended with {'the same' if same else 'other'} bits",
+    )
+
+
+def read_only(folder: pathlib.Path) -> bool:
+    """From the start, and from the middle of a run."""
+    with disk(folder / "read_only", "24m") as small:
+        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+        run = Run(folder, small / "run")
+        status = run.wait()
+        right = tell(
+            "read-only from the start", status == 1 and "cannot be written" in run.last_words(), run.last_words()
+        )
+    with disk(folder / "turns_read_only", "24m") as small:
+        run = Run(folder, small / "run", **{"checkpoint.keep": 1000})
+        run.until(run.training)
+        run.signal(signal.SIGSTOP)  # a disk with a file that is just being written cannot turn read-only
+        for _ in range(400):
+            if subprocess.run(["mount", "-o", "remount,ro", small], check=False, capture_output=True).returncode == 0:
+                break
+            run.signal(signal.SIGCONT)
+            time.sleep(0.01)
+            run.signal(signal.SIGSTOP)
+        else:
+            run.signal(signal.SIGKILL)
+            run.wait()
+            return tell(
+                "turns read-only", right, "not tried: metrics.jsonl is held open for writing, and the kernel refuses"
+            )
+        run.signal(signal.SIGCONT)
+        status = run.wait()
+        return tell("turns read-only", status == 1, run.last_words()) and right
+
+
+def disappears(folder: pathlib.Path) -> bool:
+    """Its disk is taken away; its folder is deleted."""
+    with disk(folder / "mount", "24m") as small:
+        run = Run(folder, small / "run")
+        run.until(run.training)
+        subprocess.run(["umount", "-l", small], check=True)
+        status = run.wait()
+        empty = not list(small.iterdir())
+        right = tell("disk taken away", status == 1 and empty, f"status {status}; {run.last_words()[:300]}")
+    run = Run(folder, folder / "deleted")
+    run.until(run.training)
+    (folder / "deleted").rename(folder / "deleted_elsewhere")
+    status = run.wait()
+    return (
+        tell(
+            "folder moved away",
+            status == 1 and not (folder / "deleted").exists(),
+            f"status {status}; {run.last_words()}",
+        )
+        and right
+    )
+
+
+def clock(folder: pathlib.Path) -> bool:
+    """A day back while it runs, and another day back before it goes on: by libfaketime, in a process of its own."""
+    library = (glob.glob("/usr/lib/*/faketime/libfaketime.so.1") or [ctypes.util.find_library("faketime")])[0]
+    if not library:
+        print("left out  clock: libfaketime is not here")
+        return True
+    stamp = folder / "clock"
+    program = (
+        f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r}); import pathlib, jax, small_runs; "
+        f"f = pathlib.Path({str(folder)!r}); jax.config.update('jax_compilation_cache_dir', str(f / 'compiled')); "
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0); "
+        "run = small_runs.Run(f, f / 'clock_run'); sys.exit(run.wait())"
+    )
+    environment = {
+        **os.environ, "LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1",
+    }  # fmt: skip
+    workdir = folder / "clock_run"
+    stamp.write_text("+0d")
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True)
+    until = time.monotonic() + 300
+    while newest(workdir) < 5 and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.02)
+    stamp.write_text("-1d")
+    changed = newest(workdir)
+    while newest(workdir) < changed + 5 and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    stopped = newest(workdir)
+    stamp.write_text("-2d")
+    status = subprocess.run([sys.executable, "-c", program], env=environment).returncode
+    same = status == 0 and final(folder, workdir) == final(folder, folder / "whole")
+    return tell("clock going backwards", same and stopped > changed,
+                f"a day back at step {changed}, killed at {stopped}, two days back when it went on: status {status}, "
+                f"{'the same bits' if same else 'other bits'}")  # fmt: skip
+
+
+def told(folder: pathlib.Path) -> bool:
+    """SIGTERM and SIGUSR1 at random moments: how long until the process is gone, with which step saved."""
+    right, draw = True, random.Random(1)
+    for i, number in enumerate([signal.SIGTERM, signal.SIGUSR1] * 3):
+        workdir = folder / f"told_{i}"
+        run = Run(folder, workdir, **{"checkpoint.every_steps": 0, "checkpoint.every_epochs": EPOCHS})
+        run.until(run.training)
+        time.sleep(draw.uniform(0, 0.5))
+        before = run.said().count(" lr ")
+        start = time.monotonic()
+        run.signal(number)
+        status = run.wait()
+        seconds = time.monotonic() - start
+        steps = run.said().count(" lr ")
+        right &= tell(number.name, status == 75 and newest(workdir) == steps and steps - before <= 2,
+                      f"status {status} after {seconds:.2f} s; {run.last_words()}")  # fmt: skip
+    unlike = {"checkpoint.every_steps": 0, "checkpoint.every_epochs": EPOCHS}
+    status = Run(folder, workdir, **unlike).wait()
+    same = status == 0 and final(folder, workdir)["step"] == str(TOTAL)
+    return tell("and on", same, f"status {status}") and right
+
+
+CASES = (full_disk, damage, two_runs, read_only, disappears, clock, told)
+
+
+def main() -> None:
+    folder = pathlib.Path(sys.argv[1]).resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    prepare(folder)
+    for name in ("compiling", "whole"):
+        if not (folder / name / "pretrain.json").exists() and Run(folder, folder / name).wait() != 0:
+            sys.exit(f"the run that was left alone failed: {folder / name}")
+    if not (folder / "stopped").exists():
+        run = Run(folder, folder / "stopped")
+        run.until(lambda: newest(folder / "stopped") >= TOTAL // 2)
+        run.signal(signal.SIGTERM)
+        run.wait()
+    wanted = [case for case in CASES if not sys.argv[2:] or case.__name__ in sys.argv[2:]]
+    results = [case(folder) for case in wanted]
+    print(f"{sum(results)} of {len(results)} cases as they should be")
+    sys.exit(not all(results))
+
+
+if __name__ == "__main__":
+    main()

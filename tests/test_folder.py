@@ -1,0 +1,185 @@
+"""bt_jax/export/folder.py and task.py: what is exported comes back, is checked, and runs without the run."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+import bt_jax
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError
+from bt_jax.export.folder import read_folder, write_folder
+from bt_jax.export.task import export
+from bt_jax.export.torch_weights import classifier_from_torch
+from bt_jax.export.weights import EncoderWeights, encoder_shapes, sha256_of
+from bt_jax.models import Projector
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """A narrow ResNet-18 with running statistics that are not those of the start, a projector and a classifier."""
+    rng = np.random.default_rng(0)
+    known = EncoderWeights(
+        "resnet18", {}, "step 7 of a test", width=4, small_images=True, stem_stride=2, input_size=16, step=7,
+        mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), config_hash="abc",
+    )  # fmt: skip
+    projector = jax.eval_shape(lambda: Projector((6, 5)).init(jax.random.key(0), jnp.zeros((1, 32)), train=False))
+
+    def drawn(shapes):
+        return jax.tree.map(lambda s: rng.uniform(0.1, 0.4, s.shape).astype(np.float32), shapes)
+
+    classifier = {"fc.weight": rng.random((3, 32), np.float32), "fc.bias": rng.random(3, np.float32)}
+    return dataclasses.replace(
+        known,
+        variables=drawn(encoder_shapes(known.module())),
+        projector_variables=drawn(projector),
+        classifier_variables=classifier_from_torch(classifier),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(weights, tmp_path_factory):
+    path = epath.Path(tmp_path_factory.mktemp("export")) / "encoder"
+    write_folder(weights, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).integers(0, 256, (7, 16, 16, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def features(folder, images):
+    return bt_jax.load_encoder(folder).features(images)
+
+
+def changed(folder, tmp_path, **fields):
+    """A copy of the export whose encoder.json says something else."""
+    copy = epath.Path(shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True))
+    description = json.loads((copy / "encoder.json").read_text())
+    (copy / "encoder.json").write_text(json.dumps({**description, **fields}))
+    return copy
+
+
+def test_all_comes_back(weights, folder):
+    """Every array to the bit, and every fact."""
+    found = read_folder(folder)
+    for field in dataclasses.fields(EncoderWeights):
+        expected, there = getattr(weights, field.name), getattr(found, field.name)
+        if field.name.endswith("variables"):
+            jax.tree.map(np.testing.assert_array_equal, there, expected)
+        else:
+            assert there == expected, field.name
+    description = json.loads((folder / "encoder.json").read_text())
+    assert description["sha256"] == sha256_of(weights.variables) == bt_jax.load_encoder(folder).sha256
+    assert (description["features"], description["projector"], description["classes"]) == (32, [6, 5], 3)
+
+
+def test_the_safetensors_alone(weights, folder, images, features):
+    """Know all that the folder knows of the encoder and the classifier; the same weights have the same hash."""
+    encoder = bt_jax.load_encoder(folder / "encoder.safetensors")
+    assert (encoder.arch, encoder.input_size, encoder.step, encoder.mean) == ("resnet18", 16, 7, (0.4, 0.5, 0.6))
+    assert encoder.module.stem_stride == 2 and encoder.sha256 == sha256_of(weights.variables)
+    np.testing.assert_allclose(encoder.features(images), features, rtol=1e-5, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, encoder.classifier_variables, weights.classifier_variables)
+
+
+def test_the_program_runs_any_batch(folder, images, features):
+    """On 1 and on 7 images, uint8 as they are; for three platforms."""
+    program = jax.export.deserialize(bytearray((folder / "encoder.jax_export").read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    for count in (1, 7):
+        np.testing.assert_allclose(program.call(images[:count]), features[:count], rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16(weights, tmp_path):
+    """Half the bytes; what is read is float32, rounded as it was kept."""
+    write_folder(weights, epath.Path(tmp_path / "x"), dtype="bfloat16", platforms=())
+    for found in (bt_jax.load_encoder(tmp_path / "x"), bt_jax.load_encoder(tmp_path / "x" / "encoder.safetensors")):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16).astype(np.float32)),
+            found.variables,
+            weights.variables,
+        )
+    count = sum(leaf.size for leaf in jax.tree.leaves([weights.variables, weights.classifier_variables]))
+    assert (tmp_path / "x" / "encoder.safetensors").stat().st_size < 2 * count + 30_000
+    assert not (tmp_path / "x" / "encoder.jax_export").exists()
+
+
+@pytest.mark.parametrize("name", ["../encoder", "/etc", "..", ".", "", "a/b", "a\\b", 3, None])
+def test_paths_that_leave_the_folder(folder, tmp_path, name):
+    with pytest.raises(UserError, match="points to .*, which is not in the folder itself"):
+        read_folder(changed(folder, tmp_path, files={"encoder": name}))
+
+
+def test_a_link_that_leaves_the_folder(folder, tmp_path):
+    copy = changed(folder, tmp_path, files={"encoder": "link"})
+    pathlib.Path(copy / "link").symlink_to(folder / "encoder")
+    with pytest.raises(UserError, match="leads out of the export folder"):
+        read_folder(copy)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"format": 2}, "is of format 2, and this bt_jax reads format 1"),
+        ({"width": "4"}, "its field width is not of the right type"),
+        ({"mean": [1]}, "its field mean or std is not of the right type"),
+        ({"arch": "resnet19"}, "did you mean 'resnet18'"),
+        ({"width": 8}, "does not hold the variables of a resnet18 as"),
+        ({"sha256": "0" * 64}, "have the sha256 .* and not 000000000000… as"),
+        ({"files": {}}, "names no encoder among its files"),
+        ({"files": {"encoder": "gone"}}, "gone cannot be read"),
+    ],
+)
+def test_a_description_that_is_wrong(folder, tmp_path, fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read_folder(changed(folder, tmp_path, **fields))
+
+
+def test_damaged_weights(folder, tmp_path):
+    """One bit of the weights turned: it is the sha256 that tells, if nothing before it does."""
+    copy = changed(folder, tmp_path)
+    file = max(pathlib.Path(copy / "encoder").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="were changed or damaged|cannot be read"):
+        read_folder(copy)
+    (copy / "encoder.json").write_text("{")
+    with pytest.raises(UserError, match="is not the description of an export"):
+        bt_jax.load_encoder(copy)
+
+
+def test_the_task(folder, tmp_path, capsys):
+    """From weights to a folder, with as much as is asked for; not over an export, nor into a run."""
+    config = config_lib.default()
+    config.data.source, config.task = "photographs", "export"
+    with pytest.raises(UserError, match="init_from is empty, but must name what is to be exported"):
+        export(config, str(tmp_path / "x"))
+    config.init_from = str(folder)
+    config.export.program = config.export.projector = False
+    description = export(config, str(tmp_path / "x"))
+    assert description["files"] == {
+        "encoder": "encoder",
+        "classifier": "classifier",
+        "safetensors": "encoder.safetensors",
+    }
+    assert description["projector"] is None and description["classes"] == 3
+    assert f"load_encoder('{tmp_path / 'x'}')" in capsys.readouterr().out
+    assert bt_jax.load_encoder(tmp_path / "x").sha256 == bt_jax.load_encoder(folder).sha256
+    with pytest.raises(UserError, match="holds an export already"):
+        export(config, str(tmp_path / "x"))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="is the workdir of a run"):
+        export(config, str(tmp_path / "run"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        export(config, str(tmp_path / "file" / "x"))

@@ -1,0 +1,107 @@
+"""bt_jax/preemption.py: signals are noted, passed on and answered; Slurm is asked for another start."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from bt_jax.errors import Preempted
+from bt_jax.preemption import Preemption
+
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_noted(number, capsys):
+    """The run hears of it at the next step, leaves with status 75, and afterwards signals do what they did before."""
+    before = [signal.getsignal(n) for n in SIGNALS]
+    with Preemption() as preemption:
+        assert not preemption.reached(1)
+        os.kill(os.getpid(), number)
+        assert preemption.reached(2) and preemption.signal == signal.Signals(number).name
+        with pytest.raises(Preempted) as left:
+            preemption.leave("step 2 of 9 is saved in x")
+    assert left.value.code == 75 and isinstance(left.value, SystemExit)
+    assert f"told to leave by {signal.Signals(number).name}: step 2 of 9 is saved in x" in capsys.readouterr().err
+    assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+def test_what_may_be_broken_off(capsys):
+    """Is, by a signal in its middle or before it; what follows is not."""
+    done = []
+
+    def work():
+        done.append("begun")
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("ended")
+
+    with Preemption() as preemption:
+        assert preemption.finished(lambda: done.append("first"))
+        assert not preemption.finished(work)
+        assert not preemption.finished(work)
+        assert done == ["first", "begun"]
+        os.kill(os.getpid(), signal.SIGTERM)  # noted a second time, and nothing more
+        assert preemption.reached(3)
+
+
+def test_outside_of_the_main_thread():
+    """Python cannot handle signals there, and the run goes on without."""
+    found = []
+
+    def run():
+        with Preemption() as preemption:
+            found.extend([preemption.reached(1), preemption.finished(lambda: None)])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [False, True]
+
+
+def test_errors_of_what_may_be_broken_off():
+    with Preemption() as preemption, pytest.raises(ZeroDivisionError):
+        preemption.finished(lambda: 1 / 0)
+
+
+def slurm(tmp_path, monkeypatch, text, **environment):
+    """A `scontrol` that notes what it is asked, and a job's environment."""
+    command = tmp_path / "scontrol"
+    command.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{text}\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def told(number, capsys):
+    with Preemption() as preemption:
+        os.kill(os.getpid(), number)
+    preemption.requeue()
+    return capsys.readouterr().err
+
+
+def test_slurm_is_asked_after_its_signal(tmp_path, monkeypatch, capsys):
+    """After SIGUSR1, not after SIGTERM; an array's job by both its numbers; a refusal is told."""
+    slurm(tmp_path, monkeypatch, "", SLURM_JOB_ID="42")
+    assert told(signal.SIGTERM, capsys) == "" and not (tmp_path / "asked").exists()
+    assert "job 42 was put into Slurm's queue again" in told(signal.SIGUSR1, capsys)
+    assert (tmp_path / "asked").read_text() == "requeue 42\n"
+    slurm(
+        tmp_path,
+        monkeypatch,
+        "echo no >&2; exit 1",
+        SLURM_ARRAY_JOB_ID="40",
+        SLURM_ARRAY_TASK_ID="3",
+        SLURM_JOB_ID="42",
+    )
+    assert "job 40_3 was not put into Slurm's queue again (no); submit it again" in told(signal.SIGUSR1, capsys)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "was not put into Slurm's queue again" in told(signal.SIGUSR1, capsys)
+
+
+def test_outside_of_slurm_nothing_is_asked(tmp_path, monkeypatch, capsys):
+    slurm(tmp_path, monkeypatch, "")
+    assert told(signal.SIGUSR1, capsys) == "" and not (tmp_path / "asked").exists()
