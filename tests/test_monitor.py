@@ -8,6 +8,7 @@ from recipes import small_method
 from bt_jax import config as config_lib
 from bt_jax.data.sources import make_source
 from bt_jax.errors import UserError
+from bt_jax.evaluation.pairs import Pairs
 from bt_jax.training.monitor import KnnMonitor
 
 
@@ -49,10 +50,16 @@ def test_accuracy_of_classes_that_can_be_told_apart(tmp_path, mesh):
     assert found.keys() == {"knn_accuracy", "rankme", "mean_correlation", "dead_features", "alignment", "uniformity"}
     assert 1 <= found["rankme"] <= 8 and 0 < found["alignment"] < 4 and found["uniformity"] < 0
     assert monitor.report(variables) == found, "the same views each time"
-    config.monitor.pairs = 0
-    assert "alignment" not in monitor.report(variables)
     config.monitor.train_examples, config.monitor.k = 2, 200
     assert 0 <= monitor.raw_pixels() <= 1
+
+
+@pytest.mark.parametrize(("pairs", "batch_size", "count"), [(0, 8, 0), (12, 8, 12), (99, 8, 16), (99, 24, 0)])
+def test_how_many_pairs_there_are(tmp_path, mesh, pairs, batch_size, count):
+    """None if none are wanted, or if the set is smaller than a batch; whole batches of it at most."""
+    config = config_of(tmp_path, [0, 1] * 10, [0, 1])
+    config.monitor.update(pairs=pairs, batch_size=batch_size)
+    assert Pairs(make_source(config.data, "train"), config, mesh).count == count
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from bt_jax.data.sources import Source, make_source
 from bt_jax.data.subsets import check_labels
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, first_bad_layer, frozen
+from bt_jax.evaluation.pairs import Pairs
 from bt_jax.evaluation.results import Result, same_encoder
 from bt_jax.export.encoder import load_encoder
 from bt_jax.models import make_encoder
@@ -184,6 +185,11 @@ class Evaluation:
             f"the features of {place} are not finite, {where}; the weights that init_from names, {judged.facts['source']}, "
             "must be wrong."
         )
+
+    def pairs_of_views(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The features of both training views of `monitor.pairs` train images; None where there are none to be had."""
+        pairs = Pairs(self.train, self.config, self.mesh)
+        return pairs.features(self._extract, self.judged.variables) if pairs.count else None
 
     def data_facts(self) -> Result:
         """The sets, for the result."""

@@ -55,7 +55,8 @@ def evaluate_knn(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
         mesh=mesh,
     )
     seconds = time.monotonic() - begin
-    state = health(test_features[evenly(len(test_features), settings.health_examples)])
+    views = evaluation.pairs_of_views()
+    state = health(test_features[evenly(len(test_features), settings.health_examples)], views)
     run = {
         "seed": config.seed,
         "top1": {str(k): accuracy for k, accuracy in zip(ks, accuracies, strict=True)},
@@ -74,6 +75,8 @@ def evaluate_knn(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
         f"RankMe        {state['rankme']:.1f} of {min(width, len(test_features))}",
         f"correlation   {state['mean_correlation']:.3f}, the mean over pairs of features, without sign",
         f"dead features {state['dead_features']} of {width}",
+        *([f"alignment     {state['alignment']:.3f}, uniformity {state['uniformity']:.2f}, of two training views each of "
+           f"{len(views[0])} images"] if views else []),
         f"result        {workdir / 'knn.json'}",
     ]
     evaluation.say("\n" + "\n".join(lines))

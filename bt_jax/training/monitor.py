@@ -15,6 +15,7 @@ from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, frozen, raw_pixels
 from bt_jax.evaluation.health import health
 from bt_jax.evaluation.knn import knn_accuracy
+from bt_jax.evaluation.pairs import Pairs
 
 Labelled = tuple[np.ndarray, np.ndarray]  # features (n, F) and labels (n,)
 
@@ -47,7 +48,7 @@ class KnnMonitor:
         self._mesh = mesh
         self._input = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "dtype": jnp.dtype(config.dtype)}
         self._extract = FeatureExtractor(frozen(encoder), mesh, **self._input)
-        self._pairs: list[tuple[np.ndarray, np.ndarray]] | None = None
+        self._pairs = Pairs(train, config, mesh)
 
     def __call__(self, variables: Any) -> float:
         """The accuracy, 0 to 1, of an encoder with these variables."""
@@ -56,8 +57,7 @@ class KnnMonitor:
     def report(self, variables: Any) -> dict[str, float]:
         """The accuracy as `knn_accuracy`, and the numbers of `bt_jax.evaluation.health.health`, by their names."""
         train, test = self._features(self._extract, variables)
-        has_pairs = self._config.monitor.pairs and len(self._train) >= self._config.monitor.batch_size
-        views = self._views(variables) if has_pairs else None
+        views = self._pairs.features(self._extract, variables) if self._pairs.count else None
         return {"knn_accuracy": self._accuracy(train, test), **health(test[0], views)}
 
     def raw_pixels(self) -> float:
@@ -74,25 +74,6 @@ class KnnMonitor:
         monitor, mesh = self._config.monitor, self._mesh
         k, temperature = min(monitor.k, len(train[0])), monitor.temperature
         return knn_accuracy(*train, *test, num_classes=self._train.num_classes, k=k, temperature=temperature, mesh=mesh)
-
-    def _views(self, variables: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The features of both training views of the same few train images, the same ones each time."""
-        from bt_jax.data.pipeline import train_batches
-
-        size, n = self._config.monitor.batch_size, min(self._config.monitor.pairs, len(self._train))
-        rows = mesh_lib.process_rows(self._mesh, size)
-        if self._pairs is None:
-            whole = {"batch_size": size, "rows": rows, "num_steps": -(-n // size)}
-            batches = train_batches(self._train, self._config.data, seed=self._config.seed, **whole)
-            self._pairs = [(batch["views"], batch["label"]) for batch in batches]
-        both = []
-        for view in range(2):
-            batches = (
-                {"image": views[:, view], "label": label, "mask": number * size + rows < n}
-                for number, (views, label) in enumerate(self._pairs)
-            )
-            both.append(self._extract(variables, batches, size)[0])
-        return both[0], both[1]
 
     def _batches(self, source: Source, limit: int):
         size = self._config.monitor.batch_size

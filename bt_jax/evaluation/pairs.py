@@ -1,0 +1,43 @@
+"""Pairs of training views, by whose features alignment and uniformity are told (health.py)."""
+
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax import mesh as mesh_lib
+from bt_jax.data.sources import Source
+from bt_jax.evaluation.features import FeatureExtractor
+
+
+class Pairs:
+    """Both views, as pre-training draws them, of a few images: those that the first batches of a run would show."""
+
+    def __init__(self, source: Source, config: ConfigDict, mesh: Mesh):
+        """Args:
+        config: of a run: its data, seed, monitor.batch_size, and monitor.pairs, the number of images at most.
+        """
+        self._source, self._config, self._mesh = source, config, mesh
+        size = config.monitor.batch_size
+        # A source smaller than a batch has none: then there are no pairs.
+        self.count = min(config.monitor.pairs, len(source) // size * size)
+        self._batches: list[dict[str, np.ndarray]] | None = None
+
+    def features(self, extract: FeatureExtractor, variables: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The features of the first and of the second views, (count, F) both; the same views at every call."""
+        from bt_jax.data.pipeline import train_batches  # the first import of TensorFlow
+
+        size = self._config.monitor.batch_size
+        rows = mesh_lib.process_rows(self._mesh, size)
+        if self._batches is None:
+            steps = -(-self.count // size)
+            arguments = {"seed": self._config.seed, "batch_size": size, "rows": rows, "num_steps": steps}
+            self._batches = list(train_batches(self._source, self._config.data, **arguments))
+
+        def one(view):
+            for number, batch in enumerate(self._batches):
+                mask = number * size + rows < self.count
+                yield {"image": np.ascontiguousarray(batch["views"][:, view]), "label": batch["label"], "mask": mask}
+
+        return extract(variables, one(0), size)[0], extract(variables, one(1), size)[0]
