@@ -91,6 +91,7 @@ class Pretraining:
         processes.agree("data", counts)
         self.preemption = Preemption()
         self.holder: Holder | None = None  # of process 0
+        self.accuracies: dict[int, float] = {}  # what the monitor saw, by step; the same on all processes
         self.notes: dict[str, Any] = {}  # what the checkpoint told besides the state
         self.begin = time.monotonic()
 
@@ -171,18 +172,16 @@ class Pretraining:
         """Starts to save the state and what else belongs to the run."""
         if self.holder is not None:
             self.holder.check()
-        history = reporter.history()
-        scores = [record["knn_accuracy"] for record in history if record["step"] == step and "knn_accuracy" in record]
         notes = {
             "config": self.config.to_dict(),
             "data": self._data_position(step),
             "watched": watched,  # whether the monitor's look at this step was taken, or is still to be
-            "history": history,
+            "history": reporter.history(),
             "seconds": round(self._seconds(), 3),
             "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": {"bt_jax": bt_jax.__version__, "jax": jax.__version__},
         }
-        self.checkpoints.save(step, state, run=notes, score=scores[-1] if scores else None)
+        self.checkpoints.save(step, state, run=notes, score=self.accuracies.get(step))
 
     def _seconds(self) -> float:
         """Of all starts of this run, those before the checkpoint that this one went on from included."""
@@ -290,7 +289,7 @@ class Pretraining:
         if self.monitor is None:
             return
         with reporter.pause():
-            accuracy = self.monitor(state.encoder_variables())
+            accuracy = self.accuracies[step] = self.monitor(state.encoder_variables())
             reporter.record(step, {"knn_accuracy": accuracy})
             start = "untrained" if not self.config.init_from else "before training"
             when = start if step == 0 else f"after epoch {step // self.steps_per_epoch}"
