@@ -91,7 +91,7 @@ class Run:
             self.status = os.waitstatus_to_exitcode(status) if pid else None
         return self.status is not None
 
-    def wait(self, seconds: float = 240) -> int:
+    def wait(self, seconds: float = 900) -> int:
         until = time.monotonic() + seconds
         while not self.ended():
             if time.monotonic() > until:
@@ -100,7 +100,7 @@ class Run:
             time.sleep(0.005)
         return self.status
 
-    def until(self, happened: Callable[[], bool], seconds: float = 240) -> bool:
+    def until(self, happened: Callable[[], bool], seconds: float = 900) -> bool:
         """Waits for something, or the end; whether it happened."""
         until = time.monotonic() + seconds
         while not happened():
