@@ -14,7 +14,7 @@ from bt_jax.data import pipeline
 from bt_jax.data.device_views import make_views
 from bt_jax.data.order import Order
 from bt_jax.data.resident import DeviceFeed, amount, eval_batches, evaluation_views
-from bt_jax.data.sources import ArraySource, FolderSource
+from bt_jax.data.sources import ArraySource, FolderSource, make_source
 from bt_jax.data.view_spec import ViewSpec, canvas_side
 from bt_jax.data.views import on_canvas
 from bt_jax.errors import UserError
@@ -171,6 +171,20 @@ def test_evaluation_is_as_with_tensorflow(source, config, resize, size):
 def test_images_of_the_right_size_pass_untouched():
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     assert evaluation_views(images, 0, 16).base is images or evaluation_views(images, 0, 16) is images
+
+
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (np.linspace(-2, 3, 384, dtype=np.float32).reshape(2, 8, 8, 3), r"float32 \(2, 8, 8, 3\) from -2 to 3; they must be"),
+        (np.array([np.zeros((8, 8, 3)), np.zeros((9, 8, 3))], object), "images of mixed sizes make no array"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_no_images(tmp_path, config, images, sentence):
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=np.arange(2))
+    config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"))
+    with pytest.raises(UserError, match=sentence):
+        make_source(config.data, "train")
 
 
 def test_amounts():

@@ -87,7 +87,11 @@ class ArraySource(Source):
         """Raises UserError for other shapes or types, or labels outside the classes."""
         images, labels = np.asarray(images), np.asarray(labels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise UserError(f"{name}: the images are {images.dtype} {images.shape}; they must be uint8 (N, H, W, 3).")
+            real = images.size and np.issubdtype(images.dtype, np.floating)
+            levels = f" from {images.min():g} to {images.max():g}" if real else ""
+            raise UserError(
+                f"{name}: the images are {images.dtype} {images.shape}{levels}; they must be uint8 (N, H, W, 3)."
+            )
         if images.size == 0:
             raise UserError(
                 f"{name}: the images are {images.shape}; there must be at least one, of at least one pixel."
@@ -335,5 +339,6 @@ def _arrays(file: str, split: str) -> ArraySource:
     except UserError:
         raise
     except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as an .npz file of arrays ({first_line(error)}).") from None
+        why = "images of mixed sizes make no array" if "Object arrays" in str(error) else first_line(error)
+        raise UserError(f"{path} cannot be read as an .npz file of arrays ({why}).") from None
     raise UserError(f"{path} holds {held or 'no arrays'}; it must hold {images} and {labels}.")
