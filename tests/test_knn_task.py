@@ -28,7 +28,12 @@ def test_against_scikit_learn_on_real_features(judged, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "knn.json").read_text())["runs"] == result["runs"]
     said = capsys.readouterr().out
     assert 0 < result["mean"]["health.alignment"] < 4 and result["mean"]["health.uniformity"] < 0
-    assert "kNN top-1" in said and "RankMe" in said and "of two training views each of 48 images" in said and "with k = 60" in said
+    assert (
+        "kNN top-1" in said
+        and "RankMe" in said
+        and "of two training views each of 48 images" in said
+        and "with k = 60" in said
+    )
 
     config.knn.k = (61,)
     with pytest.raises(UserError, match="knn.k holds 61, more than the 60 train images"):

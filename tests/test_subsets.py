@@ -1,5 +1,7 @@
 """bt_jax/data/subsets.py: which labels may be used, from a seed or a list."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,7 +34,7 @@ class Stream(StreamSource):
     def records(self, seed, epoch):
         from bt_jax.data.tensorflow_import import tf
 
-        contents = [open(path, "rb").read() for path in self._folder.paths]
+        contents = [pathlib.Path(path).read_bytes() for path in self._folder.paths]
         return tf.data.Dataset.from_tensor_slices((contents, self._folder.labels))
 
 

@@ -30,6 +30,7 @@ def make_views(
     examples: jax.Array,
     specs: Sequence[ViewSpec],
     size: int,
+    kernel: str = "keyscubic",
 ) -> jax.Array:
     """Draws and applies a view of each spec, a pure function of (seed, epoch, example, view) and the image.
 
@@ -39,6 +40,7 @@ def make_views(
       epoch: () int32, or (N,) where images are of several.
       examples: (N,) int32, the numbers of the images in their set.
       size: side of a view, S.
+      kernel: of the crop's resizing, as view_spec.kernel_of names it.
 
     Returns:
       (N, len(specs), S, S, 3) uint8.
@@ -53,7 +55,7 @@ def make_views(
         views = []
         for v, spec in enumerate(specs):
             drawn = sample_views(seed, epoch, examples, v, sizes, spec)
-            views.append(apply_views(images, drawn, size, spec))
+            views.append(apply_views(images, drawn, size, spec, kernel))
         return jnp.stack(views, axis=1)
 
 
@@ -146,7 +148,9 @@ def crops_from_uniforms(area, ratio, top, left, sizes, spec: ViewSpec) -> jax.Ar
     return jnp.stack([place(top, height - h), place(left, width - w), h, w], axis=1).astype(jnp.int32)
 
 
-def apply_views(images: jax.Array, p: ViewParameters, size: int, spec: ViewSpec | None = None) -> jax.Array:
+def apply_views(
+    images: jax.Array, p: ViewParameters, size: int, spec: ViewSpec | None = None, kernel: str = "keyscubic"
+) -> jax.Array:
     """The view of each image that its parameters describe, in the official order of operations.
 
     Args:
@@ -154,6 +158,7 @@ def apply_views(images: jax.Array, p: ViewParameters, size: int, spec: ViewSpec 
       p: with an axis (N,) in front.
       size: side of a view, S.
       spec: what `p` was drawn from, if it is known: what has probability 0 there is left out of the program.
+      kernel: as for `make_views`.
 
     Returns:
       (N, S, S, 3) uint8.
@@ -163,7 +168,7 @@ def apply_views(images: jax.Array, p: ViewParameters, size: int, spec: ViewSpec 
     def where(chosen, new, x):
         return jnp.where(chosen[:, None, None], new, x)
 
-    x = resized_crops(images, p.crop, p.flip, size)
+    x = resized_crops(images, p.crop, p.flip, size, kernel)
     if spec.jitter:
         x = where(p.jitter, _jitter(x, p), x)
     if spec.grayscale:
@@ -219,8 +224,10 @@ def _channels(x: jax.Array, dtype) -> list[jax.Array]:
     return [((x >> 8 * c) & 255).astype(dtype) for c in range(3)]
 
 
-def resized_crops(images: jax.Array, crops: jax.Array, flip: jax.Array, size: int) -> jax.Array:
-    """Each image's crop, mirrored where `flip` says so, antialiased bicubic: (N, size, size) packed.
+def resized_crops(
+    images: jax.Array, crops: jax.Array, flip: jax.Array, size: int, kernel: str = "keyscubic"
+) -> jax.Array:
+    """Each image's crop, mirrored where `flip` says so, antialiased: (N, size, size) packed.
 
     Pillow's arithmetic: the cubic's a is -0.5, whole levels after each axis, the width before the height.
 
@@ -229,8 +236,8 @@ def resized_crops(images: jax.Array, crops: jax.Array, flip: jax.Array, size: in
     """
     n, height, width, _ = images.shape
     top, left, h, w = crops.T
-    across = _cubic_weights(left, w, width, size, flip)
-    down = _cubic_weights(top, h, height, size, jnp.zeros_like(flip))
+    across = _weights(left, w, width, size, flip, kernel)
+    down = _weights(top, h, height, size, jnp.zeros_like(flip), kernel)
     # Rows × channels × columns: so that both products are plain ones, whose results lie as the next reads them.
     x = images.transpose(0, 1, 3, 2).reshape(n, height * 3, width).astype(jnp.float32)
     x = _levels(_product("nrw,nsw->nrs", x, across))
@@ -248,7 +255,7 @@ def _levels(x: jax.Array) -> jax.Array:
     return jnp.floor(jnp.clip(x + 0.5, 0.0, 255.0))
 
 
-def _cubic_weights(start: jax.Array, length: jax.Array, full: int, size: int, mirrored: jax.Array) -> jax.Array:
+def _weights(start: jax.Array, length: jax.Array, full: int, size: int, mirrored: jax.Array, kernel: str) -> jax.Array:
     """(N, size, full): what each pixel of an axis gives to each of the `size` that its stretch is resized to."""
     start, length, mirrored = (v[:, None, None] for v in (start, length, mirrored))
     place = jnp.arange(size)[None, :, None]
@@ -257,10 +264,13 @@ def _cubic_weights(start: jax.Array, length: jax.Array, full: int, size: int, mi
     scale = length.astype(jnp.float32) / size
     distance = pixel.astype(jnp.float32) + 0.5 - (start.astype(jnp.float32) + (place + 0.5) * scale)
     x = jnp.abs(distance / jnp.maximum(scale, 1.0))
-    near = ((1.5 * x - 2.5) * x) * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    inside = (pixel >= start) & (pixel < start + length)
-    weight = jnp.where(inside, jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0)), 0.0)
+    if kernel == "triangle":
+        weight = jnp.maximum(1.0 - x, 0.0)
+    else:
+        near = ((1.5 * x - 2.5) * x) * x + 1.0
+        far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+        weight = jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
+    weight = jnp.where((pixel >= start) & (pixel < start + length), weight, 0.0)
     return weight / jnp.sum(weight, axis=2, keepdims=True)
 
 

@@ -16,7 +16,7 @@ from bt_jax.data.decode import decode, pixels_of
 from bt_jax.data.order import Order, evenly, single_seed, view_seeds
 from bt_jax.data.sources import ArraySource, EncodedSource, Source, StreamSource
 from bt_jax.data.tensorflow_import import plain, tf
-from bt_jax.data.view_spec import canvas_side
+from bt_jax.data.view_spec import PAIR, canvas_side, kernel_of
 from bt_jax.data.views import ViewSpec, apply_views, evaluation_view, on_canvas, sample_view
 from bt_jax.errors import UserError
 
@@ -30,7 +30,7 @@ def train_batches(
     rows: np.ndarray,
     start_step: int = 0,
     num_steps: int | None = None,
-    views: tuple[str, ...] = ("view_a", "view_b"),
+    views: tuple[str, ...] = PAIR,
     canvas: bool = False,
 ) -> Iterator[Batch]:
     """Batches of views, two unless said otherwise, each a pure function of (seed, step): not of threads, processes or restarts.
@@ -59,13 +59,11 @@ def train_batches(
         )
     _check_rows(rows, batch_size)
     specs = [ViewSpec(**config[name]) for name in views]
-    # Pre-training crops by bicubic resizing (official main.py), supervised training by bilinear (official evaluate.py).
-    kernel = "triangle" if views == ("view_supervised",) else "keyscubic"
 
     def draw_views(image, label, seeds):
         height, width = tf.shape(image)[0], tf.shape(image)[1]
         parameters = [sample_view(seeds[v], height, width, spec) for v, spec in enumerate(specs)]
-        return {"views": apply_views(image, parameters, config.image_size, kernel), "label": label}
+        return {"views": apply_views(image, parameters, config.image_size, kernel_of(views)), "label": label}
 
     def put_on_canvas(image, label, seeds):
         image, size = on_canvas(image, canvas_side(config))

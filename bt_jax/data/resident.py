@@ -16,6 +16,7 @@ What is made is a pure function of (seed, step), on any number of devices. The v
 are the same, the random numbers are JAX's.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +31,7 @@ from bt_jax import mesh as mesh_lib
 from bt_jax.data.device_views import make_views
 from bt_jax.data.order import Order, evenly
 from bt_jax.data.sources import ArraySource, Source, StreamSource, import_tensorflow
-from bt_jax.data.view_spec import ViewSpec, canvas_side
+from bt_jax.data.view_spec import PAIR, ViewSpec, canvas_side, kernel_of
 from bt_jax.errors import UserError
 
 Arrays = dict[str, Any]
@@ -49,7 +50,7 @@ class DeviceFeed:
     def __init__(self, config: ConfigDict, source: Source, mesh: Mesh):
         """Raises UserError if several steps are to be started at once, and the set does not fit the devices."""
         self._config, self._source, self._mesh = config, source, mesh
-        self._specs = [ViewSpec(**config.data[name]) for name in ("view_a", "view_b")]
+        self._specs = [ViewSpec(**config.data[name]) for name in PAIR]
         if not isinstance(source, ArraySource):
             import_tensorflow()  # says what is missing, before anything is loaded
         needs, room, device = self._needs(), *self._room()
@@ -134,10 +135,12 @@ class DeviceFeed:
         if isinstance(self._source, ArraySource):
             host = self._fetched(rows, start_step, total_steps)
         else:
-            from bt_jax.data.pipeline import train_batches
+            from bt_jax.data import pipeline
 
-            host = train_batches(self._source, self._config.data, seed=self._config.seed, batch_size=batch_size, rows=rows,
-                                 start_step=start_step, num_steps=total_steps - start_step, canvas=True)  # fmt: skip
+            place = {"seed": self._config.seed, "start_step": start_step, "num_steps": total_steps - start_step}
+            host = pipeline.train_batches(
+                self._source, self._config.data, batch_size=batch_size, rows=rows, canvas=True, **place
+            )
         return mesh_lib.prefetch_to_mesh(host, self._mesh, batch_size)
 
     def _fetched(self, rows: np.ndarray, start_step: int, total_steps: int) -> Iterator[Arrays]:
@@ -179,11 +182,11 @@ def _loaded(source: Source, config: ConfigDict) -> Arrays:
     """
     if isinstance(source, ArraySource):
         return {"image": source.images, "label": source.labels}
-    from bt_jax.data.pipeline import eval_batches
+    from bt_jax.data import pipeline
 
     n, side, block = len(source), canvas_side(config), 256
     images, labels, sizes = np.zeros((n, side, side, 3), np.uint8), np.zeros(n, np.int32), np.ones((n, 2), np.int32)
-    batches = eval_batches(source, config, batch_size=block, rows=np.arange(block), canvas=True)
+    batches = pipeline.eval_batches(source, config, batch_size=block, rows=np.arange(block), canvas=True)
     for start, batch in zip(range(0, n, block), batches, strict=True):
         real = min(block, n - start)
         images[start : start + real] = batch["image"][:real]
@@ -196,6 +199,38 @@ def _loaded(source: Source, config: ConfigDict) -> Arrays:
     height, width = sizes.max(axis=0)
     held = {"image": np.ascontiguousarray(images[:, :height, :width]), "label": labels}
     return held if (sizes == (height, width)).all() else held | {"size": sizes}
+
+
+def train_batches(
+    source: Source,
+    config: ConfigDict,
+    *,
+    seed: int,
+    batch_size: int,
+    rows: np.ndarray,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    views: tuple[str, ...] = PAIR,
+) -> Iterator[Arrays]:
+    """As pipeline.train_batches; without TensorFlow where views are made on the device and the set is in memory."""
+    if config.views == "device" and isinstance(source, ArraySource):
+        return _array_train_batches(source, config, seed, batch_size, rows, start_step, num_steps, views)
+    from bt_jax.data import pipeline
+
+    lengths = {"start_step": start_step, "num_steps": num_steps, "views": views}
+    return pipeline.train_batches(source, config, seed=seed, batch_size=batch_size, rows=rows, **lengths)
+
+
+def _array_train_batches(source, config, seed, batch_size, rows, start_step, num_steps, views) -> Iterator[Arrays]:
+    specs = [ViewSpec(**config[name]) for name in views]
+    settings = {"seed": seed, "specs": specs, "size": config.image_size, "kernel": kernel_of(views)}
+    draw = jax.jit(lambda images, epoch, examples: make_views(images, None, epoch=epoch, examples=examples, **settings))
+    order = Order(seed, len(source), batch_size)
+    for step in itertools.count(start_step) if num_steps is None else range(start_step, start_step + num_steps):
+        epoch, examples = order.batch(step)
+        images, labels = source.fetch(examples[rows])
+        drawn = draw(images, np.int32(epoch), examples[rows].astype(np.int32))
+        yield {"views": np.asarray(drawn), "label": labels}
 
 
 def eval_batches(

@@ -1,6 +1,7 @@
 """The distribution of a view and one draw of it: what the host's views (views.py) and the device's (device_views.py) share."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -52,3 +53,11 @@ UNIFORMS = 2 * CROP_TRIES + 16  # random numbers that a draw takes
 def canvas_side(config: ConfigDict) -> int:
     """Side of the square on which the device is given an image: `canvas_size`, by default 16/7 of a view's, 512 for 224."""
     return config.canvas_size or config.image_size * 16 // 7
+
+
+PAIR = ("view_a", "view_b")  # the fields of `config.data` that say how pre-training's views are drawn
+
+
+def kernel_of(views: Sequence[str]) -> str:
+    """How crops are resized: bicubic for pre-training (official main.py), bilinear for supervised training (evaluate.py)."""
+    return "keyscubic" if tuple(views) == PAIR else "triangle"

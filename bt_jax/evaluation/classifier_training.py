@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import mesh as mesh_lib
 from bt_jax.checkpoint import Checkpoints
+from bt_jax.data.resident import eval_batches, train_batches
 from bt_jax.data.sources import Source
 from bt_jax.data.subsets import check_labels
 from bt_jax.errors import UserError
@@ -185,8 +186,6 @@ class ClassifierTraining:
             batches.close()
 
     def _batches(self, start_step: int):
-        from bt_jax.data.pipeline import train_batches  # the first import of TensorFlow
-
         size = self.config.batch_size
         host = train_batches(
             self.train,
@@ -233,8 +232,6 @@ class ClassifierTraining:
 
     def _tests(self):
         """The test images by the batch; kept if they are few, as they are the same each time."""
-        from bt_jax.data.pipeline import eval_batches
-
         if self._test_batches is not None:
             return self._test_batches
         size, side = self.config.monitor.batch_size, self.config.data.image_size

@@ -18,6 +18,7 @@ from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
 from bt_jax import processes
 from bt_jax.data.order import evenly
+from bt_jax.data.resident import eval_batches
 from bt_jax.data.sources import Source, make_source
 from bt_jax.data.subsets import check_labels
 from bt_jax.errors import UserError
@@ -151,8 +152,6 @@ class Evaluation:
         Raises:
           UserError: features that are not finite (the image and the layer are named), labels outside the classes.
         """
-        from bt_jax.data.pipeline import eval_batches  # the first import of TensorFlow
-
         size = self.config.monitor.batch_size
         rows = mesh_lib.process_rows(self.mesh, size)
         batches = eval_batches(source, self.config.data, batch_size=size, rows=rows, limit=limit)

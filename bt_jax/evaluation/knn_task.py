@@ -75,8 +75,14 @@ def evaluate_knn(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
         f"RankMe        {state['rankme']:.1f} of {min(width, len(test_features))}",
         f"correlation   {state['mean_correlation']:.3f}, the mean over pairs of features, without sign",
         f"dead features {state['dead_features']} of {width}",
-        *([f"alignment     {state['alignment']:.3f}, uniformity {state['uniformity']:.2f}, of two training views each of "
-           f"{len(views[0])} images"] if views else []),
+        *(
+            [
+                f"alignment     {state['alignment']:.3f}, uniformity {state['uniformity']:.2f}, of two training views each of "
+                f"{len(views[0])} images"
+            ]
+            if views
+            else []
+        ),
         f"result        {workdir / 'knn.json'}",
     ]
     evaluation.say("\n" + "\n".join(lines))

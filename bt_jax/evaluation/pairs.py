@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import mesh as mesh_lib
+from bt_jax.data.resident import train_batches
 from bt_jax.data.sources import Source
 from bt_jax.evaluation.features import FeatureExtractor
 
@@ -26,8 +27,6 @@ class Pairs:
 
     def features(self, extract: FeatureExtractor, variables: Any) -> tuple[np.ndarray, np.ndarray]:
         """The features of the first and of the second views, (count, F) both; the same views at every call."""
-        from bt_jax.data.pipeline import train_batches  # the first import of TensorFlow
-
         size = self._config.monitor.batch_size
         rows = mesh_lib.process_rows(self._mesh, size)
         if self._batches is None:
