@@ -119,6 +119,8 @@ def restore_encoder(workdir: epath.Path, like: Any) -> tuple[Any, int]:
       UserError: the run has no checkpoint, or none that can be read.
     """
     folder = workdir / "checkpoints"
+    if "://" not in str(folder):
+        folder = folder.absolute()  # Orbax reads from no other
     # A step's folder has its plain name only once it is complete.
     steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.exists() else []
     if not steps:
