@@ -27,7 +27,7 @@ class Checkpoints:
         self.folder = workdir / "checkpoints"
         self._damaged = workdir / "damaged_checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(_absolute(self.folder), options=options)
 
     def steps(self) -> list[int]:
         """The steps that are there, rising."""
@@ -104,6 +104,11 @@ class Checkpoints:
         self._manager.close()
 
 
+def _absolute(path: epath.Path) -> epath.Path:
+    """Orbax reads from and writes to no other."""
+    return path if "://" in str(path) else path.absolute()
+
+
 def restore_encoder(workdir: epath.Path, like: Any) -> tuple[Any, int]:
     """The encoder's variables alone, from the newest checkpoint of a run that can be read; nothing is changed there.
 
@@ -118,9 +123,7 @@ def restore_encoder(workdir: epath.Path, like: Any) -> tuple[Any, int]:
     Raises:
       UserError: the run has no checkpoint, or none that can be read.
     """
-    folder = workdir / "checkpoints"
-    if "://" not in str(folder):
-        folder = folder.absolute()  # Orbax reads from no other
+    folder = _absolute(workdir / "checkpoints")
     # A step's folder has its plain name only once it is complete.
     steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.exists() else []
     if not steps:
