@@ -62,6 +62,13 @@ def test_features_are_those_of_the_run(run):
     assert encoder.features(np.zeros((2, 40, 31, 3), np.uint8)).shape == (2, 32)
 
 
+def test_a_path_may_be_relative(run, monkeypatch):
+    """As the README has it."""
+    workdir, *_ = run
+    monkeypatch.chdir(workdir.parent)
+    assert bt_jax.load_encoder(workdir.name).step == 7
+
+
 def test_weights_are_known_by_step_and_hash(run):
     """Read again they have the same hash; one number changed in its last bit, another."""
     workdir, _, _ = run

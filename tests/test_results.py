@@ -1,7 +1,5 @@
 """bt_jax/evaluation/results.py and table.py: the files, mean and spread, and the paper-shaped tables."""
 
-import json
-
 import numpy as np
 import pytest
 from etils import epath
@@ -77,7 +75,21 @@ def test_tables(tmp_path, capsys):
     assert "20.0%" in lines[scratch] and "40.0%" in lines[scratch + 1]
     rows = [line for line in lines if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
-    json.dumps(results["linear"])
+
+
+def test_seeds_from_several_folders(tmp_path, capsys):
+    """Jobs that differ in their seed alone are one row, with mean and spread; the same seed twice is a mistake."""
+    folders = []
+    for seed, top1 in enumerate((0.4, 0.5, 0.6)):
+        result = result_of("linear", [run(seed, top1)])
+        result["config"]["seed"] = seed
+        (tmp_path / str(seed)).mkdir()
+        write_result(epath.Path(tmp_path / str(seed)), result)
+        folders.append(str(tmp_path / str(seed)))
+    table.main(folders)
+    assert "50.0% ± 10.0% (3 seeds)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="hold results of the same seed"):
+        table.main([*folders, folders[0]])
 
 
 def test_table_without_a_folder():

@@ -2,15 +2,16 @@
 
     python -m bt_jax.evaluation.table WORKDIR…
 
-Each WORKDIR is that of an evaluation. Rows marked "paper" are Zbontar et al. 2021 (arXiv 2103.03230): ResNet-50, 1000
+Each WORKDIR is that of an evaluation; results that differ in nothing but their seeds are one row. Rows marked "paper" are Zbontar et al. 2021 (arXiv 2103.03230): ResNet-50, 1000
 epochs on ImageNet. They are theirs and were not measured here.
 """
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 
 from bt_jax.errors import UserError
-from bt_jax.evaluation.results import Result, mean_and_spread, read_results
+from bt_jax.evaluation.results import Result, mean_and_spread, read_results, summary_of_runs
 
 PAPER = "paper (ImageNet, ResNet-50)"
 # Table 2: top-1 at 1 % and 10 % of the labels, then top-5.
@@ -37,6 +38,29 @@ def tables(results: Sequence[tuple[str, Result]]) -> str:
         if mine:
             parts.append(make(mine))
     return "\n\n".join(parts)
+
+
+def merged(results: Sequence[tuple[str, Result]]) -> list[tuple[str, Result]]:
+    """One result for those of the same evaluation with other seeds, which may have been jobs of their own.
+
+    Raises:
+      UserError: two of them have the same seed.
+    """
+    groups: dict[str, list[tuple[str, Result]]] = {}
+    for folder, result in results:
+        config = {name: value for name, value in result["config"].items() if name not in ("seed", "repeats")}
+        same = {"task": result["task"], "checkpoint": result["checkpoint"], "data": result["data"], "config": config}
+        groups.setdefault(json.dumps(same, sort_keys=True), []).append((folder, result))
+    together = []
+    for group in groups.values():
+        runs = [run for _, result in group for run in result["runs"]]
+        seeds = [run["seed"] for run in runs]
+        if len(set(seeds)) < len(seeds):
+            folders = ", ".join(folder for folder, _ in group)
+            raise UserError(f"{folders} hold results of the same seed ({sorted(seeds)}); name each once.")
+        first = group[0][1] | {"seeds": seeds, "runs": runs, **summary_of_runs(runs)}
+        together.append((", ".join(folder for folder, _ in group), first))
+    return together
 
 
 def _linear(results: list[tuple[str, Result]]) -> str:
@@ -129,11 +153,11 @@ def main(folders: Sequence[str], say: Callable[[str], None] = print) -> None:
     """Prints the tables of these folders' results.
 
     Raises:
-      UserError: none is named, or one holds no result.
+      UserError: none is named, one holds no result, or two hold that of the same seed.
     """
     if not folders or any(folder.startswith("-") for folder in folders):
         raise UserError("name the workdirs of evaluations: python -m bt_jax.evaluation.table WORKDIR…")
-    say(tables([(folder, result) for folder in folders for result in read_results(folder)]))
+    say(tables(merged([(folder, result) for folder in folders for result in read_results(folder)])))
 
 
 if __name__ == "__main__":
