@@ -270,9 +270,13 @@ def _of_storage(error: BaseException | None) -> bool:
 
 
 def _why(error: BaseException) -> str:
-    """What is wrong, in a few words: tensorstore's errors name the file and the place in its source as well."""
+    """What is wrong, in a few words: the first cause, without the file's specification and the place in tensorstore."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     text = str(error)
-    return next((sign for sign in _STORAGE_SIGNS if sign in text and sign[1].islower()), first_line(error))
+    return next(
+        (sign for sign in _STORAGE_SIGNS if sign in text and sign[1].islower()), first_line(error).partition(" [")[0]
+    )
 
 
 def steps_on_disk(workdir: epath.Path) -> list[int]:

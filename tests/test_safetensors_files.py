@@ -16,7 +16,7 @@ DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.i
 def arrays():
     rng = np.random.default_rng(0)
     found = {f"a.{np.dtype(dtype).name}": rng.integers(0, 2, (3, 2)).astype(dtype) for dtype in DTYPES}
-    return {**found, "scalar": np.float32(3).reshape(()), "empty": np.zeros((0, 4), np.float32)}
+    return {**found, "scalar": np.array(3, np.float32), "empty": np.zeros((0, 4), np.float32)}
 
 
 def test_round_trip(tmp_path):

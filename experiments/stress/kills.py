@@ -10,6 +10,7 @@ of the last checkpoint, bit for bit, and every line of metrics.jsonl but the spe
 import argparse
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import time
@@ -36,11 +37,11 @@ def main() -> None:
             sys.exit(f"the run that was left alone failed: {whole.last_words()}")
         took = time.monotonic() - began
         print(f"{name}: {took:.1f} s, of which {ready:.1f} s before the first step was told", flush=True)
-    before, equal, kills, in_save, in_start = [], 0, 0, 0, 0
+    equal, kills, in_save, in_start = 0, 0, 0, 0
     for i in range(arguments.runs):
         workdir = folder / f"killed_{i}"
         places = []
-        for _ in range(arguments.kills):
+        while len(places) < arguments.kills:
             run = Run(folder, workdir)
             # One in five anywhere in the start; the others after the first step of this start.
             early = draw.random() < 0.2
@@ -50,9 +51,12 @@ def main() -> None:
                 run.until(run.training)
                 time.sleep(draw.uniform(0, max(0.1, took - ready)))
             run.signal(signal.SIGKILL)
-            if run.wait() == 0:
+            if run.wait() == 0 and places:
                 places.append("done")
                 break
+            if run.status == 0:  # it ended before it was ever killed: again, from nothing
+                shutil.rmtree(workdir)
+                continue
             kills += 1
             half = list((workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
             in_save += bool(half)
@@ -68,7 +72,6 @@ def main() -> None:
             same = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
         good = status == 0 and not same
         equal += good
-        before.append(good)
         print(f"run {i:2}: killed at step {', '.join(places)}; then {'equal' if good else f'NOT EQUAL {same[:4]} {run.last_words()}'}",
               flush=True)  # fmt: skip
     print(f"{equal} of {arguments.runs} ended bit-equal to the run that was left alone, after {kills} kills, "

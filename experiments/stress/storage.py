@@ -3,13 +3,13 @@ a clock that goes backwards, a signal. Each case says what it did, what the run 
 
     python experiments/stress/storage.py DIR [CASE …]
 
-As root, on Linux: disks of a few MB are made for it (tmpfs). The clock needs libfaketime, and is left out without it.
+As root, on Linux: disks of a few MB are made for it (tmpfs). The clock is Python's, as it looks to a run.
 """
 
 import contextlib
-import ctypes.util
-import glob
-import os
+import datetime
+import itertools
+import json
 import pathlib
 import random
 import shutil
@@ -150,58 +150,59 @@ def disappears(folder: pathlib.Path) -> bool:
         run.until(run.training)
         subprocess.run(["umount", "-l", small], check=True)
         status = run.wait()
-        empty = not list(small.iterdir())
-        right = tell("disk taken away", status == 1 and empty, f"status {status}; {run.last_words()[:300]}")
+        stray = list(
+            (small / "run" / "checkpoints").glob("[0-9]*")
+        )  # the save that was under way makes its folder anew
+        said = run.last_words()
+        right = tell(
+            "disk taken away",
+            status == 1 and "is not there any more" in said and len(stray) <= 1,
+            f"status {status}; {said}; {len(stray)} checkpoint(s) beside it",
+        )
     run = Run(folder, folder / "deleted")
     run.until(run.training)
     (folder / "deleted").rename(folder / "deleted_elsewhere")
-    status = run.wait()
+    status, said = run.wait(), run.last_words()
+    stray = list((folder / "deleted" / "checkpoints").glob("[0-9]*"))
+    good = status == 1 and "is not there any more" in said and len(stray) <= 1
     return (
-        tell(
-            "folder moved away",
-            status == 1 and not (folder / "deleted").exists(),
-            f"status {status}; {run.last_words()}",
-        )
-        and right
+        tell("folder moved away", good, f"status {status}; {said}; {len(stray)} checkpoint(s) in its place") and right
     )
 
 
 def clock(folder: pathlib.Path) -> bool:
-    """A day back while it runs, and another day back before it goes on: by libfaketime, in a process of its own."""
-    library = (glob.glob("/usr/lib/*/faketime/libfaketime.so.1") or [ctypes.util.find_library("faketime")])[0]
-    if not library:
-        print("left out  clock: libfaketime is not here")
-        return True
-    stamp = folder / "clock"
-    program = (
-        f"import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r}); import pathlib, jax, small_runs; "
-        f"f = pathlib.Path({str(folder)!r}); jax.config.update('jax_compilation_cache_dir', str(f / 'compiled')); "
-        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0); "
-        "run = small_runs.Run(f, f / 'clock_run'); sys.exit(run.wait())"
-    )
-    environment = {
-        **os.environ, "LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1",
-    }  # fmt: skip
-    workdir = folder / "clock_run"
-    stamp.write_text("+0d")
-    process = subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True)
-    until = time.monotonic() + 300
-    while newest(workdir) < 5 and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.02)
-    stamp.write_text("-1d")
-    changed = newest(workdir)
-    while newest(workdir) < changed + 5 and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """Python's clocks go back by a minute whenever they are looked at, and by a day more before the run goes on."""
+
+    def backwards(days: int):
+        start, looks, real = time.time(), itertools.count(), datetime.datetime
+
+        def now() -> float:
+            return start - 86400 * days - 60 * next(looks)
+
+        class Backwards(real):
+            @classmethod
+            def now(cls, tz=None):
+                return real.fromtimestamp(now(), tz)
+
+        time.time, time.time_ns, datetime.datetime = now, lambda: int(now() * 1e9), Backwards
+
+    workdir = folder / "clock"
+    run = Run(folder, workdir, before=lambda: backwards(1))
+    run.until(lambda: newest(workdir) >= TOTAL // 3)
+    run.signal(signal.SIGKILL)
+    run.wait()
     stopped = newest(workdir)
-    stamp.write_text("-2d")
-    status = subprocess.run([sys.executable, "-c", program], env=environment).returncode
+    saved = json.loads((workdir / "checkpoints" / str(stopped) / "run" / "metadata").read_text())["saved"]
+    run = Run(folder, workdir, before=lambda: backwards(3))
+    status = run.wait()
+    again = json.loads((workdir / "checkpoints" / str(newest(workdir)) / "run" / "metadata").read_text())["saved"]
     same = status == 0 and final(folder, workdir) == final(folder, folder / "whole")
-    return tell("clock going backwards", same and stopped > changed,
-                f"a day back at step {changed}, killed at {stopped}, two days back when it went on: status {status}, "
-                f"{'the same bits' if same else 'other bits'}")  # fmt: skip
+    return tell(
+        "clock going backwards",
+        same and again < saved,
+        f"killed at step {stopped}, saved at {saved}; the last step, after it, at {again}; status {status}, "
+        f"{'the same bits' if same else 'other bits'}",
+    )
 
 
 def told(folder: pathlib.Path) -> bool:
