@@ -19,6 +19,7 @@ from bt_jax import config as config_lib
 from bt_jax.checkpoint import config_text
 from bt_jax.errors import Preempted, UserError
 from bt_jax.training import init_from, loop
+from bt_jax.training.words import summary
 
 STEPS = 6  # three epochs of two steps
 
@@ -115,7 +116,7 @@ def test_official_rates_are_printed(capsys, small_run, tmp_path):
     run = loop.Pretraining(small_run, loop.epath.Path(tmp_path / "run"), mesh)
     state, *_ = run._state()
     run.config.batch_size = official.batch_size
-    text = run._summary(state, 0, [])
+    text = summary(run, state, 0, [])
     run.checkpoints.close()
     assert "weights 1.6 = 0.2 × 2048/256, biases 0.0384 = 0.0048 × 2048/256" in text
     assert "gradients divided by 16; warm-up 10 epochs" in text

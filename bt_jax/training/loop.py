@@ -40,12 +40,13 @@ from bt_jax.methods import make_method
 from bt_jax.optim import make_optimizer, make_schedules
 from bt_jax.preemption import Preemption
 from bt_jax.reporting.profile import Profiler, flops_of
-from bt_jax.reporting.progress import Reporter, duration
+from bt_jax.reporting.progress import Reporter
 from bt_jax.training.dispatch import make_program
 from bt_jax.training.init_from import start_from
 from bt_jax.training.monitor import KnnMonitor
-from bt_jax.training.state import TrainState, abstract_state, count_parameters, init_state
+from bt_jax.training.state import TrainState, abstract_state, init_state
 from bt_jax.training.step import jit_step, make_train_step
+from bt_jax.training.words import farewell, summary
 from bt_jax.workdir import Holder, claim_workdir, held
 
 
@@ -141,11 +142,11 @@ class Pretraining:
             history_is_all=start_step == 0 or not self.notes.get("watched", True),
         )
         try:
-            reporter.say(self._summary(state, start_step, notices))
+            reporter.say(summary(self, state, start_step, notices))
             state = self._train(state, start_step, reporter)
             self.checkpoints.wait()
             result = self._result(reporter.history(), time.monotonic() - self.begin)
-            reporter.say(self._farewell(result))
+            reporter.say(farewell(self, result))
         finally:
             reporter.close()
             self.checkpoints.close()
@@ -323,42 +324,6 @@ class Pretraining:
             dead = f", {found['dead_features']} dead" if found["dead_features"] else ""
             reporter.say(f"kNN accuracy {found['knn_accuracy']:.1%} {when}; {rank}{dead}")
 
-    def _summary(self, state: TrainState, start_step: int, notices: list[str]) -> str:
-        config, optimizer = self.config, self.config.optimizer
-        devices = self.mesh.devices.flat
-        count, width = self.mesh.size, self.method.encoder.num_features
-        factor = config.batch_size / 256
-        total = count_parameters(state.params)
-        encoder = count_parameters(state.params["encoder"])
-        lines = {
-            "bt_jax": f"{bt_jax.__version__}, JAX {jax.__version__}: {config.task} with {config.method}, seed {config.seed}",
-            "devices": f"{count} × {devices[0].device_kind}, {config.batch_size // count} images each; "
-            f"{jax.process_count()} process{'es' if jax.process_count() > 1 else ''}"
-            + (f"; each of the projector's layers on {split}" if (split := config.mesh.model) > 1 else ""),
-            "data": f"{self.source.name}: {len(self.source)} images, {self.source.num_classes} classes; "
-            f"two views of {config.data.image_size}×{config.data.image_size}"
-            + (f"\n{self.feed.words}" if self.feed else ""),
-            "encoder": f"{config.model.arch}, {width} features, {encoder / 1e6:.2f} M parameters of {total / 1e6:.2f} M; "
-            f"computes in {config.dtype}",
-            **self.method.describe(config.batch_size),
-            "batch": f"{config.batch_size}; {self.steps_per_epoch} steps an epoch, {config.epochs} epochs, "
-            f"{self.total_steps} steps",
-            "rates": f"weights {optimizer.learning_rate_weights * factor:g} = {optimizer.learning_rate_weights:g} × "
-            f"{config.batch_size}/256, biases {optimizer.learning_rate_biases * factor:g} = "
-            f"{optimizer.learning_rate_biases:g} × {config.batch_size}/256,\n"
-            f"gradients divided by {optimizer.gradient_divisor:g}; warm-up {optimizer.warmup_epochs} epochs, then cosine",
-            "workdir": str(self.workdir),
-        }
-        text = [f"{title:<9} " + value.replace("\n", "\n" + " " * 10) for title, value in lines.items()]
-        text += [f"note      {notice}" for notice in [*self.source.notices, *notices]]
-        if start_step == self.total_steps:
-            text.append(
-                f"complete  this run has made all its {start_step} steps; choose another --workdir for a new one"
-            )
-        elif start_step:
-            text.append(f"resuming  at step {start_step} of {self.total_steps}")
-        return "\n".join(text)
-
     def _result(self, history: list[dict], seconds: float) -> dict[str, Any]:
         last = {}
         for record in history:
@@ -378,25 +343,3 @@ class Pretraining:
         if self.config.monitor.judge_at_end:
             result |= judge_at_end(self.config, self.workdir, self.mesh)
         return result
-
-    def _farewell(self, result: dict[str, Any]) -> str:
-        lines = [f"\ndone in {duration(result['seconds_of_last_start'])}"]
-        if "knn_accuracy_after" in result:
-            before, after = result["knn_accuracy_before"], result["knn_accuracy_after"]
-            raw = result.get("knn_accuracy_raw_pixels")
-            pixels = "" if raw is None else f", {raw:.1%} on raw pixels"
-            lines.append(f"kNN accuracy   {after:.1%} with the trained encoder, {before:.1%} untrained{pixels}")
-        if "linear_top1" in result:
-            tuned, scratch = result["finetune_top1"], result["from_scratch_top1"]
-            lines.append(f"linear         {result['linear_top1']:.1%}, a linear classifier on the frozen features")
-            lines.append(
-                f"few labels     {tuned:.1%} fine-tuned on {result['labels_a_class']} labels a class, {scratch:.1%} from scratch "
-                f"on the same: {100 * (tuned - scratch):+.1f} points"
-            )
-        lines += [
-            f"checkpoint     {self.checkpoints.folder / str(self.total_steps)}",
-            f"metrics        {self.workdir / 'metrics.jsonl'}, {self.workdir / 'pretrain.json'}",
-            f"to look        tensorboard --logdir {self.workdir}   (pip install tensorboard)",
-            f"to use         python -c \"import bt_jax; print(bt_jax.load_encoder('{self.workdir}'))\"",
-        ]
-        return "\n".join(lines)
