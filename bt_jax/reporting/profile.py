@@ -2,6 +2,7 @@
 
 import re
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -146,20 +147,24 @@ def newest_trace(folder: epath.Path) -> epath.Path:
 
 def operation_times(trace: epath.Path) -> dict[str, float]:
     """Seconds of each operation of the compiled programs, by its name, over all devices; loops count as what is in them."""
-    planes = list(jax.profiler.ProfileData.from_serialized_xspace(trace.read_bytes()).planes)
+    data = jax.profiler.ProfileData.from_serialized_xspace(trace.read_bytes())
+    planes = list(data.planes)  # views of the data, which they do not keep alive
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     times: dict[str, float] = defaultdict(float)
-    for plane in devices or planes:
-        for line in plane.lines:
-            if plane.name.startswith("/device:TPU") and line.name != "XLA Ops":
-                continue
-            for event in line.events:
-                name = dict(event.stats).get("hlo_op")
-                if name is None and plane.name.startswith("/device:GPU") and line.name.startswith("Stream"):
-                    name = event.name  # a kernel in a CUDA graph does not tell what operation it is of
-                if name is None or re.match(r"(while|conditional|call)(\.|$)", str(name)):
+    with warnings.catch_warnings():
+        # jaxlib makes its iterators' types on first use, of which Python 3.12 complains in the middle of C++.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for plane in devices or planes:
+            for line in plane.lines:
+                if plane.name.startswith("/device:TPU") and line.name != "XLA Ops":
                     continue
-                times[str(name)] += event.duration_ns / 1e9
+                for event in line.events:
+                    name = dict(event.stats).get("hlo_op")
+                    if name is None and plane.name.startswith("/device:GPU") and line.name.startswith("Stream"):
+                        name = event.name  # a kernel in a CUDA graph does not tell what operation it is of
+                    if name is None or re.match(r"(while|conditional|call)(\.|$)", str(name)):
+                        continue
+                    times[str(name)] += event.duration_ns / 1e9
     return dict(times)
 
 
