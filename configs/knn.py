@@ -7,7 +7,8 @@ Source:    Wu et al. 2018 (arXiv 1805.01978, section 3.4): cosine, temperature 0
            smaller k beside it, all by one search.
 Encoder:   the run in runs/<that config>; --config.init_from=PATH for another.
 Hardware:  any; the features of ImageNet's train images are 10.5 GB over all devices.
-Expected:  KNN_EXPECTED
+Expected:  45.4 % with k = 20 and 43.9 % with k = 200 for resnet18_cifar10_cpu, all 50 000 images voting
+           (experiments/results/evaluation.md). The others have not been measured here.
 """
 
 import importlib
