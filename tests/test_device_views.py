@@ -63,6 +63,20 @@ def test_crop_is_pillows(golden):
         assert difference.max() <= 1 and np.mean(difference > 0) <= 1e-3
 
 
+def test_supervised_crops_are_bilinear_as_the_hosts():
+    """Of one image, enlarged, reduced and mirrored: a level apart at most, where a value lies between two."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
+    crops = np.array([[0, 0, 40, 52], [3, 5, 11, 7], [20, 1, 17, 30]], np.int32)
+    flip = np.array([False, True, False])
+    run = jax.jit(device_views.resized_crops, static_argnames=("size", "kernel"))
+    found = device_views.unpacked(run(np.stack([image] * 3), crops, flip, size=16, kernel="triangle"))
+    for i, crop in enumerate(crops):
+        p = ViewParameters(crop, flip[i], False, np.arange(4, dtype=np.int32), *[np.float32(1)] * 3, np.float32(0),
+                           False, False, np.float32(1), False)  # fmt: skip
+        host = views.apply_views(image, [ViewParameters(*map(tf.constant, p))], 16, "triangle")[0].numpy()
+        assert np.abs(np.asarray(found[i]).astype(int) - host).max() <= 1
+
+
 def test_every_colour_keeps_its_hue_or_turns_as_on_the_host():
     """A cube of colours, 33 levels a channel: three values in a thousand may differ, and those by little."""
     levels = np.linspace(0, 255, 33).astype(np.uint8)

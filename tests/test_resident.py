@@ -10,7 +10,7 @@ from PIL import Image
 
 from bt_jax import config as config_lib
 from bt_jax import mesh as mesh_lib
-from bt_jax.data import pipeline
+from bt_jax.data import pipeline, resident
 from bt_jax.data.device_views import make_views
 from bt_jax.data.order import Order
 from bt_jax.data.resident import DeviceFeed, amount, eval_batches, evaluation_views
@@ -212,3 +212,19 @@ print(batch["views"].shape, next(eval_batches(source, config.data, batch_size=8,
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "(128, 2, 48, 48, 3) (8, 48, 48, 3)", done.stderr[-2000:]
+
+
+def test_views_for_evaluations_are_those_of_training(config, source, expected, monkeypatch):
+    """The pair as a run draws it, for any rows and from any step on, without TensorFlow; and single views with labels."""
+    monkeypatch.setattr(pipeline, "train_batches", None)
+    settings = {"seed": 3, "batch_size": BATCH}
+    rows = np.arange(BATCH)
+    found = list(resident.train_batches(source, config.data, **settings, rows=rows, num_steps=5))
+    for batch, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(batch["views"], other["views"])
+        np.testing.assert_array_equal(batch["label"], other["label"])
+    (part,) = resident.train_batches(source, config.data, **settings, rows=rows[1::2], start_step=3, num_steps=1)
+    np.testing.assert_array_equal(part["views"], expected[3]["views"][1::2])
+    single = next(resident.train_batches(source, config.data, **settings, rows=rows, views=("view_supervised",)))
+    assert single["views"].shape == (BATCH, 1, 16, 16, 3)
+    np.testing.assert_array_equal(single["label"], expected[0]["label"])
