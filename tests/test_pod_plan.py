@@ -10,7 +10,6 @@ import pytest
 from recipes import small_method
 
 from bt_jax import config as config_lib
-from bt_jax import mesh as mesh_lib
 from bt_jax import pod_plan
 from bt_jax.chips import parse_topology
 from bt_jax.errors import UserError
@@ -159,29 +158,32 @@ def test_bad_input(changes, sentence, monkeypatch, tmp_path):
     assert sentence in str(error.value)
 
 
-def test_a_plan_by_libtpu(tmp_path):
-    """The whole command, for a slice of four chips; needs libtpu, an optional extra."""
-    pytest.importorskip("libtpu")
-    fields = {"task": "pod_plan", "batch_size": 8, "data.image_size": 32, "model.width": 4, "model.projector": "(16,)"}
-    fields |= {"pod.topology": "v5e:2x2", "model.small_images": True}
-    command = [sys.executable, "main.py", f"--workdir={tmp_path}", *(f"--config.{k}={v}" for k, v in fields.items())]
+def plan_by_libtpu(workdir, **changes):
+    """What the command prints and writes, in a process of its own: libtpu and JAX's profiler do not bear each other."""
+    fields = {"task": "pod_plan", "data.image_size": 32, "model.width": 4, "model.projector": "(16,)"}
+    fields |= {"model.small_images": True, **changes}
+    command = [sys.executable, "main.py", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in fields.items())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    result = json.loads((tmp_path / "pod_plan_v5e_2x2.json").read_text())
+    (path,) = workdir.glob("pod_plan_*.json")
+    return done.stdout, json.loads(path.read_text())
+
+
+def test_a_plan_by_libtpu(tmp_path):
+    """The whole command, for a slice of four chips; needs libtpu, an optional extra."""
+    pytest.importorskip("libtpu")
+    _, result = plan_by_libtpu(tmp_path, batch_size=8, **{"pod.topology": "v5e:2x2"})
     assert result["fits"] and result["mesh"] == {"data": 4}
     assert {"all-reduce", "all-to-all"} <= result["collectives"].keys()
     # Of each device: the images it has, and the parameters with their momentum.
     assert result["arguments"] > 8 * result["parameters"]
 
 
-def test_more_than_fits_is_said_by_libtpu():
+def test_more_than_fits_is_said_by_libtpu(tmp_path):
     """The compiler refuses what exceeds a chip's memory; its sentence is the plan."""
     pytest.importorskip("libtpu")
-    config = small_config(batch_size=2**16, **{"data.image_size": 512, "pod.topology": "v5e:1x1", "pod.images": 2**16})
-    topology = parse_topology("v5e:1x1")
-    mesh = mesh_lib.make_mesh(config.mesh, pod_plan.devices_of(topology))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pod_plan, "make_method", lambda config, mesh: small_method(mesh))
-        plan = pod_plan.make_plan(config, mesh, topology, 2**16)
-    assert isinstance(plan, str) and "exceeds available HBM" in plan and "\n" not in plan
+    large = {"data.image_size": 512, "pod.topology": "v5e:1x1"}
+    printed, result = plan_by_libtpu(tmp_path, batch_size=2**16, **large, **{"pod.images": 2**16})
+    assert result["fits"] is False and "exceeds available HBM" in result["why"]
+    assert "does not fit: " in printed
