@@ -97,7 +97,7 @@ class Pretraining:
             reporter.say(self._summary(state, start_step, notices))
             state = self._train(state, start_step, reporter)
             self.checkpoints.wait()
-            result = self._result(reporter.history(), begin)
+            result = self._result(reporter.history(), time.monotonic() - begin)
             reporter.say(self._farewell(result))
         finally:
             reporter.close()
@@ -239,7 +239,7 @@ class Pretraining:
             text.append(f"resuming  at step {start_step} of {self.total_steps}")
         return "\n".join(text)
 
-    def _result(self, history: list[dict], begin: float) -> dict[str, Any]:
+    def _result(self, history: list[dict], seconds: float) -> dict[str, Any]:
         last = {}
         for record in history:
             last |= record
@@ -247,7 +247,7 @@ class Pretraining:
         result = {
             "task": "pretrain",
             "step": self.total_steps,
-            "seconds_of_last_start": 0.0,
+            "seconds_of_last_start": round(seconds, 1),
             "metrics": last,
         }
         if knn:  # in the records, and so on process 0 alone
@@ -256,7 +256,6 @@ class Pretraining:
             result["knn_accuracy_raw_pixels"] = self.monitor.raw_pixels()
         if self.config.monitor.judge_at_end:
             result |= judge_at_end(self.config, self.workdir, self.mesh)
-        result["seconds_of_last_start"] = round(time.monotonic() - begin, 1)
         return result
 
     def _farewell(self, result: dict[str, Any]) -> str:
