@@ -145,7 +145,7 @@ class Pretraining:
             reporter.say(summary(self, state, start_step, notices))
             state = self._train(state, start_step, reporter)
             self.checkpoints.wait()
-            result = self._result(reporter.history(), time.monotonic() - self.begin)
+            result = self._result(reporter.history())
             reporter.say(farewell(self, result))
         finally:
             reporter.close()
@@ -324,7 +324,7 @@ class Pretraining:
             dead = f", {found['dead_features']} dead" if found["dead_features"] else ""
             reporter.say(f"kNN accuracy {found['knn_accuracy']:.1%} {when}; {rank}{dead}")
 
-    def _result(self, history: list[dict], seconds: float) -> dict[str, Any]:
+    def _result(self, history: list[dict]) -> dict[str, Any]:
         last = {}
         for record in history:
             last |= record
@@ -332,8 +332,6 @@ class Pretraining:
         result = {
             "task": "pretrain",
             "step": self.total_steps,
-            "seconds": round(self._seconds(), 1),
-            "seconds_of_last_start": round(seconds, 1),
             "metrics": last,
         }
         if knn:  # in the records, and so on process 0 alone
@@ -342,4 +340,5 @@ class Pretraining:
             result["knn_accuracy_raw_pixels"] = self.monitor.raw_pixels()
         if self.config.monitor.judge_at_end:
             result |= judge_at_end(self.config, self.workdir, self.mesh)
+        result |= {"seconds": round(self._seconds(), 1), "seconds_of_last_start": round(time.monotonic() - self.begin, 1)}
         return result
