@@ -26,7 +26,7 @@ def quickstart_of(changes):
     config.data.image_size, config.data.photographs.train_per_class, config.data.photographs.test_per_class = 16, 4, 1
     config.data.photographs.size = 16
     config.checkpoint.every_epochs, config.monitor.every_epochs, config.monitor.batch_size = 1, 3, 16
-    config.monitor.k = 5
+    config.monitor.k, config.monitor.judge_at_end = 5, False
     config.mesh.heartbeat_seconds, config.mesh.join_seconds = 15, 60
     config.update_from_flattened_dict(changes)
     return config
