@@ -196,11 +196,16 @@ def fingerprints(state: Any) -> dict[str, int]:
     All processes must call it together. Computed where the arrays are.
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    sums = jax.device_get([_fingerprint(leaf) for _, leaf in leaves])
+    sums = jax.device_get(_fingerprints([leaf for _, leaf in leaves]))
     return {_name(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
 
 
 @jax.jit
+def _fingerprints(arrays: list[jax.Array]) -> jax.Array:
+    """One program for all: of more than 32 at once, several CPU devices of a process wait for each other for ever."""
+    return jnp.stack([_fingerprint(x) for x in arrays])
+
+
 def _fingerprint(x: jax.Array) -> jax.Array:
     """Σ word × odd number of its place, modulo 2³²: one turned bit adds ±2ᵏ × an odd number, which is never 0."""
     if x.dtype == jnp.bool_:
