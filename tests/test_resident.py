@@ -14,7 +14,7 @@ from bt_jax.data import pipeline, resident
 from bt_jax.data.device_views import make_views
 from bt_jax.data.order import Order
 from bt_jax.data.resident import DeviceFeed, amount, eval_batches, evaluation_views
-from bt_jax.data.sources import ArraySource, FolderSource, make_source
+from bt_jax.data.sources import ArraySource, FolderSource, StreamSource, make_source
 from bt_jax.data.view_spec import ViewSpec, canvas_side
 from bt_jax.data.views import on_canvas
 from bt_jax.errors import UserError
@@ -136,6 +136,63 @@ def test_folders_of_mixed_sizes(tmp_path, config, room):
     )(np.stack(images)[examples], np.stack(sizes)[examples])
     np.testing.assert_array_equal(batch["views"], by_hand)
     assert len(folder.bad) == 1
+
+
+@pytest.fixture(scope="module")
+def record_stream(tmp_path_factory):
+    """A TFDS directory of TFRecord files: N images of mixed sizes; a label is an image's number."""
+    import tensorflow_datasets as tfds
+
+    rng, shapes = np.random.default_rng(0), [(20, 24), (60, 30), (9, 9)]
+    images = [rng.integers(0, 256, (*shapes[i % 3], 3), np.uint8) for i in range(N)]
+    root = tmp_path_factory.mktemp("tensorflow_datasets")
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="mixed_set",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(
+            {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=N)}
+        ),
+        split_datasets={"train": [(i, {"image": image, "label": i}) for i, image in enumerate(images)]},
+        data_dir=root,
+        description="for tests",
+        download_config=tfds.download.DownloadConfig(num_shards=3),
+    )
+    return str(root), images
+
+
+@pytest.mark.parametrize(("devices", "room"), [(8, 0), (1, 0), (8, 10**6)])
+def test_streams_of_mixed_sizes(record_stream, config, devices, room):
+    """Decoded once onto canvases, which the views are made of, from the host or from the device's memory where
+    `device_bytes` says so; over the end of an epoch, and from a step in the middle of the second on.
+    """
+    data_dir, images = record_stream
+    config.data.update(
+        source="tfds", name="mixed_set", data_dir=data_dir, in_memory_bytes=0, device_bytes=room, shuffle_buffer=8
+    )
+    stream = make_source(config.data, "train")
+    assert isinstance(stream, StreamSource)
+    feed = DeviceFeed(config, stream, mesh_of(devices))
+    assert (feed.held is None) == (room == 0)
+    canvases, sizes = (np.stack(x) for x in zip(*(on_canvas(image, 36) for image in images), strict=True))
+    specs = [ViewSpec(**config.data[name]) for name in ("view_a", "view_b")]
+    by_hand = jax.jit(lambda *arrays, **place: make_views(*arrays, seed=3, specs=specs, size=16, **place))
+    batches = made(feed, 0, 4)
+    number = feed.held["label"] if feed.held else None  # of an image, by its place in the set
+    for step, batch in enumerate(batches):
+        epoch, examples = Order(3, N, BATCH).batch(step)
+        if number is None:
+            examples = step % 2 * BATCH + np.arange(BATCH)  # an example of a stream is its place in the epoch
+        else:
+            np.testing.assert_array_equal(batch["label"], number[examples])
+        label = batch["label"]
+        place = {"epoch": np.int32(epoch), "examples": examples.astype(np.int32)}
+        np.testing.assert_array_equal(batch["views"], by_hand(canvases[label], sizes[label], **place))
+    for epoch in (batches[:2], batches[2:]):
+        assert len({*epoch[0]["label"], *epoch[1]["label"]}) == 2 * BATCH
+    assert (batches[0]["label"] != batches[2]["label"]).any()
+    resumed = made(feed, 3, 4)
+    for name in ("views", "label"):
+        np.testing.assert_array_equal(resumed[0][name], batches[3][name])
 
 
 def test_a_set_that_does_not_fit_several_steps(source, config):
