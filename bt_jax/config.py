@@ -202,7 +202,7 @@ def _view(*, blur: float, solarize: float, jitter: float = 0.8, grayscale: float
             "hue": 0.1,  # the shift is uniform in -/+ this, in turns of the colour wheel
             "grayscale": grayscale,
             "blur": blur,
-            "blur_sigma": (0.1, 2.0),  # pixels
+            "blur_sigma": (0.1, 2.0),  # pixels; at most 2.4
             "solarize": solarize,
         }
     )

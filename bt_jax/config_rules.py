@@ -95,7 +95,7 @@ _VIEW_RULES = {
     "hue": _between(0, 0.5),
     "grayscale": _between(0, 1),
     "blur": _between(0, 1),
-    "blur_sigma": _range_within(1e-3, 100),
+    "blur_sigma": _range_within(1e-3, 2.4),  # as far as boxes of five taps reach (views.gaussian_blur)
     "solarize": _between(0, 1),
 }
 

@@ -122,6 +122,7 @@ def test_all_faults_are_told_together():
         ("data.data_dir", "", "must name the image folder"),
         ("data.views", "devcie", "did you mean 'device'"),
         ("data.canvas_size", -1, "must be an integer of at least 0"),
+        ("data.view_a.blur_sigma", (0.1, 2.5), "must be two rising numbers between 0.001 and 2.4"),
         ("steps_per_dispatch", 0, "must be an integer of at least 1"),
         ("steps_per_dispatch", 8, "must be 1 when data.views is 'host'"),
         ("profile.after", 0, "must be an integer of at least 1"),

@@ -36,7 +36,13 @@ def test_runs_from_a_clean_kernel(executed):
     notebook, workdir = executed
     texts, pictures = texts_and_pictures(notebook)
     assert pictures == 4
-    for part in ("small: 408 images", "done in", "trained encoder    kNN", "features differ by 0.0e+00", "encoder.jax_export"):
+    for part in (
+        "small: 408 images",
+        "done in",
+        "trained encoder    kNN",
+        "features differ by 0.0e+00",
+        "encoder.jax_export",
+    ):
         assert part in texts, part
     assert (workdir / "pretrain.json").exists() and (workdir / "export" / "encoder.json").exists()
 

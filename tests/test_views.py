@@ -58,7 +58,7 @@ def test_every_colour_keeps_its_hue_or_turns_as_pillow_turns_it():
         np.testing.assert_array_equal(found, np.asarray(expected), err_msg=str(shift))
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.5, 0.99, 1.0, 1.37, 1.8, 2.0])
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 0.99, 1.0, 1.37, 1.8, 2.0, 2.4])
 def test_blur_of_any_size_is_pillows(sigma):
     """Noise, the hardest image, and one smaller than the widest blur."""
     rng = np.random.default_rng(0)

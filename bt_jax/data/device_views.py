@@ -367,7 +367,7 @@ def solarize(x: jax.Array) -> jax.Array:
 
 
 def gaussian_blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Pillow's GaussianBlur of radius `sigma` ≤ 2, an image's own: three box blurs along each axis, in whole numbers."""
+    """Pillow's GaussianBlur of radius `sigma` ≤ 2.4, an image's own: three box blurs along each axis, in whole numbers."""
     inside, near, far = (w[:, None, None, None] for w in _box(sigma))
 
     def blurred(x, axis):

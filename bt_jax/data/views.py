@@ -285,7 +285,7 @@ def solarize(x: tf.Tensor) -> tf.Tensor:
 
 
 def gaussian_blur(x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-    """Pillow's GaussianBlur of radius `sigma` ≤ 2: three box blurs of fractional radius along each axis.
+    """Pillow's GaussianBlur of radius `sigma` ≤ 2.4: three box blurs of fractional radius along each axis.
 
     The boxes are at most five taps wide, weigh in 24-bit fixed point, round to a level and repeat the edge (Pillow's
     BoxBlur.c; Gwosdek et al. 2011).

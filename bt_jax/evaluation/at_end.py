@@ -50,9 +50,7 @@ def _derived(config: ConfigDict, workdir: epath.Path, mesh: Mesh, task: str) -> 
         derived.linear.cached = True
         derived.batch_size = -(-BATCH // mesh.size) * mesh.size
         derived.epochs = EPOCHS
-        derived.sgd.update(
-            learning_rate_head=RATE, learning_rate_encoder=RATE, schedule="cosine", weight_decay=0.0
-        )
+        derived.sgd.update(learning_rate_head=RATE, learning_rate_encoder=RATE, schedule="cosine", weight_decay=0.0)
         derived.sgd.evaluate_every_epochs = EPOCHS
         derived.finetune.update(
             chosen_by="seed", per_class=LABELS_A_CLASS, learning_rate_from_scratch=RATE, from_scratch=False

@@ -340,5 +340,8 @@ class Pretraining:
             result["knn_accuracy_raw_pixels"] = self.monitor.raw_pixels()
         if self.config.monitor.judge_at_end:
             result |= judge_at_end(self.config, self.workdir, self.mesh)
-        result |= {"seconds": round(self._seconds(), 1), "seconds_of_last_start": round(time.monotonic() - self.begin, 1)}
+        result |= {
+            "seconds": round(self._seconds(), 1),
+            "seconds_of_last_start": round(time.monotonic() - self.begin, 1),
+        }
         return result

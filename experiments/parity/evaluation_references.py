@@ -52,7 +52,12 @@ def main() -> None:
         peer = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.1))
         theirs = peer.fit(wide["train"], labels["train"]).predict(wide["test"])
         ours = knn_predict(features["train"], labels["train"], features["test"], num_classes=classes, k=k)
-        row(f"kNN, k = {k}: top-1", np.mean(ours == labels["test"]), np.mean(theirs == labels["test"]), "scikit-learn, float64")
+        row(
+            f"kNN, k = {k}: top-1",
+            np.mean(ours == labels["test"]),
+            np.mean(theirs == labels["test"]),
+            "scikit-learn, float64",
+        )
         row(f"kNN, k = {k}: same answers", np.mean(ours == theirs), 1, "scikit-learn, float64")
 
     mesh = jax.make_mesh((jax.device_count(),), ("data",), (jax.sharding.AxisType.Auto,))
@@ -62,7 +67,9 @@ def main() -> None:
         counts = probe.count(found, features["test"], labels["test"]).result()
         x, test = (probe.standardized(features[split]).astype(np.float64) for split in ("train", "test"))
         peer = LogisticRegression(C=1 / (len(x) * l2), tol=1e-6, max_iter=10000).fit(x, labels["train"])
-        row(f"cached probe, l2 {l2:g}: top-1", counts["top1"], peer.score(test, labels["test"]), "scikit-learn, float64")
+        row(
+            f"cached probe, l2 {l2:g}: top-1", counts["top1"], peer.score(test, labels["test"]), "scikit-learn, float64"
+        )
         logits = test @ found["kernel"].astype(np.float64) + found["bias"]
         top5 = top_k_accuracy_score(labels["test"], logits, k=5, labels=np.arange(classes))
         row(f"top-5 of the same logits, l2 {l2:g}", counts["top5"], top5, "scikit-learn, float64")
