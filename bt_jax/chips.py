@@ -13,6 +13,7 @@ class Chip:
 
     Attributes:
       compiler_name: what libtpu calls it in the name of a topology.
+      device_kind: what JAX calls its devices.
       memory: bytes of HBM.
       bandwidth: bytes/s between HBM and the chip.
       flops: FLOP/s of bfloat16 products with float32 sums.
@@ -24,6 +25,7 @@ class Chip:
     """
 
     compiler_name: str
+    device_kind: str
     memory: int
     bandwidth: float
     flops: float
@@ -36,12 +38,12 @@ class Chip:
 
 _GIB = 2**30
 CHIPS = {
-    "v4": Chip("v4", 32 * _GIB, 1.2e12, 275e12, 300e9, 3, 1, (16, 16, 16),
+    "v4": Chip("v4", "TPU v4", 32 * _GIB, 1.2e12, 275e12, 300e9, 3, 1, (16, 16, 16),
                "cloud.google.com/tpu/docs/v4; links: Jouppi et al. 2023, arXiv 2304.01433, six of 50 GB/s"),
-    "v5e": Chip("v5e", 16 * _GIB, 819e9, 197e12, 200e9, 2, 1, (16, 16), "cloud.google.com/tpu/docs/v5e"),
-    "v5p": Chip("v5p", 95 * _GIB, 2765e9, 459e12, 600e9, 3, 1, (16, 16, 24), "cloud.google.com/tpu/docs/v5p"),
-    "v6e": Chip("v6e", 32 * _GIB, 1638e9, 918e12, 400e9, 2, 1, (16, 16), "cloud.google.com/tpu/docs/v6e"),
-    "7x": Chip("tpu7x", 192 * _GIB, 7380e9, 2307e12, 600e9, 3, 2, (16, 24, 24), "cloud.google.com/tpu/docs/tpu7x"),
+    "v5e": Chip("v5e", "TPU v5 lite", 16 * _GIB, 819e9, 197e12, 200e9, 2, 1, (16, 16), "cloud.google.com/tpu/docs/v5e"),
+    "v5p": Chip("v5p", "TPU v5", 95 * _GIB, 2765e9, 459e12, 600e9, 3, 1, (16, 16, 24), "cloud.google.com/tpu/docs/v5p"),
+    "v6e": Chip("v6e", "TPU v6 lite", 32 * _GIB, 1638e9, 918e12, 400e9, 2, 1, (16, 16), "cloud.google.com/tpu/docs/v6e"),
+    "7x": Chip("tpu7x", "TPU7x", 192 * _GIB, 7380e9, 2307e12, 600e9, 3, 2, (16, 24, 24), "cloud.google.com/tpu/docs/tpu7x"),
 }  # fmt: skip
 
 # Time of a message to the next chip, whatever its size: about a microsecond (Austin et al. 2025, How to Scale Your Model,

@@ -59,7 +59,7 @@ def test_peaks():
     for kind, dtype, peak in (
         ("NVIDIA H100 80GB HBM3", "bfloat16", 989e12), ("NVIDIA H200", "float32", 494e12), ("Tesla T4", "bfloat16", 65e12),
         ("NVIDIA L4", "bfloat16", 121e12), ("NVIDIA L40S", "bfloat16", 362e12), ("NVIDIA A100-SXM4-40GB", "float32", 156e12),
-        ("TPU v5 lite", "bfloat16", 197e12), ("cpu", "float32", None),
+        ("TPU v5 lite", "bfloat16", 197e12), ("TPU v5", "float32", 459e12), ("TPU7x", "bfloat16", 1153.5e12), ("cpu", "float32", None),
     ):  # fmt: skip
         assert peak_flops(kind, dtype) == peak
     assert all(bfloat16 >= float32 for bfloat16, float32 in PEAKS.values())

@@ -11,8 +11,10 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-# Dense products a second that a chip's data sheet gives: in bfloat16, and as JAX multiplies float32 by default (TF32 on
-# NVIDIA's since Ampere, one bfloat16 pass on TPUs). The first name that a device's kind contains counts.
+from bt_jax.chips import CHIPS
+
+# Dense products a second that a data sheet gives: in bfloat16, and as JAX multiplies float32 by default (TF32 on NVIDIA's
+# since Ampere, one bfloat16 pass on TPUs). The first name that a device's kind contains counts. Newer TPUs are in chips.py.
 PEAKS = {
     "H200": (989e12, 494e12),
     "H100 PCIe": (756e12, 378e12),
@@ -24,12 +26,7 @@ PEAKS = {
     "L4": (121e12, 60e12),
     "V100": (125e12, 15.7e12),  # tensor cores in float16, which stands in for bfloat16; likewise T4
     "T4": (65e12, 8.1e12),
-    "TPU v6": (918e12, 918e12),
-    "TPU v5p": (459e12, 459e12),
-    "TPU v5 lite": (197e12, 197e12),
-    "TPU v5e": (197e12, 197e12),
-    "TPU v4": (275e12, 275e12),
-    "TPU v3": (61.5e12, 61.5e12),  # JAX's devices are cores here, two a chip
+    "TPU v3": (61.5e12, 61.5e12),  # JAX's devices are cores here, two a chip; likewise v2
     "TPU v2": (22.5e12, 22.5e12),
 }
 TOP = 10  # operations that are printed
@@ -37,6 +34,9 @@ TOP = 10  # operations that are printed
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
     """Products and sums a second that a device's data sheet gives, or None where it is not known here."""
+    for chip in CHIPS.values():
+        if chip.device_kind == device_kind:
+            return chip.flops / chip.devices
     for name, (bfloat16, float32) in PEAKS.items():
         if name.lower() in device_kind.lower():
             return bfloat16 if dtype == "bfloat16" else float32
