@@ -56,7 +56,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         try:
-            self._manager = ocp.CheckpointManager(_absolute(self.folder), options=options)
+            self._manager = ocp.CheckpointManager(absolute(self.folder), options=options)
         except OSError as error:
             raise UserError(f"checkpoints cannot be kept in {self.folder} ({error.strerror or error}).") from None
 
@@ -185,7 +185,7 @@ class _Best:
         return [checkpoint.step in best for checkpoint in checkpoints]
 
 
-def _absolute(path: epath.Path) -> epath.Path:
+def absolute(path: epath.Path) -> epath.Path:
     """Orbax reads from and writes to no other."""
     return path if "://" in str(path) else path.absolute()
 
@@ -321,7 +321,7 @@ def restore_encoder(workdir: epath.Path, like: Any, step: int | None = None) -> 
                 arguments = ocp.args.PyTreeRestore(
                     item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
                 )
-                found = reader.restore(_absolute(folder) / str(number) / "state", args=arguments)
+                found = reader.restore(absolute(folder) / str(number) / "state", args=arguments)
             _compare(_notes(folder, number).get("fingerprints", {}), fingerprints(found))
         except Exception as error:  # whatever JSON, tensorstore or the file system had to say
             problem = problem or f"step {number}: {_why(error)}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
@@ -158,6 +159,16 @@ def test_damaged_weights(folder, tmp_path):
     (copy / "encoder.json").write_text("{")
     with pytest.raises(UserError, match="is not the description of an export"):
         bt_jax.load_encoder(copy)
+
+
+def test_paths_may_be_relative(folder, tmp_path, monkeypatch):
+    """As the README has it: both what is exported and where to."""
+    monkeypatch.chdir(tmp_path)
+    config = config_lib.default()
+    config.data.source, config.task, config.export.program = "photographs", "export", False
+    config.init_from = os.path.relpath(folder)
+    export(config, "exports/x")
+    assert bt_jax.load_encoder("exports/x").sha256 == bt_jax.load_encoder(folder).sha256
 
 
 def test_the_task(folder, tmp_path, capsys):

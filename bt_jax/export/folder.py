@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from bt_jax.checkpoint import absolute
 from bt_jax.errors import UserError, first_line
 from bt_jax.export.safetensors_files import read_safetensors, write_safetensors
 from bt_jax.export.torch_weights import (
@@ -82,7 +83,7 @@ def write_folder(
         folder.mkdir(parents=True, exist_ok=True)
         for name, tree in kept.items():
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-                writer.save(folder / name, args=ocp.args.StandardSave(tree), force=True)
+                writer.save(absolute(folder) / name, args=ocp.args.StandardSave(tree), force=True)
         if safetensors:
             files["safetensors"] = "encoder.safetensors"
             _write_safetensors(folder, kept, weights.arch, dtype, description)
@@ -213,6 +214,6 @@ def _inside(folder: epath.Path, name: Any) -> epath.Path:
 def _read_tree(path: epath.Path) -> Tree:
     try:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-            return reader.restore(path, args=ocp.args.StandardRestore())
+            return reader.restore(absolute(path), args=ocp.args.StandardRestore())
     except Exception as error:  # whatever JSON, tensorstore or the file system had to say
         raise UserError(f"{path} cannot be read ({first_line(error)}); export it again.") from None
