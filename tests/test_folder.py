@@ -161,6 +161,16 @@ def test_damaged_weights(folder, tmp_path):
         bt_jax.load_encoder(copy)
 
 
+def test_without_flatbuffers(folder, tmp_path, monkeypatch):
+    """What the program takes is said before anything is written."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    config = config_lib.default()
+    config.data.source, config.task, config.init_from = "photographs", "export", str(folder)
+    with pytest.raises(UserError, match="flatbuffers, which is not installed; pip install flatbuffers, or set export"):
+        export(config, str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
 def test_paths_may_be_relative(folder, tmp_path, monkeypatch):
     """As the README has it: both what is exported and where to."""
     monkeypatch.chdir(tmp_path)

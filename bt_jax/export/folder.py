@@ -8,6 +8,7 @@
 Local or `gs://`.
 """
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -61,8 +62,13 @@ def write_folder(
       What encoder.json holds.
 
     Raises:
-      UserError: the folder holds an export already, or cannot be written.
+      UserError: the folder holds an export already, or cannot be written; a package that the program takes is missing.
     """
+    if platforms and importlib.util.find_spec("flatbuffers") is None:
+        raise UserError(
+            "JAX writes programs with the package flatbuffers, which is not installed; pip install flatbuffers, or set "
+            "export.program=False to go without one."
+        )
     if (folder / "encoder.json").exists():
         raise UserError(f"{folder} holds an export already; choose another --workdir, or remove it first.")
     if (folder / "config.json").exists() or (folder / "checkpoints").exists():
@@ -150,7 +156,7 @@ def portable_program(weights: EncoderWeights, variables: Tree, platforms: Sequen
     """A serialised `jax.export` program: uint8 images (b, S, S, 3), b from 1 up -> features (b, F) float32.
 
     The weights and the normalisation are in it; `jax.export.deserialize(…).call(images)` runs it on any of the platforms,
-    with JAX alone.
+    with JAX (and flatbuffers) alone.
     """
     module, size = weights.module(), weights.input_size
     variables = jax.tree.map(np.asarray, _cast(variables, "float32"))
