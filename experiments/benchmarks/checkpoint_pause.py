@@ -9,6 +9,7 @@ when the arrays are copied, and the next step may overwrite them. Synchronous wa
 import argparse
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
@@ -21,6 +22,9 @@ from bt_jax.checkpoint import Checkpoints, fingerprints
 from bt_jax.methods import make_method
 from bt_jax.optim import make_optimizer
 from bt_jax.training.state import abstract_state
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # the configs are not installed
+
 from configs import resnet50_imagenet
 
 

@@ -8,8 +8,8 @@ The first and third need torch, torchvision, safetensors and, where it is there,
 random, running statistics as well, so that no two tensors could be exchanged unseen.
 """
 
+import argparse
 import pathlib
-import sys
 
 import numpy as np
 
@@ -80,4 +80,9 @@ def check(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    {"make": make, "export": export, "check": check}[sys.argv[1]](pathlib.Path(sys.argv[2]))
+    commands = {"make": make, "export": export, "check": check}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("folder", type=pathlib.Path, metavar="DIR")
+    arguments = parser.parse_args()
+    commands[arguments.command](arguments.folder)

@@ -6,6 +6,7 @@ a clock that goes backwards, a signal. Each case says what it did, what the run 
 As root, on Linux: disks of a few MB are made for it (tmpfs). The clock is Python's, as it looks to a run.
 """
 
+import argparse
 import contextlib
 import datetime
 import itertools
@@ -231,8 +232,16 @@ CASES = (full_disk, damage, two_runs, read_only, disappears, clock, told)
 
 
 def main() -> None:
-    folder = pathlib.Path(sys.argv[1]).resolve()
-    shutil.rmtree(folder, ignore_errors=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="made for it; must not be there yet")
+    names = [case.__name__ for case in CASES]
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"all of {', '.join(names)} by default")
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.cases) - set(names)):
+        parser.error(f"there is no case {unknown[0]}; there are {', '.join(names)}")
+    folder = arguments.folder.resolve()
+    if folder.exists():
+        parser.error(f"{folder} is there already; name a folder that is not")
     prepare(folder)
     for name in ("compiling", "whole"):
         if not (folder / name / "pretrain.json").exists() and Run(folder, folder / name).wait() != 0:
@@ -242,7 +251,7 @@ def main() -> None:
         run.until(lambda: newest(folder / "stopped") >= TOTAL // 2)
         run.signal(signal.SIGTERM)
         run.wait()
-    wanted = [case for case in CASES if not sys.argv[2:] or case.__name__ in sys.argv[2:]]
+    wanted = [case for case in CASES if not arguments.cases or case.__name__ in arguments.cases]
     results = [case(folder) for case in wanted]
     print(f"{sum(results)} of {len(results)} cases as they should be")
     sys.exit(not all(results))
