@@ -231,7 +231,7 @@ def test_a_coordinator_out_of_reach():
         UserError, match=rf"process 1 could not reach the coordinator localhost:{port} within 1 seconds"
     ):
         processes.start_processes(config)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10  # on a busy machine; JAX itself would wait for minutes
 
 
 def test_a_port_that_is_taken_and_none():
