@@ -28,7 +28,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"there is no argument {argv[1]!r}; options look like --config=FILE or --config.field=value.")
     config = _CONFIG.value
     if not isinstance(config, ConfigDict):
-        raise UserError(f"{flags.FLAGS['config'].config_filename} is not a config file that can be read ({config!r}).")
+        name = flags.FLAGS["config"].config_filename
+        there = pathlib.Path(name.rpartition(".py")[0] + ".py").exists()
+        raise UserError(f"{name} {'is not a config file that can be read' if there else 'is not there'}.")
     config_lib.check(config)
     name = pathlib.Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "-")
     task = pkgutil.resolve_name(
@@ -50,7 +52,15 @@ def run() -> None:
     try:
         app.run(main, flags_parser=parse)
     except (UserError, flags.Error) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_sentence(error)}")
+
+
+def _sentence(error: Exception) -> str:
+    """What a config file raised reaches us as a flag's error that holds the whole traceback; its end says what is wrong."""
+    text = str(error)
+    if not isinstance(error, flags.Error) or "Traceback" not in text:
+        return text
+    return text.strip().splitlines()[-1].removeprefix("bt_jax.errors.UserError: ")
 
 
 if __name__ == "__main__":

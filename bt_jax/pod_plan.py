@@ -139,7 +139,7 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
         result["tried"] = {
             size: not isinstance(plan, str) and plan.memory <= plan.capacity for size, plan in trials.items()
         }
-    folder = epath.Path(workdir)
+    folder = epath.Path(workdir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"pod_plan_{topology.name.replace(':', '_')}.json"
     path.write_text(json.dumps({**result, "config": config.to_dict()}, indent=2) + "\n")

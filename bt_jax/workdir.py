@@ -19,7 +19,7 @@ from bt_jax.errors import UserError
 
 # What may differ when a run is resumed: none of these changes a weight.
 FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "pod.", "export.", "data.data_dir", "data.download", "data.threads",
-                  "data.prefetch", "data.in_memory_bytes", "steps_per_dispatch", "profile.")  # fmt: skip
+                  "data.prefetch", "data.in_memory_bytes", "data.cache_bytes", "data.max_bad_fraction", "steps_per_dispatch", "profile.")  # fmt: skip
 
 # Of a pre-training run none of these changes a weight either: they are the evaluations'.
 FREE_WHEN_PRETRAINING = (
@@ -50,7 +50,8 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> No
     if there is not None:
         # A field that is younger than the run had its default then, whatever did the work.
         old, new = {**flatten(default()), **flatten(there)}, flatten(config)
-        free = FREE_ON_RESUME + (FREE_WHEN_PRETRAINING if config.task == "pretrain" else ())
+        # Evaluations know the encoder by its hash, wherever it lies.
+        free = FREE_ON_RESUME + (FREE_WHEN_PRETRAINING if config.task == "pretrain" else ("init_from",))
         differ = [
             f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
             for name in sorted(old.keys() | new.keys())
@@ -64,9 +65,16 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> No
     if write:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            path.write_text(to_json(config))
+            write_whole(path, to_json(config))
         except OSError as error:
             raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}.") from None
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Other processes that read meanwhile find the old content or the new, and no half of it."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 BEAT_SECONDS = 5  # the holder of a workdir writes its sign of life as often

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from bt_jax.errors import UserError
 from bt_jax.evaluation import at_end
 
 
@@ -23,3 +24,30 @@ def test_three_numbers_and_their_files(judged, tmp_path, monkeypatch):
     for name, file in (("linear", "linear.json"), ("finetune", "finetune.json"), ("from_scratch", "finetune.json")):
         assert (copied / name / file).exists()
     assert np.isfinite(list(found.values())).all()
+
+
+def test_what_cannot_be_judged_is_told(judged, tmp_path, monkeypatch):
+    """A run that is done ends well; as few labels as the smallest class has, and a batch no larger than they are."""
+    workdir, config = judged
+    copied = epath.Path(tmp_path) / "run"
+    shutil.copytree(workdir, copied)
+    monkeypatch.setattr(at_end, "EPOCHS", 1)
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    given, told = [], []
+
+    def linear(derived, *_, **__):
+        given.append(derived)
+        raise UserError("the test split has no labels.")
+
+    def finetune(derived, *_, **__):
+        given.append(derived)
+        return {"mean": {"final.top1": 0.5}}
+
+    monkeypatch.setattr(at_end, "evaluate_linear", linear)
+    monkeypatch.setattr(at_end, "evaluate_finetune", finetune)
+    found = at_end.judge_at_end(config, copied, mesh, labels=np.repeat([0, 1], [9, 30]), say=told.append)
+    assert told == ["the linear accuracy is left out: the test split has no labels."]
+    assert found == {"finetune_top1": 0.5, "from_scratch_top1": 0.5, "labels_a_class": 9}
+    assert [d.task for d in given] == ["linear", "finetune", "finetune"]
+    assert [d.finetune.from_scratch for d in given] == [False, False, True]
+    assert {(d.batch_size, d.finetune.per_class) for d in given} == {(16, 9)}

@@ -114,6 +114,11 @@ def test_no_run(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(bt_jax.UserError, match="is not the config of a run"):
         bt_jax.load_encoder(tmp_path)
+    evaluation = config_lib.default()
+    evaluation.update(task="finetune", init_from="runs/some")
+    claim_workdir(evaluation, epath.Path(tmp_path / "tuned"), write=True)
+    with pytest.raises(bt_jax.UserError, match=r"of an evaluation \(finetune\), .* that it judged, runs/some"):
+        bt_jax.load_encoder(tmp_path / "tuned")
 
 
 def test_without_tensorflow(run, tmp_path):

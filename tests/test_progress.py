@@ -47,6 +47,21 @@ def test_the_first_step_counts_for_no_rate(tmp_path, monkeypatch):
     assert "images_per_second" not in first and second["images_per_second"] > 0
 
 
+def test_steps_that_were_started_at_once(tmp_path, monkeypatch):
+    """Seven a dispatch, of which only the last one's moment is known: the rate is that of whole dispatches."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    report = reporter(tmp_path)
+    for step in range(1, 71):
+        clock[0] += 7.0 * (step % 7 == 1)  # all seven are reported when they are done
+        report.step(step, METRICS, RATES, timed=step % 7 == 0)
+    report.close()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [record.get("images_per_second") for record in records]
+    assert [record["step"] for record in records] == list(range(5, 71, 5))
+    assert rates[:2] == [None, None] and len(set(rates[3:])) == 1
+
+
 def test_terminal_line_does_not_wrap(tmp_path, capsys, monkeypatch):
     """The bar shows every step within the terminal's width."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)

@@ -197,6 +197,19 @@ def test_shapes_that_lie(tmp_path, tensor, numbers):
         read_torch(archive(tmp_path / "x.pth", {"w": tensor}, numbers))
 
 
+def test_a_training_checkpoint(tmp_path):
+    """As PyTorch's ImageNet example saves it: the weights one level down, a lone tensor beside them."""
+    tensor = Tensor(Storage(4), 0, (4,), (1,))
+    tree = {
+        "epoch": 90,
+        "arch": "resnet50",
+        "state_dict": {"w": tensor},
+        "best_acc1": Tensor(Storage(4), 0, (1,), (1,)),
+    }
+    found = read_torch(archive(tmp_path / "x.pth", tree))
+    assert list(found) == ["w"] and found["w"].shape == (4,)
+
+
 def test_no_tensors(tmp_path):
     """What holds no state dict, or something else in one, is told what it holds."""
     good = Tensor(Storage(4), 0, (4,), (1,))

@@ -44,6 +44,14 @@ def test_names_are_torchvisions(golden):
         assert set(to_torch(variables_of(arch, width=4), arch)) == set(golden(arch)["names"])
 
 
+def test_a_projector_of_other_names():
+    """Is named, whatever its layers are called."""
+    with pytest.raises(UserError, match="fc1.weight"):
+        projector_from_torch({"0.weight": np.zeros((4, 5), np.float32), "fc1.weight": np.zeros((4, 4), np.float32)})
+    with pytest.raises(UserError, match="no weights of a projector"):
+        projector_from_torch({"fc1.weight": np.zeros((4, 4), np.float32)})
+
+
 def test_projector_round_trip():
     module = Projector((8, 6, 4))
     variables = jax.tree.map(np.asarray, module.init(jax.random.key(0), jnp.zeros((2, 5)), train=False))

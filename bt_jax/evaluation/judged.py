@@ -205,4 +205,4 @@ def run_task(config: ConfigDict, workdir: str, evaluate: Callable[[ConfigDict, e
     """What every evaluation's command does around it: checks the config, joins the processes, makes the mesh."""
     config_lib.check(config)
     with processes.joined(config, workdir):
-        return evaluate(config, epath.Path(workdir), mesh_lib.make_mesh(config.mesh))
+        return evaluate(config, epath.Path(workdir).expanduser(), mesh_lib.make_mesh(config.mesh))

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 import bt_jax
 from bt_jax.errors import UserError
+from bt_jax.workdir import write_whole
 
 Result = dict[str, Any]
 
@@ -66,9 +67,7 @@ def make_result(
 def write_result(workdir: epath.Path, result: Result) -> None:
     """Writes WORKDIR/<task>.json: never half a file, and without NaN, which JSON does not know."""
     path = workdir / f"{result['task']}.json"
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(_clean(result), indent=1, allow_nan=False) + "\n")
-    new.replace(path)
+    write_whole(path, json.dumps(_clean(result), indent=1, allow_nan=False) + "\n")
 
 
 def read_results(workdir: str) -> list[Result]:
@@ -102,14 +101,17 @@ def same_encoder(workdir: epath.Path, checkpoint: Result | None, *, write: bool)
     """
     path = workdir / "judged.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            raise UserError(f"{path} is not readable as JSON; remove it or choose another --workdir.") from None
         if (before or {}).get("sha256") != (checkpoint or {}).get("sha256"):
             raise UserError(
                 f"{workdir} was begun on other weights ({(before or {}).get('source')}) than init_from names now "
                 f"({(checkpoint or {}).get('source')}); choose another --workdir."
             )
     elif write:
-        path.write_text(json.dumps(checkpoint) + "\n")
+        write_whole(path, json.dumps(checkpoint) + "\n")
 
 
 def mean_and_spread(result: Result, name: str, show: Callable[[float], str] = "{:.1%}".format) -> str:

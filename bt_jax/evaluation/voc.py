@@ -16,12 +16,15 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bt_jax import processes
 from bt_jax.data.sources import Source
 from bt_jax.data.voc import voc_source
 from bt_jax.errors import UserError
 from bt_jax.evaluation.judged import Evaluation
 from bt_jax.evaluation.metrics import average_precision
 from bt_jax.evaluation.results import Result, make_result, mean_and_spread, write_result
+
+_LONG = 7 * 86400  # seconds that the other processes wait for the first one's SVMs; one that is gone ends them before
 
 
 class VocEvaluation(Evaluation):
@@ -59,6 +62,7 @@ def evaluate_voc(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
     train, train_images = evaluation.features(evaluation.train)
     test, test_images = evaluation.features(evaluation.test)
     if not evaluation.is_first:
+        processes.agree("SVMs", {}, seconds=_LONG)  # one that ends would not be waited for, and take the first with it
         return {}
     runs = []
     for seed in range(config.seed, config.seed + config.repeats):
@@ -79,6 +83,7 @@ def evaluate_voc(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
         config, protocol=protocol, data=evaluation.data_facts(), checkpoint=evaluation.judged.facts, runs=runs
     )
     write_result(workdir, result)
+    processes.agree("SVMs", {}, seconds=_LONG)
     evaluation.say(
         f"\nmAP, VOC07's 11 points  {mean_and_spread(result, 'map_voc07')}\n"
         f"mAP, all points         {mean_and_spread(result, 'map_all_points')}\n"

@@ -159,6 +159,11 @@ def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
         if text is None:
             raise FileNotFoundError
         config = config_lib.from_json(text)
+        if config.task != "pretrain":
+            raise UserError(
+                f"{workdir} is the workdir of an evaluation ({config.task}), not of a pre-training run; name the run that it "
+                f"judged, {config.init_from or 'none here'}."
+            )
         model, data = config.model, config.data
         weights = EncoderWeights(
             arch=model.arch,

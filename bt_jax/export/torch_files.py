@@ -232,8 +232,8 @@ def _state_dict(tree: Any) -> dict[str, _Tensor]:
     """The dict of tensors in what a file holds."""
     if not isinstance(tree, dict):
         raise _Refused(f"a {type(tree).__name__.lstrip('_')} and no dict")
-    if not any(isinstance(value, _Tensor) for value in tree.values()):
-        inner = [name for name in ("model", "state_dict") if isinstance(tree.get(name), dict)]
+    inner = [name for name in ("model", "state_dict") if isinstance(tree.get(name), dict)]
+    if len(inner) == 1 or not any(isinstance(value, _Tensor) for value in tree.values()):
         if len(inner) != 1:
             raise _Refused(
                 f"no state dict (its entries: {', '.join(str(name)[:30] for name in list(tree)[:8]) or 'none'})"

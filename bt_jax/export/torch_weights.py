@@ -70,7 +70,8 @@ def projector_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Tree]:
     Raises:
       UserError: as `from_torch`.
     """
-    layers = sorted(int(n.split(".")[0]) for n, v in state_dict.items() if n.endswith(".weight") and np.ndim(v) == 2)
+    linear = (n.removesuffix(".weight") for n, v in state_dict.items() if n.endswith(".weight") and np.ndim(v) == 2)
+    layers = sorted(int(name) for name in linear if name.isdigit())
     if not layers:
         raise UserError("these are no weights of a projector: there is no linear layer 0.weight.")
     sizes = tuple(np.shape(state_dict[f"{i}.weight"])[0] for i in layers)

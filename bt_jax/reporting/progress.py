@@ -41,6 +41,7 @@ class Reporter:
         self._every = every_steps
         self._mark: tuple[int, float] | None = None  # where the rate is measured from
         self._rate = None
+        self._unmeasured = False  # whether a line was due since the rate was last measured
         self._bar = None
         self._writers = []
         if not active:
@@ -66,15 +67,24 @@ class Reporter:
         else:
             self._bar.write(text)
 
-    def step(self, step: int, metrics: dict[str, float], learning_rates: dict[str, float]) -> None:
-        """Reports the metrics of a step that is done: `step` updates have been made."""
+    def step(
+        self, step: int, metrics: dict[str, float], learning_rates: dict[str, float], *, timed: bool = True
+    ) -> None:
+        """Reports the metrics of a step that is done: `step` updates have been made.
+
+        Args:
+          timed: whether it was just now done; false for all but the last of several that were started at once.
+        """
         if not self._active:
             return
-        if self._mark is None:  # the first step's time is the compiler's
+        if self._mark is None and timed:  # the first step's time is the compiler's
             self._mark = (step, time.monotonic())
         due = step % self._every == 0 or step == self._total
-        if due:
+        self._unmeasured |= due
+        if timed and self._unmeasured:
             self._measure(step)
+            self._unmeasured = False
+        if due:
             rate = {} if self._rate is None else {"images_per_second": round(self._rate, 2)}
             self.record(step, {**metrics, **learning_rates, **rate})
         if self._bar is not None:

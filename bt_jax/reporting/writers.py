@@ -11,6 +11,8 @@ from typing import Any
 
 from etils import epath
 
+from bt_jax.errors import UserError, first_line
+
 
 class JsonLines:
     """WORKDIR/metrics.jsonl: a line a report, `{"step": …, "epoch": …, "loss": …, …}`; flushed, never half a line."""
@@ -70,7 +72,13 @@ class TensorBoard:
     def __init__(self, folder: epath.Path, *, start_step: int = 0):
         from tensorboardX import SummaryWriter  # half a second to import, and may be switched off
 
-        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None, flush_secs=30)
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None, flush_secs=30)
+        except ImportError as error:  # of what writes to gs:// or s3://
+            raise UserError(
+                f"TensorBoard's events cannot be written to {folder} ({first_line(error)}); install what is missing (for gs://: "
+                "pip install google-cloud-storage), or set log.tensorboard=False."
+            ) from None
 
     def write(self, record: dict[str, Any]) -> None:
         for name, value in record.items():

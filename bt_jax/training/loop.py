@@ -19,7 +19,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -67,7 +67,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
         mesh_lib.check_batch_size(mesh, config.batch_size)
         if jax.process_count() > 1:
             print(mesh_lib.share(mesh, config.batch_size), flush=True)
-        return Pretraining(config, epath.Path(workdir), mesh).run()
+        return Pretraining(config, epath.Path(workdir).expanduser(), mesh).run()
 
 
 class Pretraining:
@@ -145,7 +145,7 @@ class Pretraining:
             reporter.say(summary(self, state, start_step, notices))
             state = self._train(state, start_step, reporter)
             self.checkpoints.wait()
-            result = self._result(reporter.history())
+            result = self._result(reporter.history(), reporter.say)
             reporter.say(farewell(self, result))
         finally:
             reporter.close()
@@ -293,13 +293,14 @@ class Pretraining:
         metrics = {name: np.ravel(values) for name, values in jax.device_get(metrics).items()}
         count = len(metrics[self.method.metrics[0]])
         for i in range(count):
-            self._report_step(last - count + 1 + i, {name: values[i] for name, values in metrics.items()}, reporter)
+            of_step = {name: values[i] for name, values in metrics.items()}
+            self._report_step(last - count + 1 + i, of_step, reporter, timed=i == count - 1)
 
-    def _report_step(self, step: int, metrics: dict[str, np.ndarray], reporter: Reporter) -> None:
+    def _report_step(self, step: int, metrics: dict[str, np.ndarray], reporter: Reporter, *, timed: bool) -> None:
         values = {name: float(metrics[name]) for name in self.method.metrics}
         weights, biases = (float(schedule(step - 1)) for schedule in self.schedules)
         rates = {"learning_rate_weights": weights, "learning_rate_biases": biases}
-        reporter.step(step, values, rates)
+        reporter.step(step, values, rates, timed=timed)
         if not all(map(math.isfinite, values.values())):
             self.checkpoints.wait()
             good = self.checkpoints.steps()
@@ -324,7 +325,7 @@ class Pretraining:
             dead = f", {found['dead_features']} dead" if found["dead_features"] else ""
             reporter.say(f"kNN accuracy {found['knn_accuracy']:.1%} {when}; {rank}{dead}")
 
-    def _result(self, history: list[dict]) -> dict[str, Any]:
+    def _result(self, history: list[dict], say: Callable[[str], None]) -> dict[str, Any]:
         last = {}
         for record in history:
             last |= record
@@ -339,7 +340,13 @@ class Pretraining:
         if self.monitor is not None and self.config.data.image_size <= 64:  # a work of all processes
             result["knn_accuracy_raw_pixels"] = self.monitor.raw_pixels()
         if self.config.monitor.judge_at_end:
-            result |= judge_at_end(self.config, self.workdir, self.mesh)
+            found = {}
+            labels = getattr(self.source, "labels", None)
+            if not self.preemption.finished(
+                lambda: found.update(judge_at_end(self.config, self.workdir, self.mesh, labels=labels, say=say))
+            ):
+                self.preemption.leave("the run is done but for the judgement of its encoder")
+            result |= found
         result |= {
             "seconds": round(self._seconds(), 1),
             "seconds_of_last_start": round(time.monotonic() - self.begin, 1),

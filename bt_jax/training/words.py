@@ -60,8 +60,9 @@ def farewell(run: "Pretraining", result: dict[str, Any]) -> str:
         pixels = "" if raw is None else f", {raw:.1%} on raw pixels"
         lines.append(f"kNN accuracy   {after:.1%} with the trained encoder, {before:.1%} untrained{pixels}")
     if "linear_top1" in result:
-        tuned, scratch = result["finetune_top1"], result["from_scratch_top1"]
         lines.append(f"linear         {result['linear_top1']:.1%}, a linear classifier on the frozen features")
+    if "labels_a_class" in result:
+        tuned, scratch = result["finetune_top1"], result["from_scratch_top1"]
         lines.append(
             f"few labels     {tuned:.1%} fine-tuned on {result['labels_a_class']} labels a class, {scratch:.1%} from scratch "
             f"on the same: {100 * (tuned - scratch):+.1f} points"
