@@ -4,19 +4,26 @@ import shutil
 
 import jax
 import numpy as np
+import pytest
 from etils import epath
 
 from bt_jax.errors import UserError
 from bt_jax.evaluation import at_end
 
 
-def test_three_numbers_and_their_files(judged, tmp_path, monkeypatch):
-    """Linear, fine-tuned and from scratch on the same labels; nothing is printed, and each leaves its file."""
+@pytest.fixture
+def run(judged, tmp_path, monkeypatch):
+    """A run of its own for a test, its config, and the mesh; trainings on labels take one epoch."""
     workdir, config = judged
     copied = epath.Path(tmp_path) / "run"
     shutil.copytree(workdir, copied)
     monkeypatch.setattr(at_end, "EPOCHS", 1)
-    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    return copied, config, jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+
+
+def test_three_numbers_and_their_files(run, monkeypatch):
+    """Linear, fine-tuned and from scratch on the same labels; nothing is printed, and each leaves its file."""
+    copied, config, mesh = run
     monkeypatch.setattr(at_end, "BATCH", 24)
     found = at_end.judge_at_end(config, copied, mesh)
     assert found.keys() == {"linear_top1", "finetune_top1", "from_scratch_top1", "labels_a_class"}
@@ -26,13 +33,9 @@ def test_three_numbers_and_their_files(judged, tmp_path, monkeypatch):
     assert np.isfinite(list(found.values())).all()
 
 
-def test_what_cannot_be_judged_is_told(judged, tmp_path, monkeypatch):
+def test_what_cannot_be_judged_is_told(run, monkeypatch):
     """A run that is done ends well; as few labels as the smallest class has, and a batch no larger than they are."""
-    workdir, config = judged
-    copied = epath.Path(tmp_path) / "run"
-    shutil.copytree(workdir, copied)
-    monkeypatch.setattr(at_end, "EPOCHS", 1)
-    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    copied, config, mesh = run
     given, told = [], []
 
     def linear(derived, *_, **__):
