@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from bt_jax.errors import UserError
 from bt_jax.reporting.writers import JsonLines, TensorBoard
 
 
@@ -79,3 +80,16 @@ def test_tensorboard_holds_the_scalars(tmp_path):
         values |= {v.tag: (event.step, v.simple_value) for v in event.summary.value}
         at += 12 + length + 4
     assert values == {"loss": (3, 1.5)}
+
+
+def test_tensorboard_without_what_a_place_takes(monkeypatch):
+    """A sentence, before a run begins."""
+
+    def absent(*_, **__):
+        raise ImportError("'google-cloud-storage' must be installed in order to use the 'gs://' protocol")
+
+    monkeypatch.setattr("tensorboardX.SummaryWriter", absent)
+    with pytest.raises(
+        UserError, match=r"cannot be written to gs://bucket/x .*google-cloud-storage.* log.tensorboard=False"
+    ):
+        TensorBoard(epath.Path("gs://bucket/x"))
