@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     if not isinstance(config, ConfigDict):
         name = flags.FLAGS["config"].config_filename
-        there = pathlib.Path(name.rpartition(".py")[0] + ".py").exists()
+        there = pathlib.Path(name.partition(":")[0]).exists()
         raise UserError(f"{name} {'is not a config file that can be read' if there else 'is not there'}.")
     config_lib.check(config)
     name = pathlib.Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "-")

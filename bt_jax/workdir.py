@@ -19,7 +19,8 @@ from bt_jax.errors import UserError
 
 # What may differ when a run is resumed: none of these changes a weight.
 FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "pod.", "export.", "data.data_dir", "data.download", "data.threads",
-                  "data.prefetch", "data.in_memory_bytes", "data.cache_bytes", "data.max_bad_fraction", "steps_per_dispatch", "profile.")  # fmt: skip
+                  "data.prefetch", "data.in_memory_bytes", "data.cache_bytes", "data.max_bad_fraction",
+                  "steps_per_dispatch", "profile.")  # fmt: skip
 
 # Of a pre-training run none of these changes a weight either: they are the evaluations'.
 FREE_WHEN_PRETRAINING = (

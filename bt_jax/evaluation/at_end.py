@@ -51,11 +51,12 @@ def judge_at_end(
     most = BATCH if labels is None else min(BATCH, per_class * len(counts))
     batch = max(1, most // mesh.size) * mesh.size
 
-    def top1(what, evaluate, name, **fields):
-        derived = _derived(config, workdir, evaluate, per_class, batch)
+    def top1(what, task, name, **fields):
+        derived = _derived(config, workdir, task, per_class, batch)
         derived.finetune.update(fields)
         found, problem = {}, ""
         try:
+            evaluate = evaluate_linear if task == "linear" else evaluate_finetune
             found = evaluate(derived, workdir / name, mesh, say=_silent)
         except UserError as error:
             problem = str(error)
@@ -65,16 +66,16 @@ def judge_at_end(
             return None
         return {f"{name}_top1": found["mean"]["final.top1"]} if found else {}
 
-    linear = top1("the linear accuracy", evaluate_linear, "linear")
-    tuned = top1("fine-tuning on few labels", evaluate_finetune, "finetune")
+    linear = top1("the linear accuracy", "linear", "linear")
+    tuned = top1("fine-tuning on few labels", "finetune", "finetune")
     scratch = None
     if tuned is not None:
-        scratch = top1("its baseline from scratch", evaluate_finetune, "from_scratch", from_scratch=True)
+        scratch = top1("its baseline from scratch", "finetune", "from_scratch", from_scratch=True)
     return (linear or {}) | (tuned | scratch | {"labels_a_class": per_class} if tuned and scratch else {})
 
 
-def _derived(config: ConfigDict, workdir: epath.Path, evaluate: Callable, per_class: int, batch: int) -> ConfigDict:
-    derived, task = config.copy_and_resolve_references(), "linear" if evaluate is evaluate_linear else "finetune"
+def _derived(config: ConfigDict, workdir: epath.Path, task: str, per_class: int, batch: int) -> ConfigDict:
+    derived = config.copy_and_resolve_references()
     with derived.unlocked():
         derived.task, derived.init_from, derived.repeats = task, str(workdir), 1
         derived.linear.cached = True
