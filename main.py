@@ -4,7 +4,7 @@
     python main.py --config=configs/resnet50_imagenet.py --config.data.data_dir=DIR --workdir=gs://bucket/run
     python main.py --config.epochs=40 --config.optimizer.weight_decay=1e-4      changes single fields
 
-Every field is listed in bt_jax/config.py. The same command goes on with a run that was interrupted.
+Every field is listed in bt_jax/config/schema.py. The same command goes on with a run that was interrupted.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from bt_jax import config as config_lib
+from bt_jax.config import schema as config_lib
 from bt_jax.errors import UserError
 
 QUICKSTART = pathlib.Path(__file__).parent / "configs" / "quickstart.py"

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from bt_jax.errors import UserError
 from bt_jax.losses.barlow_twins import barlow_twins_loss
+from bt_jax.version import __version__
 
 if TYPE_CHECKING:
     from bt_jax.export.encoder import load_encoder
 
-__version__ = "0.1.0"
-__all__ = ["UserError", "barlow_twins_loss", "load_encoder"]
+__all__ = ["UserError", "__version__", "barlow_twins_loss", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:

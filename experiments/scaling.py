@@ -2,7 +2,7 @@
 
     python experiments/scaling.py experiments/results/pod_plans/*v4*.json
 
-The plans (bt_jax/pod_plan.py) are of one config and one kind of chip, with different numbers of images a device. What a
+The plans (bt_jax/tasks/pod_plan.py) are of one config and one kind of chip, with different numbers of images a device. What a
 device computes, and what it moves to and from its memory, is taken along the line between the two plans nearest in images
 a device; what it sends follows from how the step is made:
 
@@ -21,8 +21,8 @@ import pathlib
 
 import numpy as np
 
-from bt_jax.chips import Topology, parse_topology
 from bt_jax.losses import choose_form
+from bt_jax.planning.chips import Topology, parse_topology
 
 STOPS_PAYING = 1.3  # twice the chips, but not so much as this many times the speed
 

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from bt_jax import config as config_lib
-from bt_jax import mesh as mesh_lib
-from bt_jax.checkpoint import Checkpoints
+from bt_jax.config import schema as config_lib
+from bt_jax.engine.checkpoint import Checkpoints
+from bt_jax.engine.state import init_state
+from bt_jax.engine.step import make_train_step
 from bt_jax.methods import BarlowTwins, make_method
 from bt_jax.models import Projector, ResNet
-from bt_jax.optim import make_optimizer
-from bt_jax.training.state import init_state
-from bt_jax.training.step import make_train_step
-from bt_jax.workdir import claim_workdir
+from bt_jax.optim.recipe import make_optimizer
+from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.runtime.workdir import claim_workdir
 
 
 def recipe(name: str, shape: tuple[int, ...], salt: int) -> np.ndarray:

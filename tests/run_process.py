@@ -10,12 +10,12 @@ import numpy as np
 from etils import epath
 from recipes import SIZES, five_steps, small_method, small_optimizer
 
-from bt_jax import mesh as mesh_lib
-from bt_jax import processes
-from bt_jax.checkpoint import Checkpoints
+from bt_jax.engine.checkpoint import Checkpoints
+from bt_jax.engine.state import init_state
 from bt_jax.errors import UserError
-from bt_jax.training import loop
-from bt_jax.training.state import init_state
+from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.runtime import processes
+from bt_jax.tasks import pretrain as loop
 from configs import quickstart
 
 

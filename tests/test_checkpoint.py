@@ -1,4 +1,4 @@
-"""bt_jax/checkpoint.py: what was saved comes back bit for bit, and a damaged checkpoint is stepped over."""
+"""bt_jax/engine/checkpoint.py: what was saved comes back bit for bit, and a damaged checkpoint is stepped over."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from bt_jax import mesh as mesh_lib
-from bt_jax.checkpoint import Checkpoints, fingerprints, steps_on_disk
+from bt_jax.engine.checkpoint import Checkpoints, fingerprints, steps_on_disk
 from bt_jax.errors import UserError
+from bt_jax.runtime import mesh as mesh_lib
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
-"""bt_jax/chips.py: the names of slices, and that the compiler knows them as we do."""
+"""bt_jax/planning/chips.py: the names of slices, and that the compiler knows them as we do."""
 
 import subprocess
 import sys
 
 import pytest
 
-from bt_jax.chips import CHIPS, parse_topology
 from bt_jax.errors import UserError
-from bt_jax.pod_plan import devices_of
+from bt_jax.planning.chips import CHIPS, parse_topology
+from bt_jax.tasks.pod_plan import devices_of
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_the_compiler_has_as_many_devices_of_that_kind():
     pytest.importorskip("libtpu")
     names = ["v4:4x4x4", "v5e:1x1", "v5e:4x4", "v5p:2x2x1", "v6e:2x2", "7x:2x2x1"]
     program = f"""
-from bt_jax.chips import parse_topology
+from bt_jax.planning.chips import parse_topology
 from bt_jax.errors import UserError
-from bt_jax.pod_plan import devices_of
+from bt_jax.tasks.pod_plan import devices_of
 slices = [parse_topology(name) for name in {names}]
 print([len(devices_of(s)) for s in slices], all(d.device_kind == s.chip.device_kind for s in slices for d in devices_of(s)))
 try:

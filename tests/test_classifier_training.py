@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from bt_jax import config as config_lib
-from bt_jax.checkpoint import Checkpoints
-from bt_jax.data.sources import make_source
+from bt_jax.config import schema as config_lib
+from bt_jax.data.sources.base import make_source
+from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.errors import UserError
 from bt_jax.evaluation import classifier_training
 from bt_jax.evaluation.classifier_training import ClassifierTraining, rate_factor

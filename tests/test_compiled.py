@@ -1,4 +1,4 @@
-"""bt_jax/compiled.py: collectives and memory traffic, of programs whose own are known and of texts as compilers write them."""
+"""bt_jax/planning/compiled.py: collectives and memory traffic, of programs whose own are known and of texts as compilers write them."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from bt_jax.compiled import Collective, collectives, memory_traffic, size_in_bytes
+from bt_jax.planning.compiled import Collective, collectives, memory_traffic, size_in_bytes
 
 
 @pytest.fixture(scope="module")

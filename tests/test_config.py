@@ -1,11 +1,11 @@
-"""bt_jax/config.py and the files in configs/: a wrong config dies with a sentence that names every fault."""
+"""bt_jax/config/schema.py and the files in configs/: a wrong config dies with a sentence that names every fault."""
 
 import importlib
 import pathlib
 
 import pytest
 
-from bt_jax import config as config_lib
+from bt_jax.config import schema as config_lib
 from bt_jax.errors import UserError
 
 CONFIGS = sorted(

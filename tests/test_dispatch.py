@@ -1,11 +1,11 @@
-"""bt_jax/training/dispatch.py: several steps at once are the same steps. Real ones are in tests/test_loop.py."""
+"""bt_jax/engine/dispatch.py: several steps at once are the same steps. Real ones are in tests/test_task_pretrain.py."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax.training.dispatch import make_program
+from bt_jax.engine.dispatch import make_program
 
 
 def step(state, batch):

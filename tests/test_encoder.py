@@ -13,15 +13,15 @@ from etils import epath
 from recipes import recipe
 
 import bt_jax
-from bt_jax import config as config_lib
-from bt_jax.checkpoint import Checkpoints
+from bt_jax.config import schema as config_lib
+from bt_jax.engine.checkpoint import Checkpoints
+from bt_jax.engine.state import init_state
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.folder import write_folder
 from bt_jax.methods import make_method
 from bt_jax.models.inputs import normalize
-from bt_jax.optim import make_optimizer
-from bt_jax.training.state import init_state
-from bt_jax.workdir import claim_workdir
+from bt_jax.optim.recipe import make_optimizer
+from bt_jax.runtime.workdir import claim_workdir
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

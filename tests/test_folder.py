@@ -13,13 +13,13 @@ import pytest
 from etils import epath
 
 import bt_jax
-from bt_jax import config as config_lib
+from bt_jax.config import schema as config_lib
 from bt_jax.errors import UserError
 from bt_jax.export.folder import read_folder, write_folder
-from bt_jax.export.task import export
 from bt_jax.export.torch_weights import classifier_from_torch
 from bt_jax.export.weights import EncoderWeights, encoder_shapes, sha256_of
 from bt_jax.models import Projector
+from bt_jax.tasks.export import export
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from recipes import relative
 
 from bt_jax import barlow_twins_loss
-from bt_jax import mesh as mesh_lib
-from bt_jax.compiled import collectives
 from bt_jax.losses import cross_correlation, expected_loss_at_start, loss_floor
 from bt_jax.losses.barlow_twins import choose_form
+from bt_jax.planning.compiled import collectives
+from bt_jax.runtime import mesh as mesh_lib
 
 FORMS = ("correlation", "gram")
 

@@ -10,7 +10,7 @@ from etils import epath
 from PIL import Image
 
 import main
-from bt_jax.workdir import claim_workdir
+from bt_jax.runtime.workdir import claim_workdir
 from configs import quickstart
 
 

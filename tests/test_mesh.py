@@ -1,4 +1,4 @@
-"""bt_jax/mesh.py: who loads what, and where it goes."""
+"""bt_jax/runtime/mesh.py: who loads what, and where it goes."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bt_jax import mesh as mesh_lib
 from bt_jax.errors import UserError
+from bt_jax.runtime import mesh as mesh_lib
 
 
 def mesh_of(data, model=1, **settings):

@@ -9,7 +9,7 @@ import pytest
 from recipes import small_method
 
 from bt_jax import barlow_twins_loss
-from bt_jax import config as config_lib
+from bt_jax.config import schema as config_lib
 from bt_jax.methods import Method, make_method
 
 

@@ -1,15 +1,15 @@
-"""bt_jax/training/monitor.py: kNN accuracy of a run's encoder on a labelled subset."""
+"""bt_jax/evaluation/monitor.py: kNN accuracy of a run's encoder on a labelled subset."""
 
 import jax
 import numpy as np
 import pytest
 from recipes import small_method
 
-from bt_jax import config as config_lib
-from bt_jax.data.sources import make_source
+from bt_jax.config import schema as config_lib
+from bt_jax.data.sources.base import make_source
 from bt_jax.errors import UserError
+from bt_jax.evaluation.monitor import KnnMonitor
 from bt_jax.evaluation.pairs import Pairs
-from bt_jax.training.monitor import KnnMonitor
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""bt_jax/optim.py against the official optimiser and schedule."""
+"""bt_jax/optim/recipe.py against the official optimiser and schedule."""
 
 import json
 
@@ -9,8 +9,8 @@ import optax
 import pytest
 from recipes import relative
 
-from bt_jax import config as config_lib
-from bt_jax.optim import lars, make_optimizer, warmup_cosine
+from bt_jax.config import schema as config_lib
+from bt_jax.optim.recipe import lars, make_optimizer, warmup_cosine
 
 
 def test_golden_lars(golden):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bt_jax.config import default
+from bt_jax.config.schema import default
 from bt_jax.data import pipeline
 from bt_jax.data.order import permutation, view_seeds
-from bt_jax.data.sources import ArraySource, EncodedSource, FolderSource, StreamSource, make_source
-from bt_jax.data.views import ViewSpec, apply_view, sample_view
+from bt_jax.data.sources.base import ArraySource, EncodedSource, FolderSource, StreamSource, make_source
+from bt_jax.data.views.host import ViewSpec, apply_view, sample_view
 from bt_jax.errors import UserError
 
 SIZE = 12
@@ -461,9 +461,9 @@ def test_a_program_can_end_in_the_middle():
     """An interrupted run prints its own last words, and no complaint of iterators that outlived TensorFlow."""
     program = """
 import numpy as np
-from bt_jax.config import default
+from bt_jax.config.schema import default
 from bt_jax.data.pipeline import eval_batches
-from bt_jax.data.sources import ArraySource
+from bt_jax.data.sources.base import ArraySource
 source = ArraySource("a", np.zeros((64, 8, 8, 3), np.uint8), np.zeros(64, int))
 config = default().data
 config.update(image_size=8, eval_resize=0)

@@ -1,4 +1,4 @@
-"""bt_jax/preemption.py: signals are noted, passed on and answered; Slurm is asked for another start."""
+"""bt_jax/runtime/preemption.py: signals are noted, passed on and answered; Slurm is asked for another start."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from bt_jax.errors import Preempted
-from bt_jax.preemption import Preemption
+from bt_jax.runtime.preemption import Preemption
 
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
 

@@ -1,4 +1,4 @@
-"""bt_jax/processes.py: real processes on one machine that train together, disagree, fail and are killed."""
+"""bt_jax/runtime/processes.py: real processes on one machine that train together, disagree, fail and are killed."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 from recipes import five_steps, relative, small_method
 from run_process import quickstart_of
 
-from bt_jax import config as config_lib
-from bt_jax import mesh as mesh_lib
-from bt_jax import processes
-from bt_jax.checkpoint import Checkpoints
+from bt_jax.config import schema as config_lib
+from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.errors import UserError
-from bt_jax.training import loop
+from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.runtime import processes
+from bt_jax.tasks import pretrain as loop
 
 HERE = pathlib.Path(__file__).parent
 HEARTBEAT = 15

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from recipes import recipe, relative
 
-from bt_jax import mesh as mesh_lib
 from bt_jax.export import from_torch, to_torch
 from bt_jax.models import make_encoder
 from bt_jax.models.resnet import BLOCKS
+from bt_jax.runtime import mesh as mesh_lib
 
 
 def official(golden, arch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from bt_jax import config as config_lib
+from bt_jax.config import schema as config_lib
 from bt_jax.errors import UserError
 from bt_jax.evaluation import table
 from bt_jax.evaluation.results import make_result, read_results, summary_of_runs, write_result

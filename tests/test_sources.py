@@ -1,4 +1,4 @@
-"""bt_jax/data/sources.py and photographs.py: what is found, in which order, and what is said of what is wrong."""
+"""bt_jax/data/sources/base.py and photographs.py: what is found, in which order, and what is said of what is wrong."""
 
 import os
 import pathlib
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bt_jax.config import default
-from bt_jax.data import photographs
-from bt_jax.data.photographs import PHOTOGRAPHS, load_photograph, photograph_crops
-from bt_jax.data.sources import ArraySource, BytesCache, FolderSource, make_source
+from bt_jax.config.schema import default
+from bt_jax.data.sources import photographs
+from bt_jax.data.sources.base import ArraySource, BytesCache, FolderSource, make_source
+from bt_jax.data.sources.photographs import PHOTOGRAPHS, load_photograph, photograph_crops
 from bt_jax.errors import UserError
 from bt_jax.evaluation.knn import knn_accuracy
 
@@ -231,8 +231,8 @@ def test_sources_without_tensorflow(tmp_path):
     program = f"""
 import sys
 sys.modules["tensorflow"] = None  # an import of it fails
-from bt_jax.config import default
-from bt_jax.data.sources import make_source
+from bt_jax.config.schema import default
+from bt_jax.data.sources.base import make_source
 from bt_jax.errors import UserError
 config = default().data
 config.update(source="folder", data_dir={str(tmp_path)!r})

@@ -1,4 +1,4 @@
-"""bt_jax/training/step.py and state.py: a whole official run, and the number of devices that changes nothing."""
+"""bt_jax/engine/step.py and state.py: a whole official run, and the number of devices that changes nothing."""
 
 import json
 import os
@@ -10,15 +10,15 @@ import pytest
 from ml_collections import ConfigDict
 from recipes import SIZES, five_steps, recipe, relative, small_method, small_optimizer
 
-from bt_jax import config as config_lib
-from bt_jax import mesh as mesh_lib
-from bt_jax.compiled import collectives
+from bt_jax.config import schema as config_lib
+from bt_jax.engine.state import TrainState, abstract_state, count_parameters, init_state
+from bt_jax.engine.step import jit_step, make_train_step
 from bt_jax.export import from_torch, projector_from_torch, projector_to_torch, to_torch
 from bt_jax.methods import BarlowTwins
 from bt_jax.models import Projector, make_encoder
-from bt_jax.optim import make_optimizer
-from bt_jax.training.state import TrainState, abstract_state, count_parameters, init_state
-from bt_jax.training.step import jit_step, make_train_step
+from bt_jax.optim.recipe import make_optimizer
+from bt_jax.planning.compiled import collectives
+from bt_jax.runtime import mesh as mesh_lib
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -1,4 +1,4 @@
-"""bt_jax/data/voc.py, and bt_jax/evaluation/voc.py and transfer.py: a small VOC by the official folders and by TFDS."""
+"""bt_jax/data/sources/voc.py, and bt_jax/evaluation/voc.py and transfer.py: a small VOC by the official folders and by TFDS."""
 
 import json
 
@@ -8,12 +8,12 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
-from bt_jax import config as config_lib
+from bt_jax.config import schema as config_lib
 from bt_jax.data.pipeline import eval_batches
-from bt_jax.data.voc import CLASSES, voc_source
+from bt_jax.data.sources.voc import CLASSES, voc_source
 from bt_jax.errors import UserError
-from bt_jax.evaluation.transfer import transfer
 from bt_jax.evaluation.voc import svm_average_precisions
+from bt_jax.tasks.transfer import transfer
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""bt_jax/workdir.py: a folder belongs to one config."""
+"""bt_jax/runtime/workdir.py: a folder belongs to one config."""
 
 import json
 import os
@@ -9,10 +9,10 @@ import sys
 import pytest
 from etils import epath
 
-from bt_jax import config as config_lib
-from bt_jax import workdir as workdir_lib
+from bt_jax.config import schema as config_lib
 from bt_jax.errors import UserError
-from bt_jax.workdir import claim_workdir, held
+from bt_jax.runtime import workdir as workdir_lib
+from bt_jax.runtime.workdir import claim_workdir, held
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_config_older_than_a_field(workdir):
 HOLD = """
 import sys, time
 from etils import epath
-from bt_jax.workdir import held
+from bt_jax.runtime.workdir import held
 with held(epath.Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(60)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bt_jax.data.sources import ArraySource, EncodedSource
+from bt_jax.data.sources.base import ArraySource, EncodedSource
 from bt_jax.data.tensorflow_import import tf
 
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -1,4 +1,4 @@
-"""Source + order + views -> batches on the host, by tf.data. The mesh takes them from there (bt_jax/mesh.py).
+"""Source + order + views -> batches on the host, by tf.data. The mesh takes them from there (bt_jax/runtime/mesh.py).
 
 numpy says which examples make a batch and fetches what their source holds of them: pixels, encoded images, or file names.
 One by one they go through TensorFlow, are read, decoded and augmented in parallel, and come out in the order they went in.
@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from bt_jax.data.bad_images import Batch, bad_images, bad_records, delivered_batches, with_stand_ins
 from bt_jax.data.decode import decode, pixels_of
 from bt_jax.data.order import Order, evenly, single_seed, view_seeds
-from bt_jax.data.sources import ArraySource, EncodedSource, Source, StreamSource
+from bt_jax.data.sources.base import ArraySource, EncodedSource, Source, StreamSource
 from bt_jax.data.tensorflow_import import plain, tf
-from bt_jax.data.view_spec import PAIR, canvas_side, kernel_of
-from bt_jax.data.views import ViewSpec, apply_views, evaluation_view, on_canvas, sample_view
+from bt_jax.data.views.host import ViewSpec, apply_views, evaluation_view, on_canvas, sample_view
+from bt_jax.data.views.spec import PAIR, canvas_side, kernel_of
 from bt_jax.errors import UserError
 
 

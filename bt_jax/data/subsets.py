@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from bt_jax.data.order import permutation
-from bt_jax.data.sources import ArraySource, EncodedSource, FolderSource, Source, StreamSource, some
+from bt_jax.data.sources.base import ArraySource, EncodedSource, FolderSource, Source, StreamSource, some
 from bt_jax.errors import UserError
 
 

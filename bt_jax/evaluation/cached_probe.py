@@ -20,9 +20,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from bt_jax import mesh as mesh_lib
 from bt_jax.data.order import permutation
 from bt_jax.evaluation.metrics import Counts, count_hits
+from bt_jax.runtime import mesh as mesh_lib
 
 Classifier = dict[str, np.ndarray]  # {"kernel": (F, C), "bias": (C,)}, float32
 

@@ -22,17 +22,17 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import mesh as mesh_lib
-from bt_jax.checkpoint import Checkpoints
-from bt_jax.data.resident import eval_batches, train_batches
-from bt_jax.data.sources import Source
+from bt_jax.data.feed import eval_batches, train_batches
+from bt_jax.data.sources.base import Source
 from bt_jax.data.subsets import check_labels
+from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.errors import UserError
 from bt_jax.evaluation.judged import Judged
 from bt_jax.evaluation.metrics import Counts, count_hits
 from bt_jax.models import LinearClassifier
 from bt_jax.models.inputs import normalize
 from bt_jax.reporting.progress import Reporter
+from bt_jax.runtime import mesh as mesh_lib
 
 Rates = dict[str, float]  # "head", and "encoder" where it learns too
 _HELD_BYTES = 2**28  # test views up to so many bytes are made once

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bt_jax import mesh as mesh_lib
 from bt_jax.errors import UserError
 from bt_jax.models.inputs import normalize
+from bt_jax.runtime import mesh as mesh_lib
 
 EvalBatch = dict[str, np.ndarray]  # {"image": (n, H, W, 3) uint8, "label": (n,) int32, "mask": (n,) bool}
 

@@ -13,13 +13,10 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import bt_jax
-from bt_jax import config as config_lib
-from bt_jax import mesh as mesh_lib
-from bt_jax import processes
+from bt_jax.config import schema as config_lib
+from bt_jax.data.feed import eval_batches
 from bt_jax.data.order import evenly
-from bt_jax.data.resident import eval_batches
-from bt_jax.data.sources import Source, make_source
+from bt_jax.data.sources.base import Source, make_source
 from bt_jax.data.subsets import check_labels
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, first_bad_layer, frozen
@@ -28,7 +25,10 @@ from bt_jax.evaluation.results import Result, same_encoder
 from bt_jax.export.encoder import load_encoder
 from bt_jax.models import make_encoder
 from bt_jax.models.inputs import normalize
-from bt_jax.workdir import claim_workdir
+from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.runtime import processes
+from bt_jax.runtime.workdir import claim_workdir
+from bt_jax.version import __version__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Evaluation:
         facts, width = self.judged.facts, self.judged.module.num_features
         origin = "from scratch; init_from is not read" if facts is None else f"from {facts['source']}"
         lines = {
-            "bt_jax": f"{bt_jax.__version__}, JAX {jax.__version__}: {config.task}, {seeds or f'seed {config.seed}'}",
+            "bt_jax": f"{__version__}, JAX {jax.__version__}: {config.task}, {seeds or f'seed {config.seed}'}",
             "devices": f"{self.mesh.size} × {devices[0].device_kind}",
             "encoder": f"{config.model.arch}, {width} features, {origin}",
             "train": f"{self.train.name}: {len(self.train)} images, {self.train.num_classes} classes",

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from bt_jax import mesh as mesh_lib
+from bt_jax.runtime import mesh as mesh_lib
 
 
 def knn_predict(

@@ -6,10 +6,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import mesh as mesh_lib
-from bt_jax.data.resident import train_batches
-from bt_jax.data.sources import Source
+from bt_jax.data.feed import train_batches
+from bt_jax.data.sources.base import Source
 from bt_jax.evaluation.features import FeatureExtractor
+from bt_jax.runtime import mesh as mesh_lib
 
 
 class Pairs:

@@ -9,9 +9,9 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-import bt_jax
 from bt_jax.errors import UserError
-from bt_jax.workdir import write_whole
+from bt_jax.runtime.workdir import write_whole
+from bt_jax.version import __version__
 
 Result = dict[str, Any]
 
@@ -54,7 +54,7 @@ def make_result(
     return {
         "task": config.task,
         "protocol": protocol,
-        "bt_jax": bt_jax.__version__,
+        "bt_jax": __version__,
         "data": data,
         "checkpoint": checkpoint,
         "seeds": [run["seed"] for run in runs],

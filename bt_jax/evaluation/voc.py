@@ -16,13 +16,13 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import processes
-from bt_jax.data.sources import Source
-from bt_jax.data.voc import voc_source
+from bt_jax.data.sources.base import Source
+from bt_jax.data.sources.voc import voc_source
 from bt_jax.errors import UserError
 from bt_jax.evaluation.judged import Evaluation
 from bt_jax.evaluation.metrics import average_precision
 from bt_jax.evaluation.results import Result, make_result, mean_and_spread, write_result
+from bt_jax.runtime import processes
 
 _LONG = 7 * 86400  # seconds that the other processes wait for the first one's SVMs; one that is gone ends them before
 

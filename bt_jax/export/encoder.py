@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from bt_jax import checkpoint
-from bt_jax import config as config_lib
-from bt_jax import mesh as mesh_lib
+from bt_jax.config import schema as config_lib
+from bt_jax.engine import checkpoint
 from bt_jax.errors import UserError
 from bt_jax.export.folder import read_exported_safetensors, read_folder
 from bt_jax.export.torch_files import read_torch
@@ -20,6 +19,7 @@ from bt_jax.export.torch_weights import weights_of_state_dict
 from bt_jax.export.weights import EncoderWeights, encoder_shapes, sha256_of
 from bt_jax.models import Projector, ResNet
 from bt_jax.models.inputs import normalize
+from bt_jax.runtime import mesh as mesh_lib
 
 
 class Encoder:

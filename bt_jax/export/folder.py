@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from bt_jax.checkpoint import absolute
+from bt_jax.engine.checkpoint import absolute
 from bt_jax.errors import UserError, first_line
 from bt_jax.export.safetensors_files import read_safetensors, write_safetensors
 from bt_jax.export.torch_weights import (

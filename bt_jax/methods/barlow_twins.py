@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax import mesh as mesh_lib
 from bt_jax.losses.barlow_twins import barlow_twins_loss, expected_loss_at_start, loss_floor
 from bt_jax.methods.base import Batch, PyTree
 from bt_jax.models import Projector, make_encoder
 from bt_jax.models.inputs import normalize
+from bt_jax.runtime import mesh as mesh_lib
 
 
 class TwinNetwork(nn.Module):

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from bt_jax.mesh import MODEL_AXIS
 from bt_jax.models.norm import ViewBatchNorm
+from bt_jax.runtime.mesh import MODEL_AXIS
 
 # torch.nn.Linear's: kaiming_uniform with a = √5, which is uniform in ∓ 1/√fan_in.
 _linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

@@ -11,7 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from bt_jax.chips import CHIPS
+from bt_jax.planning.chips import CHIPS
 
 # Dense products a second that a data sheet gives: in bfloat16, and as JAX multiplies float32 by default (TF32 on NVIDIA's
 # since Ampere, one bfloat16 pass on TPUs). The first name that a device's kind contains counts. Newer TPUs are in chips.py.

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from bt_jax import mesh as mesh_lib
-from bt_jax.checkpoint import Checkpoints, fingerprints
+from bt_jax.engine.checkpoint import Checkpoints, fingerprints
+from bt_jax.engine.state import abstract_state
 from bt_jax.methods import make_method
-from bt_jax.optim import make_optimizer
-from bt_jax.training.state import abstract_state
+from bt_jax.optim.recipe import make_optimizer
+from bt_jax.runtime import mesh as mesh_lib
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # the configs are not installed
 

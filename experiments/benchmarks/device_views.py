@@ -17,10 +17,10 @@ import time
 import jax
 import numpy as np
 
-from bt_jax import config as config_lib
-from bt_jax import mesh as mesh_lib
-from bt_jax.data.resident import DeviceFeed
-from bt_jax.data.sources import ArraySource
+from bt_jax.config import schema as config_lib
+from bt_jax.data.feed import DeviceFeed
+from bt_jax.data.sources.base import ArraySource
+from bt_jax.runtime import mesh as mesh_lib
 
 
 class Device:

@@ -19,11 +19,12 @@ import time
 
 import numpy as np
 
-from bt_jax.config import default
-from bt_jax.data import pipeline, views
+from bt_jax.config.schema import default
+from bt_jax.data import pipeline
 from bt_jax.data.decode import decode
-from bt_jax.data.sources import FolderSource
+from bt_jax.data.sources.base import FolderSource
 from bt_jax.data.tensorflow_import import plain, tf
+from bt_jax.data.views import host as views
 
 # Images a second that a chip takes in training ResNet-50 at 224 with two views an image: estimates from published
 # rates of supervised ResNet-50 training (one view), halved.

@@ -18,9 +18,9 @@ import time
 
 import numpy as np
 
-from bt_jax.config import default
+from bt_jax.config.schema import default
 from bt_jax.data.pipeline import train_batches
-from bt_jax.data.sources import FolderSource
+from bt_jax.data.sources.base import FolderSource
 
 
 def folder_of_links(root: str, folder: str, count: int) -> None:

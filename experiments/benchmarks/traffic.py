@@ -3,7 +3,7 @@
     python experiments/benchmarks/traffic.py [--config configs/resnet50_imagenet.py] [--devices 8 64 256] [--model 1]
 
 The step of the config is compiled for so many simulated CPU devices, nothing is run. Megabytes are what leaves each
-device in a step, by the algorithms that send least (bt_jax/compiled.py). The official program is counted by its
+device in a step, by the algorithms that send least (bt_jax/planning/compiled.py). The official program is counted by its
 description, for as many GPUs, one process each:
 
     gradients    DistributedDataParallel's all-reduce of all parameters, float32
@@ -44,7 +44,7 @@ def ours(found: list, n: int, data: int, model: int) -> dict[str, float]:
       n: the batch.
       data, model: devices along the mesh's axes.
     """
-    from bt_jax.compiled import size_in_bytes
+    from bt_jax.planning.compiled import size_in_bytes
 
     sums = {"gradients": 0.0, "loss": 0.0, "statistics": 0.0, "activations": 0.0}
     for collective in found:
@@ -75,12 +75,12 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
 
-    from bt_jax import mesh as mesh_lib
-    from bt_jax.compiled import collectives
+    from bt_jax.engine.state import abstract_state, count_parameters
+    from bt_jax.engine.step import jit_step, make_train_step
     from bt_jax.methods import make_method
-    from bt_jax.optim import make_optimizer
-    from bt_jax.training.state import abstract_state, count_parameters
-    from bt_jax.training.step import jit_step, make_train_step
+    from bt_jax.optim.recipe import make_optimizer
+    from bt_jax.planning.compiled import collectives
+    from bt_jax.runtime import mesh as mesh_lib
 
     config = runpy.run_path(arguments.config)["get_config"]()
     config.mesh.model = arguments.model

@@ -27,16 +27,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax import config as config_lib
-from bt_jax import mesh as mesh_lib
-from bt_jax.data.resident import DeviceFeed
-from bt_jax.data.sources import ArraySource
+from bt_jax.config import schema as config_lib
+from bt_jax.data.feed import DeviceFeed
+from bt_jax.data.sources.base import ArraySource
+from bt_jax.engine.dispatch import make_program
+from bt_jax.engine.state import init_state
+from bt_jax.engine.step import make_train_step
 from bt_jax.methods import make_method
-from bt_jax.optim import make_optimizer
+from bt_jax.optim.recipe import make_optimizer
 from bt_jax.reporting.profile import flops_of, peak_flops
-from bt_jax.training.dispatch import make_program
-from bt_jax.training.state import init_state
-from bt_jax.training.step import make_train_step
+from bt_jax.runtime import mesh as mesh_lib
 
 DEFAULT = ("resnet18@32:512", "resnet18@32:2048", "resnet50@224:128", "resnet50@224:256")
 BATCHES = 4  # that take turns

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 import tensorflow  # noqa: F401  (before the forks)
 
-from bt_jax import config as config_lib
+from bt_jax.config import schema as config_lib
 from bt_jax.errors import UserError
-from bt_jax.training import loop
+from bt_jax.tasks import pretrain as loop
 
 STEPS_AN_EPOCH, EPOCHS = 10, 3
 

@@ -1,0 +1,196 @@
+"""TFDS sets as sources: decoded in memory where they fit, from ArrayRecord files at random, from TFRecord files in a row.
+
+This imports TensorFlow.
+"""
+
+import difflib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from ml_collections import ConfigDict
+
+from bt_jax.data.decode import decode
+from bt_jax.data.order import single_seed
+from bt_jax.data.sources.base import ArraySource, BytesCache, EncodedSource, Source, StreamSource, listing, some
+from bt_jax.data.tensorflow_import import tf
+from bt_jax.errors import UserError, first_line
+
+
+class RecordSource(EncodedSource):
+    """A TFDS set in ArrayRecord files, which can be read anywhere: any examples of it, in any order, at a file's speed."""
+
+    def __init__(self, builder: Any, split: str, cache_bytes: int = 0):
+        """Args: cache_bytes: as for `FolderSource`."""
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        info = builder.info
+        super().__init__(
+            f"TFDS {builder.name}, {split}", info.splits[split].num_examples, tuple(info.features["label"].names)
+        )
+        self._reader = ArrayRecordDataSource(info.splits[split].file_instructions)
+        self._cache = BytesCache(cache_bytes)
+
+    def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        records = self._cache.get(examples, self._reader.__getitems__)
+        parts = [tf.train.Example.FromString(record).features.feature for record in records]
+        images = [part["image"].bytes_list.value[0] for part in parts]
+        labels = [part["label"].int64_list.value[0] for part in parts]
+        return np.array(images, object), np.array(labels, np.int32)
+
+    def in_a_row(self) -> tf.data.Dataset:
+        """(encoded image, label int32) of all examples in their order."""
+
+        def fetch(examples):
+            images, labels = tf.numpy_function(self.fetch, [examples], [tf.string, tf.int32], stateful=False)
+            return tf.ensure_shape(images, (None,)), tf.ensure_shape(labels, (None,))
+
+        return tf.data.Dataset.range(len(self)).batch(1024).map(fetch).unbatch()
+
+
+class TfdsStream(StreamSource):
+    """A large TFDS set in TFRecord files, read in a row as encoded images.
+
+    The order is a function of (seed, epoch): files permuted, 16 of them read in turn, and a shuffle buffer seeded by
+    both. What that costs: the buffer holds `data.shuffle_buffer` encoded images (16 384 of ImageNet are 1.8 GB); a
+    resumed run reads the records of the epoch before its step, without decoding their images (about 5000 of ImageNet's
+    size a second on one core, if the disk gives them), and refills the buffer; of several processes each reads all
+    records and decodes its own rows only. Image folders, sets in ArrayRecord files and sets that fit in memory are free of
+    all this.
+
+    A record whose image does not decode gives way to the one before it in the epoch, known by a fingerprint of its bytes; a
+    broken file ends the run.
+    """
+
+    def __init__(self, builder: Any, split: str):
+        info = builder.info
+        names = tuple(info.features["label"].names)
+        super().__init__(f"TFDS {builder.name}, {split}", info.splits[split].num_examples, names)
+        self._builder, self._split = builder, split
+
+    def records(self, seed: int | None, epoch: int) -> tf.data.Dataset:
+        return _encoded_stream(self._builder, self._split, None if seed is None else single_seed(seed, epoch))
+
+
+def _encoded_stream(builder: Any, split: str, shuffle_seed: int | None) -> tf.data.Dataset:
+    """(encoded image, label int32); in the order of the files, or the files permuted and 16 read in turn."""
+    options = tf.data.Options()
+    options.deterministic = True
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    dataset = builder.as_dataset(
+        split=split,
+        shuffle_files=shuffle_seed is not None,
+        decoders=tfds.decode.PartialDecoding({"image": True, "label": True}, decoders=decoders),
+        read_config=tfds.ReadConfig(
+            shuffle_seed=shuffle_seed,
+            interleave_cycle_length=1 if shuffle_seed is None else 16,
+            options=options,
+            try_autocache=False,
+            skip_prefetch=True,
+        ),
+    )
+    return dataset.map(lambda example: (example["image"], tf.cast(example["label"], tf.int32)))
+
+
+def tfds_source(config: ConfigDict, split: str) -> Source:
+    """The source that `config.data` names by TFDS: in memory if it fits there, else in records, else as a stream.
+
+    Raises:
+      UserError: it is not there, or not what bt_jax can use.
+    """
+    builder = prepared_builder(config)
+    info = builder.info
+    try:
+        count = info.splits[split].num_examples  # a slice like train[:10%] is a split too
+    except (KeyError, ValueError):
+        raise UserError(f"TFDS {builder.name} has no split {split!r}; it has {', '.join(info.splits)}.") from None
+    if count == 0:
+        raise UserError(f"split {split!r} of TFDS {builder.name} has no examples; it has {', '.join(info.splits)}.")
+    features = info.features
+    parts = [part for part in ("image", "label") if part not in features]
+    if parts or features["image"].dtype != np.uint8 or not hasattr(features["label"], "names"):
+        held = " ".join(str(features).split())
+        raise UserError(f"TFDS {builder.name} holds {held}; bt_jax needs an 8-bit 'image' and a class 'label'.")
+    stored = info.file_format.value
+    if stored not in ("tfrecord", "array_record"):
+        raise UserError(
+            f"TFDS {builder.name} in {builder.data_path} is stored as {stored}; bt_jax reads array_record and tfrecord: "
+            "build it with --file_format=array_record."
+        )
+    shape = features["image"].shape
+    records = RecordSource(builder, split, config.cache_bytes) if stored == "array_record" else None
+    if None not in shape and count * shape[0] * shape[1] * 3 <= config.in_memory_bytes:
+        return _in_memory(builder, split, count, records)
+    return records or TfdsStream(builder, split)
+
+
+def prepared_builder(config: ConfigDict) -> Any:
+    """The TFDS builder that `config.data` names, its files in place.
+
+    Raises:
+      UserError: there is no such set, or it is not there.
+    """
+    builder = _builder(config)
+    _require_prepared(builder, config)
+    return builder
+
+
+def _builder(config: ConfigDict) -> Any:
+    if not config.name:
+        raise UserError("data.name is empty; it must name a TFDS data set, for example cifar10.")
+    try:
+        return tfds.builder(config.name, data_dir=config.data_dir or None)
+    except tfds.core.registered.DatasetNotFoundError:
+        folder = epath.Path(config.data_dir or tfds.core.constants.DATA_DIR).expanduser()
+        theirs = [name for name, is_folder in listing(folder) if is_folder] if folder.is_dir() else []
+        known = [*theirs, *tfds.list_builders(with_community_datasets=False)]
+        near = list(dict.fromkeys(difflib.get_close_matches(config.name, known, n=3)))
+        hint = f"did you mean {' or '.join(near)}?" if near else "see tensorflow.org/datasets/catalog."
+        raise UserError(f"TFDS has no data set {config.name!r}, nor is there one in {folder}; {hint}") from None
+    except (ValueError, TypeError, AssertionError, ImportError) as error:  # a configuration or version that is not
+        raise UserError(f"TFDS cannot make {config.name!r} ({first_line(error)}); mend data.name.") from None
+
+
+def _require_prepared(builder: Any, config: ConfigDict) -> None:
+    """Sees that the set is there; downloads it if the user allows that and TFDS can."""
+    folder = epath.Path(builder.data_path)
+    if (folder / "dataset_info.json").exists():
+        return
+    where = f"TFDS {builder.name} is not in {folder}"
+    others = (
+        [n for n, is_folder in listing(folder.parent) if is_folder and n[0].isdigit()] if folder.parent.is_dir() else []
+    )
+    if others:
+        where += (
+            f" (version {some(others)} is: for that, set data.name to {config.name.partition(':')[0]}:{others[-1]})"
+        )
+    if manual := builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        data_dir = folder.parents[1 if builder.builder_config is None else 2]  # DIR/name[/configuration]/version
+        raise UserError(
+            f"{where}, and must be fetched by hand. TFDS says: {' '.join(manual.split())} Put that in a folder and run "
+            f"`tfds build {config.name} --data_dir={data_dir} --manual_dir=THAT_FOLDER`."
+        )
+    if not config.download:
+        raise UserError(f"{where}; set data.data_dir to where it is, or data.download to True to let TFDS fetch it.")
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # whatever the network, the disk or the set's host had to say
+        raise UserError(f"{where}, and could not be downloaded ({first_line(error)}).") from error
+
+
+def _in_memory(builder: Any, split: str, count: int, records: RecordSource | None) -> ArraySource:
+    """All images decoded, in the order of the files."""
+    height, width, _ = builder.info.features["image"].shape
+    images, labels = np.empty((count, height, width, 3), np.uint8), np.empty(count, np.int32)
+    start = 0
+    try:
+        encoded = _encoded_stream(builder, split, None) if records is None else records.in_a_row()
+        decoded = encoded.map(lambda image, label: (decode(image), label), num_parallel_calls=tf.data.AUTOTUNE)
+        for some_images, some_labels in decoded.batch(1024).as_numpy_iterator():
+            stop = start + len(some_labels)
+            images[start:stop], labels[start:stop] = some_images, some_labels
+            start = stop
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(f"TFDS {builder.name} in {builder.data_path} cannot be read ({first_line(error)}).") from None
+    return ArraySource(f"TFDS {builder.name}, {split}", images, labels, tuple(builder.info.features["label"].names))

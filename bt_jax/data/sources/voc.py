@@ -1,0 +1,131 @@
+"""PASCAL VOC for classification: an image may be of several classes, and of some it is not said.
+
+From the official folders (`VOC2007/JPEGImages`, `VOC2007/ImageSets/Main`), or from TFDS `voc/2007`. The pipeline passes one
+whole number an image, so here that is the image's number, by which its row of `targets` is found.
+"""
+
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from bt_jax.data.sources.base import EncodedSource, Source, StreamSource, import_tensorflow, some
+from bt_jax.errors import UserError
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+class VocFolder(EncodedSource):
+    """The official folders.
+
+    Attributes:
+      targets: (n, 20) int8: 1 an object of the class is there; -1 none; 0 only ones that are marked difficult, and the
+        image does not count for that class (VOC2007 development kit, section 4).
+    """
+
+    gives_paths = True
+
+    def __init__(self, root: str, split: str):
+        """Args:
+        root: VOC2007, or the folder that holds it (VOCdevkit).
+        split: train, val, trainval or test.
+
+        Raises:
+          UserError: folders or lists are missing, or a list does not say a class for each image.
+        """
+        top = epath.Path(root).expanduser()
+        if not (top / "ImageSets").is_dir() and (top / "VOC2007").is_dir():
+            top = top / "VOC2007"
+        lists = top / "ImageSets" / "Main"
+        missing = [name for name in CLASSES if not (lists / f"{name}_{split}.txt").exists()]
+        if missing:
+            raise UserError(
+                f"{lists} lacks {len(missing)} of the 20 lists of the split {split!r} ({some(missing)}, like "
+                f"{missing[0]}_{split}.txt); data.data_dir must name VOCdevkit or VOC2007 as it is distributed."
+            )
+        columns, names = [], None
+        for name in CLASSES:
+            path = lists / f"{name}_{split}.txt"
+            lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+            if any(len(line) != 2 or line[1] not in ("1", "-1", "0") for line in lines):
+                raise UserError(f"{path} must hold an image and one of 1, -1 and 0 a line.")
+            images = [line[0] for line in lines]
+            if names is not None and images != names:
+                raise UserError(f"{path} names other images than {CLASSES[0]}_{split}.txt; all must name the same.")
+            names = images
+            columns.append([int(line[1]) for line in lines])
+        if not names:
+            raise UserError(f"the lists of the split {split!r} in {lists} are empty.")
+        super().__init__(f"{top}, {split}", len(names), CLASSES)
+        self._paths = [str(top / "JPEGImages" / f"{name}.jpg") for name in names]
+        self.targets = np.array(columns, np.int8).T
+
+    def place(self, example: int) -> str:
+        return self._paths[example]
+
+    def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([self._paths[i].encode() for i in examples], object), np.asarray(examples, np.int32)
+
+
+class VocStream(StreamSource):
+    """TFDS `voc/2007`; attributes as of `VocFolder`."""
+
+    def __init__(self, builder: Any, split: str):
+        super().__init__(f"TFDS {builder.name}, {split}", builder.info.splits[split].num_examples, CLASSES)
+        self._builder, self._split = builder, split
+        self.targets = np.full((len(self), len(CLASSES)), -1, np.int8)
+        for row, example in zip(self.targets, self._dataset().as_numpy_iterator(), strict=True):
+            labels, difficult = example["objects"]["label"], example["objects"]["is_difficult"]
+            row[labels[difficult]] = 0
+            row[labels[~difficult]] = 1
+
+    def _dataset(self):
+        import tensorflow_datasets as tfds
+
+        return self._builder.as_dataset(
+            split=self._split, shuffle_files=False, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+
+    def records(self, seed: int | None, epoch: int):
+        """(encoded image, the image's number); in the order of the files, with which nothing is trained."""
+        del seed, epoch
+        from bt_jax.data.tensorflow_import import tf
+
+        return self._dataset().enumerate().map(lambda place, example: (example["image"], tf.cast(place, tf.int32)))
+
+
+def voc_source(config: ConfigDict, split: str) -> Source:
+    """A split of VOC.
+
+    Args:
+      config: `config.data` of a run, with source "folder" or "tfds".
+      split: "train" or "test", which `config.train_split` and `config.test_split` translate.
+
+    Raises:
+      UserError: it is not there, or not VOC.
+    """
+    theirs = config[f"{split}_split"]
+    if config.source == "folder":
+        return VocFolder(config.data_dir, theirs)
+    if config.source != "tfds":
+        raise UserError(f"data.source is {config.source!r}; VOC comes from 'folder' (the official folders) or 'tfds'.")
+    import_tensorflow()
+    from bt_jax.data.sources.tfds import prepared_builder
+
+    builder = prepared_builder(config)
+    features = builder.info.features
+    if "objects" not in features or "is_difficult" not in features["objects"]:
+        raise UserError(f"TFDS {builder.name} has no objects that may be difficult; data.name must be voc/2007.")
+    if builder.info.file_format.value == "array_record":
+        raise UserError(
+            f"TFDS {builder.name} is stored as array_record; VOC is read from tfrecord, or the official folders."
+        )
+    try:
+        return VocStream(builder, theirs)
+    except (KeyError, ValueError):
+        splits = ", ".join(builder.info.splits)
+        raise UserError(f"TFDS {builder.name} has no split {theirs!r}; it has {splits}.") from None

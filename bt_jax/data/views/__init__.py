@@ -1,0 +1,1 @@
+"""Views of an image: their distribution, and how host and device make them."""

@@ -1,0 +1,1 @@
+"""The train state, the train step, checkpoints, and the loop."""

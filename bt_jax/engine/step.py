@@ -1,0 +1,47 @@
+"""The train step: one pure function of (state, batch), the same on one device and on a pod."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from bt_jax.engine.state import TrainState, shardings_of
+from bt_jax.methods.base import Batch, Method
+from bt_jax.runtime import mesh as mesh_lib
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(method: Method, optimizer: optax.GradientTransformation, seed: int) -> Step:
+    """Builds `train_step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
+
+    Nothing here names a device: with the batch sharded over its first axis and the state replicated, the compiler makes
+    the gradients and the batch statistics those of the global batch. Random numbers follow from (seed, step), so that
+    resuming needs no state of a generator.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        value_and_grad = jax.value_and_grad(method.loss, has_aux=True)
+        (_, (model_state, method_state, metrics)), gradients = value_and_grad(
+            state.params, state.model_state, state.method_state, batch, rng
+        )
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        method_state = method.after_update(params, method_state, step)
+        return TrainState(step, params, model_state, method_state, opt_state), metrics
+
+    return train_step
+
+
+def jit_step(step: Step, state: TrainState, mesh: Mesh) -> Step:
+    """A step as runs and plans compile it: the state is donated and comes back where it was.
+
+    Args:
+      state: its arrays, or abstract ones, tell where they live.
+    """
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), mesh_lib.everywhere(mesh)))

@@ -1,0 +1,1 @@
+"""TPU slices without TPUs: chips, and what a compiled program costs."""

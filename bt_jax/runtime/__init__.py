@@ -1,0 +1,1 @@
+"""What a run stands on: processes, devices, signals, and its folder."""

@@ -1,0 +1,134 @@
+"""Devices, the mesh and its axes, and where arrays live.
+
+The mesh has an axis "data" and, where `mesh.model` is above 1, an axis "model". A batch is sharded over its first axis
+along both, so that no device repeats another's work in the encoder. Parameters are replicated, but along "model" the
+projector's layers and what the optimiser keeps of them are split (bt_jax/models/heads.py). The arithmetic of a run never
+depends on how many devices there are: batch statistics, the loss and the gradients are those of the global batch (DESIGN:
+invariant 1).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from bt_jax.errors import UserError
+from bt_jax.runtime.processes import start_processes as start_processes  # the first thing to do with a config.mesh
+
+DATA_AXIS = "data"
+MODEL_AXIS = "model"
+
+
+def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices of all processes: ("data",), or ("data", "model") where `config.model` is above 1.
+
+    On several slices "data" runs over the slices first, and "model" stays inside one: what goes along it is much, and the
+    network between slices slow.
+
+    Args:
+      config: `config.mesh` of a run.
+      devices: to be used in place of `jax.devices()`, for example those of a topology that is not there.
+
+    Raises:
+      UserError: `data` times `model` is not the number of devices, or does not divide among the slices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    model = config.get("model", 1)
+    data = len(devices) // model if config.data == -1 else config.data
+    wanted = data * model
+    if wanted != len(devices):
+        whole = len(devices) // model * model
+        if config.data == -1:
+            raise UserError(
+                f"mesh.model is {model}, which does not divide the {len(devices)} devices; set it to a number that does."
+            )
+        if wanted > len(devices) or jax.process_count() > 1:
+            product = f"mesh.data is {data}" + (f" and mesh.model {model}, {wanted} together" if model > 1 else "")
+            right = f"; set mesh.data to {whole // model} or to -1" if whole == len(devices) else ""
+            raise UserError(f"{product}, but there are {len(devices)} devices{right}.")
+        devices = devices[:wanted]
+    shape, names = ((data, model), (DATA_AXIS, MODEL_AXIS)) if model > 1 else ((data,), (DATA_AXIS,))
+    types = (AxisType.Auto,) * len(names)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, names, types, devices=devices)
+    if data % slices:
+        raise UserError(f"mesh.data is {data}, which does not divide among {slices} slices; lower mesh.model.")
+    within, across = (data // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), names, types)
+
+
+def over_batch(mesh: Mesh) -> NamedSharding:
+    """First axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def over_data(mesh: Mesh) -> NamedSharding:
+    """First axis along "data" alone: what meets layers that are split along "model"."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """The whole array on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, field: str = "batch_size") -> None:
+    """Raises UserError, naming the nearest sizes that do, if the batch does not divide among the devices."""
+    devices = mesh.size
+    if batch_size % devices:
+        below = batch_size // devices * devices
+        near = f"{below} or {below + devices}" if below else f"{devices}"
+        raise UserError(
+            f"{field} is {batch_size}, which does not divide among {devices} devices; the nearest that do: {near}."
+        )
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of the global batch that this process loads, (n,) int64, rising."""
+    places = over_batch(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values()]))
+
+
+def put_batch(mesh: Mesh, batch_size: int, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Makes the global batch of what each process has loaded.
+
+    Args:
+      batch_size: rows of the global batch.
+      local: arrays whose first axis runs over this process's rows, as `process_rows` gives them.
+    """
+    shapes = {name: (batch_size, *array.shape[1:]) for name, array in local.items()}
+    return jax.make_array_from_process_local_data(over_batch(mesh), local, shapes)
+
+
+def share(mesh: Mesh, batch_size: int) -> str:
+    """What of a batch and of the devices is this process's: `process 1 of 2: rows 8-15 of 16 on devices 4-7 (cpu)`."""
+    rows = _ranges(process_rows(mesh, batch_size))
+    devices = _ranges(sorted(device.id for device in mesh.local_devices))
+    return (
+        f"process {jax.process_index()} of {jax.process_count()}: rows {rows} of {batch_size} "
+        f"on devices {devices} ({mesh.local_devices[0].device_kind})"
+    )
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """`0-3, 8-11` of rising numbers."""
+    numbers = np.asarray(numbers)
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def prefetch_to_mesh(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Keeps one batch on its way to the devices while the one before is computed on."""
+    ahead = None
+    for local in batches:
+        following = put_batch(mesh, batch_size, local)
+        if ahead is not None:
+            yield ahead
+        ahead = following
+    if ahead is not None:
+        yield ahead

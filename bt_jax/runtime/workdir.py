@@ -1,0 +1,222 @@
+"""A run's folder: whose it is, whether a config may go on in it, and that one run at a time does."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import IO, Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from bt_jax.config.schema import default, flatten, from_json, to_json
+from bt_jax.errors import UserError
+
+# What may differ when a run is resumed: none of these changes a weight.
+FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "pod.", "export.", "data.data_dir", "data.download", "data.threads",
+                  "data.prefetch", "data.in_memory_bytes", "data.cache_bytes", "data.max_bad_fraction",
+                  "steps_per_dispatch", "profile.")  # fmt: skip
+
+# Of a pre-training run none of these changes a weight either: they are the evaluations'.
+FREE_WHEN_PRETRAINING = (
+    "sgd.",
+    "linear.",
+    "finetune.",
+    "knn.",
+    "transfer.",
+    "repeats",
+    "data.view_supervised.",
+)
+
+
+def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> None:
+    """Writes `config.json` into a new workdir, or compares with the one that is there.
+
+    Args:
+      write: whether this process writes; the others only compare.
+
+    Raises:
+      UserError: the workdir holds a run of another config (the fields that differ are named), or cannot be written.
+    """
+    path = workdir / "config.json"
+    try:
+        there = from_json(path.read_text()) if path.exists() else None
+    except ValueError:
+        raise UserError(f"{path} is not readable as JSON; mend it or choose another --workdir.") from None
+    if there is not None:
+        # A field that is younger than the run had its default then, whatever did the work.
+        old, new = {**flatten(default()), **flatten(there)}, flatten(config)
+        # Evaluations know the encoder by its hash, wherever it lies.
+        free = FREE_ON_RESUME + (FREE_WHEN_PRETRAINING if config.task == "pretrain" else ("init_from",))
+        differ = [
+            f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
+            for name in sorted(old.keys() | new.keys())
+            if _plain(old.get(name)) != _plain(new.get(name)) and not name.startswith(free)
+        ]
+        if differ:
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(differ)}); choose another --workdir, "
+                "or the old config to resume it."
+            )
+    if write:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_whole(path, to_json(config))
+        except OSError as error:
+            raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}.") from None
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Other processes that read meanwhile find the old content or the new, and no half of it."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+BEAT_SECONDS = 5  # the holder of a workdir writes its sign of life as often
+SILENT_SECONDS = 20  # one that gave none for so long is gone
+
+
+@contextlib.contextmanager
+def held(workdir: epath.Path) -> Iterator["Holder"]:
+    """Keeps other runs out of a workdir, on this host and on others, for as long as the context lasts.
+
+    WORKDIR/holder.json names the host and the process, and counts up every few seconds. On one host the kernel's lock on
+    that file tells at once whether its holder lives; a holder on another host is watched until it gives a sign of life, or
+    none for `SILENT_SECONDS`. Clocks are never compared.
+
+    Raises:
+      UserError: another run is in it (its host and process are named), or it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        holder = Holder(workdir / "holder.json")
+    except OSError as error:
+        raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}.") from None
+    try:
+        yield holder
+    finally:
+        holder.leave()
+
+
+class Holder:
+    """This process as the one that runs in a workdir; see `held`."""
+
+    def __init__(self, path: epath.Path):
+        self._path, self._lock = path, None if "://" in str(path) else _kernel_lock(path)
+        self._me = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "machine": _machine(),
+            "id": os.urandom(8).hex(),
+        }
+        try:
+            other = _content(path)
+            known_dead = self._lock is not None and other.get("machine") == self._me["machine"]
+            if other and not known_dead and _gives_signs(path, other):
+                raise _busy(path, other)
+            self._beats = 0
+            self._write()
+        except BaseException:
+            self._release()
+            raise
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Sees that the workdir is there, and still this run's.
+
+        Raises:
+          UserError: it has gone, and whoever writes to it now would write somewhere else (under a mount that was lost, say);
+            or another run has taken it, because this one gave no sign of life for too long.
+        """
+        if not self._path.exists():
+            raise UserError(
+                f"the workdir {self._path.parent} is not there any more ({self._path.name} is gone); bring it back, and the "
+                "same command goes on from its last checkpoint."
+            )
+        other = _content(self._path)
+        if other.get("id", self._me["id"]) != self._me["id"]:
+            raise _busy(self._path, other)
+
+    def leave(self) -> None:
+        """Lets others in."""
+        self._left.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):  # the workdir may be gone, or the disk full: the kernel's lock goes anyway
+            if _content(self._path).get("id") == self._me["id"]:
+                self._path.write_text("{}")
+        self._release()
+
+    def _beat(self) -> None:
+        while not self._left.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError, UserError):  # whoever saves next will tell of it
+                self.check()
+                self._write()
+
+    def _write(self) -> None:
+        self._beats += 1
+        self._path.write_text(json.dumps({**self._me, "beats": self._beats}))
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _kernel_lock(path: epath.Path) -> IO[str] | None:
+    """The file, held open and locked for as long as this process lives; None where the file system has no locks."""
+    file = open(path, "a")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise _busy(path, _content(path)) from None
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _gives_signs(path: epath.Path, other: dict[str, Any]) -> bool:
+    until = time.monotonic() + SILENT_SECONDS
+    while time.monotonic() < until:
+        time.sleep(min(1, SILENT_SECONDS / 10))
+        now = _content(path)
+        if not now:
+            return False  # it has left
+        if now != other:
+            return True
+    return False
+
+
+def _content(path: epath.Path) -> dict[str, Any]:
+    """What the file says; {} where nobody is, or where it is just being written."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _machine() -> str:
+    """The running kernel: hosts in containers may have the name of others, and a host that was started again is another."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return socket.gethostname()
+
+
+def _busy(path: epath.Path, other: dict[str, Any]) -> UserError:
+    who = f"process {other.get('process', 'unknown')} on host {other.get('host', 'unknown')}"
+    return UserError(
+        f"another run is in {path.parent}: {who}; let it end or stop it first, or choose another --workdir."
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

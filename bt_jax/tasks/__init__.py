@@ -1,0 +1,1 @@
+"""One command each: `config.task` names it."""

@@ -1,0 +1,61 @@
+"""The task `export`: from a run, a checkpoint or PyTorch's weights to a folder that an encoder is used from."""
+
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from bt_jax.config import schema as config_lib
+from bt_jax.errors import UserError
+from bt_jax.export.encoder import read_weights
+from bt_jax.export.folder import write_folder
+
+
+def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
+    """Exports what `config.init_from` names to the folder `workdir`, as `config.export` says.
+
+    Returns:
+      What WORKDIR/encoder.json holds.
+
+    Raises:
+      UserError: there is nothing to export, or the folder holds an export already.
+    """
+    config_lib.check(config)
+    if not config.init_from:
+        raise UserError(
+            "init_from is empty, but must name what is to be exported: --config.init_from=RUN, with the workdir of a run, "
+            "one of its checkpoints, or a .pth or .safetensors file."
+        )
+    wanted, folder = config.export, epath.Path(workdir).expanduser()
+    weights = read_weights(config.init_from)
+    description = write_folder(
+        weights.without(projector=not wanted.projector, classifier=not wanted.classifier),
+        folder,
+        dtype=wanted.dtype,
+        safetensors=wanted.safetensors,
+        platforms=wanted.platforms if wanted.program else (),
+    )
+    print(_summary(description, folder), flush=True)
+    return description
+
+
+def _summary(description: dict[str, Any], folder: epath.Path) -> str:
+    files = description["files"]
+    lines = {
+        "from": description["source"],
+        "encoder": f"{description['arch']}, {description['features']} features of images of "
+        f"{description['input_size']}×{description['input_size']}; weights in {description['weights_dtype']}",
+        "sha256": description["sha256"],
+    }
+    if description["projector"]:
+        lines["projector"] = "-".join(map(str, description["projector"]))
+    if description["classes"]:
+        lines["classes"] = str(description["classes"])
+    lines["to use"] = f"python -c \"import bt_jax; print(bt_jax.load_encoder('{folder}'))\""
+    if "safetensors" in files:
+        lines["in torch"] = f"model.load_state_dict(safetensors.torch.load_file('{folder / files['safetensors']}'))"
+    if "program" in files:
+        lines["anywhere"] = (
+            f"jax.export.deserialize(bytearray(open('{folder / files['program']}', 'rb').read())).call(images)"
+        )
+    return "\n".join(f"{title:<9} {value}" for title, value in lines.items())

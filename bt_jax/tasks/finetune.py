@@ -1,0 +1,121 @@
+"""The task `finetune`: semi-supervised training on few labels (paper, section 3.2), and its supervised baseline.
+
+The encoder learns on, at a rate of its own, together with a new classifier. With `finetune.from_scratch` a new encoder is
+trained on the very same labels: the two are the rows of the paper's Table 2.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax.data.sources.base import Source
+from bt_jax.data.subsets import check_labels, fingerprint, labels_of, listed, stratified, take
+from bt_jax.evaluation.classifier_training import ClassifierTraining
+from bt_jax.evaluation.judged import Evaluation, run_task
+from bt_jax.evaluation.results import Result, make_result, write_result
+from bt_jax.tasks.linear import described_seeds, farewell
+
+
+def finetune(config: ConfigDict, workdir: str) -> Result:
+    """Fine-tunes the encoder that `config.init_from` names, or trains a new one, on few labels; counts on the test split.
+
+    Returns:
+      What is also written to WORKDIR/finetune.json; complete on the first process.
+
+    Raises:
+      UserError: bad input.
+    """
+    return run_task(config, workdir, evaluate_finetune)
+
+
+def evaluate_finetune(
+    config: ConfigDict, workdir: epath.Path, mesh: Mesh, *, say: Callable[[str], None] | None = None
+) -> Result:
+    """As `finetune`, in processes that are joined, on a mesh."""
+    evaluation = Evaluation(config, workdir, mesh, say=say)
+    seeds = range(config.seed, config.seed + config.repeats)
+    parts = [labelled_part(evaluation.train, config.finetune, seed) for seed in seeds]
+    trainings = [
+        ClassifierTraining(
+            config,
+            workdir if config.repeats == 1 else workdir / f"seed_{seed}",
+            mesh,
+            evaluation.judged,
+            part,
+            evaluation.test,
+            seed=seed,
+            rates=_rates(config),
+            quiet=say is not None,
+        )
+        for seed, (part, _) in zip(seeds, parts, strict=True)
+    ]
+    evaluation.begin(_described(config, len(parts[0][0])), seeds=described_seeds(config))
+    runs = []
+    for training, (_, examples) in zip(trainings, parts, strict=True):
+        if config.repeats > 1:
+            evaluation.say(f"\nseed {training.seed}")
+        runs.append(training.run() | {"labels": fingerprint(examples)})
+    if not evaluation.is_first:
+        return {}
+    facts = {
+        "labels": len(parts[0][0]),
+        "percent": None if config.finetune.per_class else config.finetune.percent,
+        "per_class": config.finetune.per_class or None,
+        "chosen_by": config.finetune.chosen_by,
+    }
+    result = make_result(
+        config,
+        protocol=_described(config, len(parts[0][0])),
+        data=evaluation.data_facts() | facts,
+        checkpoint=evaluation.judged.facts,
+        runs=runs,
+    )
+    write_result(workdir, result)
+    evaluation.say("\n" + farewell(result, workdir))
+    return result
+
+
+def labelled_part(train: Source, config: ConfigDict, seed: int) -> tuple[Source, np.ndarray]:
+    """The images whose labels may be used, and their numbers in `train`.
+
+    Args:
+      config: `config.finetune` of a run.
+
+    Raises:
+      UserError: files of the list are missing, or a class is without images.
+    """
+    if config.chosen_by == "source":
+        check_labels(labels_of(train), train)
+        return train, np.arange(len(train))
+    if config.chosen_by == "list":
+        examples, how = listed(train, config.list_file), f"those of {config.list_file}"
+    else:
+        labels = labels_of(train)
+        check_labels(labels, train)
+        share = {"per_class": config.per_class} if config.per_class else {"percent": config.percent}
+        examples = stratified(labels, train.num_classes, seed=seed, **share)
+        how = f"{config.per_class} a class" if config.per_class else f"{config.percent:g} % of each class"
+    part = take(train, examples, f"{len(examples)} images of {train.name}, {how}")
+    check_labels(labels_of(part), part)
+    return part, examples
+
+
+def _rates(config: ConfigDict) -> dict[str, float]:
+    if config.finetune.from_scratch:
+        rate = config.finetune.learning_rate_from_scratch
+        return {"head": rate, "encoder": rate}
+    return {"head": config.sgd.learning_rate_head, "encoder": config.sgd.learning_rate_encoder}
+
+
+def _described(config: ConfigDict, count: int) -> str:
+    sgd, rates = config.sgd, _rates(config)
+    falls = ", ".join(f"{e:g}" for e in sgd.decay_epochs)
+    when = "cosine" if sgd.schedule == "cosine" else f"×{sgd.decay_factor:g} after epochs {falls}"
+    return (
+        f"{'from scratch' if config.finetune.from_scratch else 'fine-tuned'} on {count} labels; SGD, {config.epochs} epochs in "
+        f"batches of {config.batch_size}, rates of encoder {rates['encoder']:g} and head {rates['head']:g} × "
+        f"{config.batch_size}/256, {when}, momentum {sgd.momentum:g}, weight decay {sgd.weight_decay:g}; crop and flip"
+    )

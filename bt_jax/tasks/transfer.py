@@ -1,0 +1,32 @@
+"""The task `transfer`: what the frozen encoder is worth on other images than it was trained on (paper, section 3.3).
+
+A linear classifier, by the loop of the task `linear`, on any labelled set (Places, iNaturalist 2018); or linear SVMs on
+PASCAL VOC 2007, whose images are of several classes.
+"""
+
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax.evaluation.judged import run_task
+from bt_jax.evaluation.results import Result
+from bt_jax.evaluation.voc import evaluate_voc
+from bt_jax.tasks.linear import evaluate_linear
+
+
+def transfer(config: ConfigDict, workdir: str) -> Result:
+    """Judges the encoder that `config.init_from` names on the set of `config.data`, as `transfer.protocol` says.
+
+    Returns:
+      What is also written to WORKDIR/transfer.json; complete on the first process.
+
+    Raises:
+      UserError: bad input.
+    """
+    return run_task(config, workdir, evaluate_transfer)
+
+
+def evaluate_transfer(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
+    """As `transfer`, in processes that are joined, on a mesh."""
+    evaluate = evaluate_voc if config.transfer.protocol == "svm" else evaluate_linear
+    return evaluate(config, workdir, mesh)

@@ -1,1 +1,0 @@
-"""Training: the state, the step (one pure function), and the loop (everything that happens between steps)."""

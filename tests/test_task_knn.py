@@ -1,0 +1,41 @@
+"""bt_jax/tasks/knn.py: the task, against the same numbers by hand from the encoder's features."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+import bt_jax
+from bt_jax.errors import UserError
+from bt_jax.evaluation.health import rankme
+from bt_jax.tasks.knn import knn
+
+
+def test_against_scikit_learn_on_real_features(judged, tmp_path, capsys):
+    """The encoder's own features, brute force in float64 with the same weights."""
+    workdir, config = judged
+    config.task, config.knn.k = "knn", (1, 7, 60)
+    result = knn(config, str(tmp_path / "run"))
+    encoder = bt_jax.load_encoder(str(workdir))
+    arrays = np.load(config.data.data_dir)
+    train, test = (encoder.features(arrays[f"x_{split}"]).astype(np.float64) for split in ("train", "test"))
+    for k in (1, 7, 60):
+        peer = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.1))
+        expected = peer.fit(train, arrays["y_train"]).score(test, arrays["y_test"])
+        assert result["runs"][0]["top1"][str(k)] == pytest.approx(expected)
+    assert result["mean"]["health.rankme"] == pytest.approx(rankme(test), rel=1e-4)
+    assert json.loads((tmp_path / "run" / "knn.json").read_text())["runs"] == result["runs"]
+    said = capsys.readouterr().out
+    assert 0 < result["mean"]["health.alignment"] < 4 and result["mean"]["health.uniformity"] < 0
+    assert (
+        "kNN top-1" in said
+        and "RankMe" in said
+        and "of two training views each of 48 images" in said
+        and "with k = 60" in said
+    )
+
+    config.knn.k = (61,)
+    with pytest.raises(UserError, match="knn.k holds 61, more than the 60 train images"):
+        knn(config, str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()

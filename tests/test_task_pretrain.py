@@ -1,0 +1,393 @@
+"""bt_jax/tasks/pretrain.py: a run from its start to its end, interrupted anywhere, gone wrong, gone on with."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+
+import chex
+import jax
+import jax.experimental.compilation_cache.compilation_cache as compilation_cache
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+from recipes import small_method
+
+from bt_jax.config import schema as config_lib
+from bt_jax.engine.checkpoint import config_text
+from bt_jax.errors import Preempted, UserError
+from bt_jax.export import init_from
+from bt_jax.reporting.summary import summary
+from bt_jax.tasks import pretrain as loop
+
+STEPS = 6  # three epochs of two steps
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process in the middle."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The runs here compile the same programs again and again: they are kept for as long as this file's tests last."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+
+    def use(settings):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    use(wanted)
+    yield
+    use(before)
+
+
+@pytest.fixture
+def small_run(tmp_path, monkeypatch):
+    """A config of a few seconds: 24 images of two classes in a batch of 8, and a small network."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 2
+    images = (rng.integers(0, 160, (24, 16, 16, 3)) + 80 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
+    monkeypatch.setattr(loop, "make_method", lambda config, mesh: small_method(mesh))
+    config = config_lib.default()
+    config.batch_size, config.epochs = 8, 2
+    config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"), image_size=16, eval_resize=0, threads=2)
+    config.model.update(arch="resnet18", width=4, small_images=True, projector=(32, 32))
+    config.optimizer.warmup_epochs = 1
+    config.checkpoint.every_epochs = 1
+    config.monitor.update(every_epochs=1, batch_size=8, k=5)
+    config.log.every_steps = 1
+    config.log.tensorboard = False
+    return config
+
+
+def final_parameters(config, workdir):
+    """What the last checkpoint holds, on the host."""
+    run = loop.Pretraining(
+        config, loop.epath.Path(workdir), jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    )
+    state, step, _ = run._state()
+    run.checkpoints.close()
+    return step, jax.device_get(state)
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_and_what_it_leaves(small_run, tmp_path, capsys):
+    """Summary, progress, kNN before and after, files; the same command again has nothing to do."""
+    workdir = tmp_path / "run"
+    result = loop.pretrain(small_run, str(workdir))
+    said = capsys.readouterr().out
+    for part in (
+        "8 × cpu, 1 images each; 1 process", "24 images, 2 classes", "3 steps an epoch, 2 epochs, 6 steps",
+        "weights 0.00625 = 0.2 × 8/256, biases 0.00015 = 0.0048 × 8/256", "gradients divided by 1",
+        "kNN accuracy", "untrained", "after epoch 1", "on raw pixels", "done in", f"load_encoder('{workdir}')",
+    ):  # fmt: skip
+        assert part in said, part
+    assert all(len(line) <= 120 for line in said.splitlines() if str(tmp_path) not in line)
+    lines = records(workdir)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "knn_accuracy" in line] == [0, 3, 6]
+    assert json.loads((workdir / "pretrain.json").read_text()) == json.loads(json.dumps(result))
+    assert result["step"] == STEPS and 0 <= result["knn_accuracy_after"] <= 1
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == [3, 6]
+
+    again = loop.pretrain(small_run, str(workdir))
+    assert "this run has made all its 6 steps" in capsys.readouterr().out
+    assert again["metrics"] == result["metrics"] and records(workdir) == lines
+
+
+def test_official_rates_are_printed(capsys, small_run, tmp_path):
+    """The ImageNet config's effective rates: weights 0.2·bs/256, biases 0.0048·bs/256, divisor 16."""
+    from configs import resnet50_imagenet
+
+    official = resnet50_imagenet.get_config()
+    small_run.optimizer = official.optimizer
+    small_run.epochs = 11
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    run = loop.Pretraining(small_run, loop.epath.Path(tmp_path / "run"), mesh)
+    state, *_ = run._state()
+    run.config.batch_size = official.batch_size
+    text = summary(run, state, 0, [])
+    run.checkpoints.close()
+    assert "weights 1.6 = 0.2 × 2048/256, biases 0.0384 = 0.0048 × 2048/256" in text
+    assert "gradients divided by 16; warm-up 10 epochs" in text
+
+
+def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, monkeypatch):
+    """After each step in turn: parameters, statistics, optimiser and the written losses are those of one piece."""
+    small_run.monitor.every_epochs = 0
+    loop.pretrain(small_run, str(tmp_path / "whole"))
+    expected = final_parameters(small_run, tmp_path / "whole")
+    losses = [(r["step"], r["loss"]) for r in records(tmp_path / "whole") if "loss" in r]
+    prefetch = loop.mesh_lib.prefetch_to_mesh
+
+    def until(steps):
+        def cut(*arguments):
+            for i, batch in enumerate(prefetch(*arguments)):
+                if i == steps:
+                    raise Killed
+                yield batch
+
+        return cut
+
+    def told_after(steps):
+        def tell(*arguments):
+            for i, batch in enumerate(prefetch(*arguments)):
+                if i == steps:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        return tell
+
+    for told in (0, 1, 4):  # by a signal: the step that is being made is saved
+        workdir = tmp_path / f"told_after_{told}"
+        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", told_after(told))
+        with pytest.raises(Preempted):
+            loop.pretrain(small_run, str(workdir))
+        assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()][-1:] == [str(told + 1)]
+        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", prefetch)
+        loop.pretrain(small_run, str(workdir))
+        found = final_parameters(small_run, workdir)
+        assert found[0] == STEPS
+        chex.assert_trees_all_equal(found[1], expected[1])
+        assert [(r["step"], r["loss"]) for r in records(workdir) if "loss" in r] == losses
+
+    for killed_after in range(STEPS):
+        workdir = tmp_path / f"killed_after_{killed_after}"
+        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", until(killed_after))
+        with pytest.raises(Killed):
+            loop.pretrain(small_run, str(workdir))
+        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", prefetch)
+        loop.pretrain(small_run, str(workdir))
+        found = final_parameters(small_run, workdir)
+        assert found[0] == expected[0] == STEPS
+        chex.assert_trees_all_equal(found[1], expected[1])
+        assert [(r["step"], r["loss"]) for r in records(workdir) if "loss" in r] == losses
+
+
+def test_views_made_on_the_device(small_run, tmp_path, monkeypatch, capsys):
+    """The same reports, monitor and checkpoints, one step or two at a time; resumed to the same bits.
+
+    A compiler may order the sums of a loop's body otherwise than those of a single step: between one and two at a time 1e-5.
+    """
+    small_run.data.views = "device"
+    for view in (small_run.data.view_a, small_run.data.view_b):
+        view.update(jitter=0.0, grayscale=0.0, blur=0.0)  # quicker to compile
+    monkeypatch.setitem(sys.modules, "bt_jax.data.pipeline", None)  # nothing here asks for TensorFlow
+
+    class Feed(loop.DeviceFeed):
+        count, end = 1, None
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.together = Feed.count  # on a CPU it would be one
+
+        def batches(self, start, total):
+            for step, delivery in super().batches(start, total):
+                if Feed.end is not None and step > Feed.end:
+                    raise Killed
+                yield step, delivery
+
+    monkeypatch.setattr(loop, "DeviceFeed", Feed)
+    losses, parameters = [], []
+    for Feed.count in (1, 2):
+        workdir = tmp_path / f"{Feed.count} at a time"
+        loop.pretrain(small_run, str(workdir))
+        assert "made on the device, from the set in its memory" in capsys.readouterr().out
+        lines = records(workdir)
+        assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+        assert [line["step"] for line in lines if "knn_accuracy" in line] == [0, 3, 6]
+        assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == [3, 6]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+        parameters.append(final_parameters(small_run, workdir)[1])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    chex.assert_trees_all_close(parameters[1].params, parameters[0].params, rtol=1e-3, atol=1e-5)
+
+    Feed.end = 3  # in the second epoch
+    with pytest.raises(Killed):
+        loop.pretrain(small_run, str(tmp_path / "killed"))
+    Feed.end = None
+    loop.pretrain(small_run, str(tmp_path / "killed"))
+    chex.assert_trees_all_equal(final_parameters(small_run, tmp_path / "killed")[1], parameters[1])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, monkeypatch):
+    """With the step, and the last good checkpoint kept; what is not finite is never saved."""
+    make = loop.make_train_step
+
+    def poisoned(*arguments):
+        step = make(*arguments)
+
+        def train_step(state, batch):
+            new, metrics = step(state, batch)
+            scale = jax.numpy.where(new.step == 5, jax.numpy.nan, 1.0)
+            return new.replace(params=jax.tree.map(lambda p: p * scale, new.params)), metrics
+
+        return train_step
+
+    monkeypatch.setattr(loop, "make_train_step", poisoned)
+    with pytest.raises(UserError, match=r"the loss is not finite at step 6 .*the last good checkpoint is step 3 in"):
+        loop.pretrain(small_run, str(tmp_path / "run"))
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()] == ["3"]
+    assert records(tmp_path / "run")[-1]["loss"] is None
+
+
+def test_a_damaged_checkpoint_is_stepped_over(small_run, tmp_path, capsys):
+    """The run goes on from the one before, says so, and ends as it would have."""
+    workdir = tmp_path / "run"
+    loop.pretrain(small_run, str(workdir))
+    expected = final_parameters(small_run, workdir)
+    for file in (workdir / "checkpoints" / "6").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    capsys.readouterr()
+    loop.pretrain(small_run, str(workdir))
+    said = capsys.readouterr().out
+    assert (
+        "checkpoint 6 cannot be read" in said
+        and "step 3 is used instead" in said
+        and "resuming  at step 3 of 6" in said
+    )
+    found = final_parameters(small_run, workdir)
+    chex.assert_trees_all_equal(found[1], expected[1])
+
+
+def test_images_that_do_not_decode_are_named_once(small_run, tmp_path, capsys):
+    """The run goes on without them, and counts them at the end of each epoch."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / split / name / f"{i}.png")
+    (tmp_path / "train" / "dog" / "3.png").write_bytes(b"no image")
+    small_run.data.update(source="folder", data_dir=str(tmp_path), max_bad_fraction=0.1)
+    result = loop.pretrain(small_run, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert result["step"] == STEPS
+    assert said.count(f"{tmp_path / 'train' / 'dog' / '3.png'} cannot be read as an image") == 1
+    assert said.count("1 of 24 images in") == 2
+
+
+def test_a_signal_while_the_monitor_looks(small_run, tmp_path, monkeypatch, capsys):
+    """The look is broken off, the step saved, and the look taken first of all when the run goes on; none is told twice."""
+    workdir = tmp_path / "run"
+    watch, looks = loop.Pretraining._watch, []
+
+    def told(self, state, step, reporter):
+        looks.append(step)
+        if len(looks) in (1, 3):  # at the start, and at the end of the first epoch
+            os.kill(os.getpid(), signal.SIGUSR1)
+        watch(self, state, step, reporter)
+
+    monkeypatch.setattr(loop.Pretraining, "_watch", told)
+    for sentence in ("nothing new was to be saved", "step 3 of 6 is saved"):
+        with pytest.raises(Preempted):
+            loop.pretrain(small_run, str(workdir))
+        assert sentence in capsys.readouterr().err
+    result = loop.pretrain(small_run, str(workdir))
+    assert looks == [0, 0, 3, 3, 6]
+    assert [line["step"] for line in records(workdir) if "knn_accuracy" in line] == [0, 3, 6]
+    assert [line["step"] for line in records(workdir) if "loss" in line] == list(range(1, STEPS + 1))
+    assert result["seconds"] >= result["seconds_of_last_start"]
+
+
+def test_what_a_checkpoint_tells(small_run, tmp_path):
+    """Config, place in the data, metrics and score: lost metrics come back, other data is refused."""
+    workdir = tmp_path / "run"
+    small_run.checkpoint.every_steps = 2
+    loop.pretrain(small_run, str(workdir))
+    lines = records(workdir)
+    notes = json.loads((workdir / "checkpoints" / "4" / "run" / "metadata").read_text())
+    assert notes["data"] == {"images": 24, "steps_per_epoch": 3, "epoch": 1, "batch": 1} and notes["watched"] is True
+    assert notes["history"] == [line for line in lines if line["step"] <= 4]
+    assert notes["config"]["batch_size"] == 8 and notes["seconds"] > 0
+    score = json.loads((workdir / "checkpoints" / "6" / "score" / "metadata").read_text())["score"]
+    assert score == lines[-1]["knn_accuracy"]
+
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "config.json").unlink()
+    assert config_lib.from_json(config_text(epath.Path(workdir))).to_dict() == small_run.to_dict()
+    loop.pretrain(small_run, str(workdir))
+    assert records(workdir) == lines
+
+    arrays = dict(np.load(tmp_path / "set.npz"))
+    arrays["x_train"], arrays["y_train"] = arrays["x_train"][:20], arrays["y_train"][:20]
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(
+        UserError, match=r"not what it was when checkpoint 6 was saved \(images was 24 and is now 20; steps"
+    ):
+        loop.pretrain(small_run, str(workdir))
+
+
+def test_a_workdir_that_fails(small_run, tmp_path, monkeypatch):
+    """Full, or gone: a sentence with the last good checkpoint."""
+    record = loop.Reporter.record
+
+    def fail_at_5(self, step, values):
+        if step == 5:
+            raise OSError(28, "No space left on device")
+        record(self, step, values)
+
+    monkeypatch.setattr(loop.Reporter, "record", fail_at_5)
+    with pytest.raises(
+        UserError, match=r"can no longer be written \(No space left on device\); the last good checkpoint is step 3"
+    ):
+        loop.pretrain(small_run, str(tmp_path / "full"))
+
+    def vanish_at_2(self, step, values):
+        record(self, step, values)
+        if step == 2:
+            shutil.rmtree(tmp_path / "gone")
+
+    monkeypatch.setattr(loop.Reporter, "record", vanish_at_2)
+    with pytest.raises(UserError, match="gone is not there any more"):
+        loop.pretrain(small_run, str(tmp_path / "gone"))
+
+
+def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
+    """Of a run, with its projector where it fits; of another encoder: a sentence. A run of its own from then on."""
+    loop.pretrain(small_run, str(tmp_path / "first"))
+    _, first = final_parameters(small_run, tmp_path / "first")
+    monkeypatch.setattr(init_from, "read_weights", lambda path: weights)
+    small_run.init_from = "elsewhere"
+    encoder = {"params": first.params["encoder"], "batch_stats": first.model_state["batch_stats"]["encoder"]}
+    projector = {"params": first.params["projector"], "batch_stats": first.model_state["batch_stats"]["projector"]}
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+
+    class weights:  # noqa: N801
+        arch, width, mean, std, source = "resnet18", 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "step 6 of a run"
+        variables, projector_variables = encoder, projector
+
+    def fresh():
+        run = loop.Pretraining(small_run, epath.Path(tmp_path / "second"), mesh)
+        state, step, notices = run._state()
+        run.checkpoints.close()
+        assert step == 0
+        return jax.device_get(state), "; ".join(notices)
+
+    state, told = fresh()
+    chex.assert_trees_all_equal(state.params, first.params)
+    chex.assert_trees_all_equal(state.model_state, first.model_state)
+    assert (
+        "the encoder and the projector begin with the weights of step 6 of a run; it was trained with data.mean" in told
+    )
+    weights.projector_variables = {**projector, "params": {"linear1": {"kernel": np.zeros((8, 3))}}}
+    state, told = fresh()
+    chex.assert_trees_all_equal(state.params["encoder"], first.params["encoder"])
+    assert "the encoder begins with" in told and "its projector does not fit 32-32, which begins at random" in told
+    weights.variables = {**encoder, "params": {"conv1": {"kernel": np.zeros((7, 7, 3, 4))}}}
+    with pytest.raises(
+        UserError, match=r"init_from is 'elsewhere', a resnet18 of width 4, which does not fit .* and \d+ more"
+    ):
+        fresh()
