@@ -1,0 +1,45 @@
+"""What is known of a run before its first step: how many images, classes and steps there are."""
+
+import dataclasses
+from typing import Any
+
+from bt_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """The lengths of a training.
+
+    Attributes:
+      num_examples: images in the training set.
+      num_classes: of their labels; 0 where there are none.
+      batch_size: images in a step, over all devices.
+      epochs: passes over the set; the incomplete last batch of each is dropped.
+    """
+
+    num_examples: int
+    num_classes: int
+    batch_size: int
+    epochs: int
+
+    @classmethod
+    def of(cls, source: Any, *, batch_size: int, epochs: int) -> "Facts":
+        """The lengths of a training on `source`, anything with `len()`, `name` and `num_classes`.
+
+        Raises:
+          UserError: the source has fewer images than a batch.
+        """
+        if len(source) < batch_size:
+            raise UserError(
+                f"{source.name} has {len(source)} images, fewer than a batch of {batch_size}; "
+                f"set batch_size to at most {len(source)}."
+            )
+        return cls(len(source), source.num_classes, batch_size, epochs)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_examples // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
