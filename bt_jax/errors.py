@@ -19,3 +19,8 @@ class Preempted(SystemExit):
 def first_line(error: Exception) -> str:
     """What a library's error says, short enough to stand in a sentence: without node names and what follows."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rpartition("}} ")[2][:200]
+
+
+def some(names: list) -> str:
+    """The first three of a list, and how many more there are: short enough to stand in a sentence."""
+    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from bt_jax.config import schema as config_lib
-from bt_jax.data.sources.base import make_source
+from bt_jax.data.sources.make import make_source
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.errors import UserError
 from bt_jax.evaluation import classifier_training

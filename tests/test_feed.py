@@ -13,7 +13,9 @@ from bt_jax.data import feed as resident
 from bt_jax.data import pipeline
 from bt_jax.data.feed import DeviceFeed, amount, eval_batches, evaluation_views
 from bt_jax.data.order import Order
-from bt_jax.data.sources.base import ArraySource, FolderSource, StreamSource, make_source
+from bt_jax.data.sources.base import ArraySource, StreamSource
+from bt_jax.data.sources.folder import FolderSource
+from bt_jax.data.sources.make import make_source
 from bt_jax.data.views.device import make_views
 from bt_jax.data.views.host import on_canvas
 from bt_jax.data.views.spec import ViewSpec, canvas_side
@@ -257,7 +259,7 @@ sys.modules["tensorflow"] = None
 import jax, numpy as np
 import bt_jax
 from bt_jax.data.feed import DeviceFeed, eval_batches
-from bt_jax.data.sources.base import make_source
+from bt_jax.data.sources.make import make_source
 from bt_jax.runtime.mesh import make_mesh
 from configs.quickstart import get_config
 config = get_config()

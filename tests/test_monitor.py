@@ -6,7 +6,7 @@ import pytest
 from recipes import small_method
 
 from bt_jax.config import schema as config_lib
-from bt_jax.data.sources.base import make_source
+from bt_jax.data.sources.make import make_source
 from bt_jax.errors import UserError
 from bt_jax.evaluation.monitor import KnnMonitor
 from bt_jax.evaluation.pairs import Pairs

@@ -13,7 +13,9 @@ from PIL import Image
 from bt_jax.config.schema import default
 from bt_jax.data import pipeline
 from bt_jax.data.order import permutation, view_seeds
-from bt_jax.data.sources.base import ArraySource, EncodedSource, FolderSource, StreamSource, make_source
+from bt_jax.data.sources.base import ArraySource, EncodedSource, StreamSource
+from bt_jax.data.sources.folder import FolderSource
+from bt_jax.data.sources.make import make_source
 from bt_jax.data.views.host import ViewSpec, apply_view, sample_view
 from bt_jax.errors import UserError
 

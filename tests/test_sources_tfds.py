@@ -8,7 +8,8 @@ import tensorflow_datasets as tfds
 
 from bt_jax.config.schema import default
 from bt_jax.data.decode import decode
-from bt_jax.data.sources.base import ArraySource, EncodedSource, StreamSource, make_source
+from bt_jax.data.sources.base import ArraySource, EncodedSource, StreamSource
+from bt_jax.data.sources.make import make_source
 from bt_jax.errors import UserError
 
 

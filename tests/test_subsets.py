@@ -8,7 +8,8 @@ from PIL import Image
 
 from bt_jax.config import schema as config_lib
 from bt_jax.data.pipeline import eval_batches
-from bt_jax.data.sources.base import ArraySource, FolderSource, StreamSource
+from bt_jax.data.sources.base import ArraySource, StreamSource
+from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.subsets import check_labels, fingerprint, labels_of, listed, stratified, take
 from bt_jax.errors import UserError
 

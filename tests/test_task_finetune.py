@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bt_jax.config import schema as config_lib
-from bt_jax.data.sources.base import make_source
+from bt_jax.data.sources.make import make_source
 from bt_jax.errors import UserError
 from bt_jax.tasks.finetune import finetune, labelled_part
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from bt_jax.data.decode import decode, pixels_of
+from bt_jax.data.decode import decode
+from bt_jax.data.items import pixels_of
 from bt_jax.data.sources.base import EncodedSource, Source, StreamSource
 from bt_jax.data.tensorflow_import import plain, tf
 from bt_jax.errors import UserError, first_line

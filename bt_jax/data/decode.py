@@ -7,11 +7,9 @@ taken, and the orientation in EXIF is not applied, as torchvision does not eithe
 """
 
 import io
-from collections.abc import Callable
 
 import numpy as np
 
-from bt_jax.data.sources.base import ArraySource, EncodedSource
 from bt_jax.data.tensorflow_import import tf
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -43,15 +41,6 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
     image = tf.cond(tf.io.is_jpeg(encoded), jpeg, lambda: tf.cond(is_png, png, other))
     return tf.ensure_shape(image, (None, None, 3))
-
-
-def pixels_of(source: ArraySource | EncodedSource) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What makes an image, (H, W, 3) uint8, of such an item."""
-    if isinstance(source, ArraySource):
-        return lambda pixels: pixels
-    if source.gives_paths:
-        return lambda path: decode(tf.io.read_file(path))
-    return decode
 
 
 def _by_pillow(encoded: bytes | np.ndarray) -> np.ndarray:

@@ -12,9 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bt_jax.data.bad_images import Batch, bad_images, bad_records, delivered_batches, with_stand_ins
-from bt_jax.data.decode import decode, pixels_of
+from bt_jax.data.decode import decode
+from bt_jax.data.items import items_spec, pixels_of
 from bt_jax.data.order import Order, evenly, single_seed, view_seeds
-from bt_jax.data.sources.base import ArraySource, EncodedSource, Source, StreamSource
+from bt_jax.data.sources.base import Source, StreamSource
 from bt_jax.data.tensorflow_import import plain, tf
 from bt_jax.data.views.host import ViewSpec, apply_views, evaluation_view, on_canvas, sample_view
 from bt_jax.data.views.spec import PAIR, canvas_side, kernel_of
@@ -87,7 +88,7 @@ def train_batches(
         mine, epoch = examples(int(step))
         return *source.fetch(source.usable(mine)), view_seeds(seed, epoch, mine, len(views))
 
-    specs_of_fetch = [_item(source), _LABEL, tf.TensorSpec((None, len(views), 2), tf.int64)]
+    specs_of_fetch = [items_spec(source), _LABEL, tf.TensorSpec((None, len(views), 2), tf.int64)]
     pixels = pixels_of(source)
 
     def from_batch(delivered):
@@ -165,7 +166,7 @@ def eval_batches(
             dataset = records.map(plain(lambda *record: record_view(record)), **_parallel(config))
         else:
             pixels = pixels_of(source)
-            dataset = _one_by_one(tf.data.Dataset.range(delivered, len(starts)), fetch, [_item(source), _LABEL])
+            dataset = _one_by_one(tf.data.Dataset.range(delivered, len(starts)), fetch, [items_spec(source), _LABEL])
             dataset = dataset.map(plain(lambda item, label: view(pixels(item), label)), **_parallel(config))
         return _batched(dataset, config, n)
 
@@ -246,13 +247,6 @@ def _stream_epochs(
 
 def _one_after_the_other(epochs: Iterator[Iterator[Batch]], num_steps: int | None) -> Iterator[Batch]:
     yield from itertools.islice(itertools.chain.from_iterable(epochs), num_steps)
-
-
-def _item(source: ArraySource | EncodedSource) -> tf.TensorSpec:
-    """An example of what `source.fetch` gives, by the batch."""
-    if isinstance(source, ArraySource):
-        return tf.TensorSpec((None, *source.images.shape[1:]), tf.uint8)
-    return tf.TensorSpec((None,), tf.string)
 
 
 def _threads(config: ConfigDict) -> int:

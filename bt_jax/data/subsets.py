@@ -11,8 +11,9 @@ import numpy as np
 from etils import epath
 
 from bt_jax.data.order import permutation
-from bt_jax.data.sources.base import ArraySource, EncodedSource, FolderSource, Source, StreamSource, some
-from bt_jax.errors import UserError
+from bt_jax.data.sources.base import ArraySource, EncodedSource, Source, StreamSource
+from bt_jax.data.sources.folder import FolderSource
+from bt_jax.errors import UserError, some
 
 
 class Part(EncodedSource):

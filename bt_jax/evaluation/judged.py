@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from bt_jax.config import schema as config_lib
 from bt_jax.data.feed import eval_batches
 from bt_jax.data.order import evenly
-from bt_jax.data.sources.base import Source, make_source
+from bt_jax.data.sources.base import Source
+from bt_jax.data.sources.make import make_source
 from bt_jax.data.subsets import check_labels
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, first_bad_layer, frozen

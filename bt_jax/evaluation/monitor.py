@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax.data.feed import eval_batches
-from bt_jax.data.sources.base import Source, make_source
+from bt_jax.data.sources.base import Source
+from bt_jax.data.sources.make import make_source
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, frozen, raw_pixels
 from bt_jax.evaluation.health import health

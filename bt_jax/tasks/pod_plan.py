@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax.config import schema as config_lib
-from bt_jax.data.sources.base import make_source
+from bt_jax.data.sources.make import make_source
 from bt_jax.engine.state import abstract_state, count_parameters
 from bt_jax.engine.step import jit_step, make_train_step
 from bt_jax.errors import UserError, first_line

@@ -29,7 +29,8 @@ from ml_collections import ConfigDict
 
 from bt_jax.config import schema as config_lib
 from bt_jax.data.feed import DeviceFeed
-from bt_jax.data.sources.base import Source, make_source
+from bt_jax.data.sources.base import Source
+from bt_jax.data.sources.make import make_source
 from bt_jax.engine.checkpoint import Checkpoints, storage_failure
 from bt_jax.engine.dispatch import make_program
 from bt_jax.engine.state import TrainState, abstract_state, init_state

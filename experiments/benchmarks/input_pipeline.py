@@ -22,7 +22,7 @@ import numpy as np
 from bt_jax.config.schema import default
 from bt_jax.data import pipeline
 from bt_jax.data.decode import decode
-from bt_jax.data.sources.base import FolderSource
+from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.tensorflow_import import plain, tf
 from bt_jax.data.views import host as views
 

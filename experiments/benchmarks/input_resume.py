@@ -20,7 +20,7 @@ import numpy as np
 
 from bt_jax.config.schema import default
 from bt_jax.data.pipeline import train_batches
-from bt_jax.data.sources.base import FolderSource
+from bt_jax.data.sources.folder import FolderSource
 
 
 def folder_of_links(root: str, folder: str, count: int) -> None:

@@ -17,7 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import bt_jax
 import bt_jax.config.schema
 from bt_jax.data.order import evenly
-from bt_jax.data.sources.base import make_source
+from bt_jax.data.sources.make import make_source
 from bt_jax.evaluation.cached_probe import CachedProbe
 from bt_jax.evaluation.health import mean_correlation, rankme, uniformity
 from bt_jax.evaluation.knn import knn_predict

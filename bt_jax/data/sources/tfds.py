@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from bt_jax.data.decode import decode
 from bt_jax.data.order import single_seed
-from bt_jax.data.sources.base import ArraySource, BytesCache, EncodedSource, Source, StreamSource, listing, some
+from bt_jax.data.sources.base import ArraySource, BytesCache, EncodedSource, Source, StreamSource
+from bt_jax.data.sources.folder import listing
 from bt_jax.data.tensorflow_import import tf
-from bt_jax.errors import UserError, first_line
+from bt_jax.errors import UserError, first_line, some
 
 
 class RecordSource(EncodedSource):

@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from bt_jax.data.sources.base import EncodedSource, Source, StreamSource, import_tensorflow, some
-from bt_jax.errors import UserError
+from bt_jax.data.sources.base import EncodedSource, Source, StreamSource, import_tensorflow
+from bt_jax.errors import UserError, some
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",

@@ -1,0 +1,117 @@
+"""Images in files, a folder for each class."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from etils import epath
+
+from bt_jax.data.sources.base import BytesCache, EncodedSource
+from bt_jax.errors import UserError, some
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")  # upper case too
+
+
+class FolderSource(EncodedSource):
+    """Images in files, `ROOT/<split>/<class>/<file>`, local or gs://; classes and files in the order of their names.
+
+    Attributes:
+      paths: of the files, as text.
+      labels: (N,) int32.
+    """
+
+    def __init__(self, root: str, split: str, cache_bytes: int = 0):
+        """Raises UserError if the folder or its classes are missing or empty, or other files stand among them.
+
+        Args:
+          cache_bytes: files up to so many bytes in all are kept in memory once read; 0: none are.
+        """
+        if not root:
+            raise UserError("data.data_dir is empty; it must name the folder that holds <split>/<class>/<image files>.")
+        top = epath.Path(root).expanduser()
+        folder = top / split
+        if not folder.is_dir():
+            here = [name for name, is_folder in listing(top) if is_folder] if top.is_dir() else None
+            found = f"{top} does not exist" if here is None else f"{top} holds {some(here) if here else 'no folders'}"
+            raise UserError(
+                f"there is no image folder {folder} ({found}); it must hold a folder of images for each class."
+            )
+        classes, counts, paths, empty, stray, hidden = [], [], [], [], [], 0
+        for name, is_folder in listing(folder):
+            if _is_hidden(name):
+                hidden += 1
+                continue
+            if not is_folder:
+                stray.append(name)
+                continue
+            files = []
+            for file, is_inner_folder in listing(folder / name):
+                if _is_hidden(file):
+                    hidden += 1
+                elif is_inner_folder or not _is_image(file):
+                    stray.append(f"{name}/{file}")
+                else:
+                    files.append(os.path.join(str(folder), name, file))
+            classes.append(name)
+            counts.append(len(files))
+            paths += files
+            if not files:
+                empty.append(name)
+        if stray:
+            raise UserError(
+                f"{folder} must hold a folder of images ({', '.join(IMAGE_ENDINGS)}) for each class and nothing else, "
+                f"but {len(stray)} stray file(s) or folder(s) stand there: {some(stray)}; move them elsewhere."
+            )
+        if not classes:
+            raise UserError(f"the image folder {folder} is empty; it must hold a folder of images for each class.")
+        if empty:
+            raise UserError(
+                f"{len(empty)} class folder(s) in {folder} hold no images: {some(empty)}; fill or remove each of them."
+            )
+        notices = (f"{hidden} hidden file(s) in {folder} were passed over",) if hidden else ()
+        super().__init__(str(folder), len(paths), tuple(classes), notices)
+        self.paths, self.labels = paths, np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+        self.gives_paths = cache_bytes == 0  # TensorFlow reads them then, on as many threads as decode
+        self._cache = BytesCache(cache_bytes)
+
+    def place(self, example: int) -> str:
+        return self.paths[example]
+
+    def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.gives_paths:
+            items = [os.fsencode(self.paths[example]) for example in examples]
+        else:
+            items = self._cache.get(examples, self._read)
+        return np.array(items, object), self.labels[examples]
+
+    def _read(self, examples: list[int]) -> list[bytes]:
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(_content, [self.paths[example] for example in examples]))
+
+
+_READERS = 16  # a store on the network answers many at once; a disk does not mind
+
+
+def _content(path: str) -> bytes:
+    """What is in a file; nothing, which is no image, if it cannot be read."""
+    try:
+        return epath.Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_ENDINGS)
+
+
+def listing(folder: epath.Path) -> list[tuple[str, bool]]:
+    """(name, is it a folder) of all entries, in the order of their names."""
+    if "://" not in str(folder):
+        with os.scandir(folder) as entries:  # for a million files many times faster than asking each path
+            return sorted((entry.name, entry.is_dir()) for entry in entries)
+    # A question for each entry would be a request each: what is named like an image is taken for a file.
+    return sorted((entry.name, not _is_image(entry.name) and entry.is_dir()) for entry in folder.iterdir())

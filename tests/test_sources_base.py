@@ -1,0 +1,56 @@
+"""bt_jax/data/sources/base.py: arrays in memory, and the cache of what has been read."""
+
+import numpy as np
+import pytest
+
+from bt_jax.data.sources.base import ArraySource, BytesCache
+from bt_jax.errors import UserError
+
+
+def images_of(n, height=8, width=6):
+    return np.random.default_rng(n).integers(0, 256, (n, height, width, 3), np.uint8)
+
+
+def test_arrays_in_memory():
+    source = ArraySource("mine", images_of(5), np.array([0, 2, 1, 0, 2]))
+    assert len(source) == 5 and source.num_classes == 3 and source.class_names == ("0", "1", "2")
+    assert source.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "sentence"),
+    [
+        (images_of(4).astype(np.float32), np.zeros(4, int), r"mine: the images are float32 \(4, 8, 6, 3\)"),
+        (images_of(4)[..., 0], np.zeros(4, int), r"must be uint8 \(N, H, W, 3\)"),
+        (images_of(4)[..., :1], np.zeros(4, int), r"must be uint8 \(N, H, W, 3\)"),
+        (images_of(4), np.zeros(3, int), r"the labels are int64 \(3,\)"),
+        (images_of(4), np.zeros((4, 1), int), r"they must be integers \(4,\)"),
+        (images_of(4), np.zeros(4), "float64"),
+        (images_of(4), np.array([0, 1, -1, 2]), "run from -1 to 2"),
+        (images_of(4)[:0], np.zeros(0, int), "at least one"),
+    ],
+)
+def test_wrong_arrays(images, labels, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ArraySource("mine", images, labels)
+
+
+def test_labels_beyond_the_classes():
+    with pytest.raises(UserError, match="run from 0 to 3; they must lie in 0 to 1"):
+        ArraySource("mine", images_of(2), np.array([0, 3]), ("cat", "dog"))
+
+
+def test_cache_reads_nothing_twice_and_keeps_to_its_limit():
+    """Four of ten bytes each fit into 45; what is empty is asked for again; the order of the examples is kept."""
+    asked = []
+
+    def read(examples):
+        asked.extend(examples)
+        return [b"" if example == 2 else bytes([example]) * 10 for example in examples]
+
+    cache = BytesCache(45)
+    for _ in range(2):
+        for examples in ([3, 1, 2], [5, 0, 4, 3]):
+            found = cache.get(np.array(examples), read)
+            assert [len(content) and content[0] for content in found] == [e if e != 2 else 0 for e in examples]
+    assert asked == [3, 1, 2, 5, 0, 4, 2, 4] and cache.size == 40

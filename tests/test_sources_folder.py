@@ -1,0 +1,87 @@
+"""bt_jax/data/sources/folder.py: what is found, in which order, and what is said of what is wrong."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_sources_base import images_of
+
+from bt_jax.data.sources.folder import FolderSource
+from bt_jax.errors import UserError
+
+
+def write_folder(root, classes, ending=".png"):
+    """root/<class>/<number><ending>, as many as said; each image is its own."""
+    for i, (name, count) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True)
+        for j, image in enumerate(images_of(count, 8 + i)):
+            Image.fromarray(image).save(root / name / f"{j:03d}{ending}")
+
+
+def test_folder_is_read_in_the_order_of_names(tmp_path):
+    """Whatever order the disk lists them in; endings in any case."""
+    write_folder(tmp_path / "train", {"zebra": 2, "ant": 3, "Bee": 1})
+    os.rename(tmp_path / "train" / "ant" / "001.png", tmp_path / "train" / "ant" / "000.JPEG")
+    source = FolderSource(str(tmp_path), "train")
+    assert source.class_names == ("Bee", "ant", "zebra")
+    assert source.labels.tolist() == [0, 1, 1, 1, 2, 2] and source.labels.dtype == np.int32
+    names = ["Bee/000.png", "ant/000.JPEG", "ant/000.png", "ant/002.png", "zebra/000.png", "zebra/001.png"]
+    assert [os.path.relpath(path, tmp_path / "train") for path in source.paths] == names
+    assert len(source) == 6 and source.notices == ()
+
+
+def test_hidden_files_are_passed_over_and_counted(tmp_path):
+    write_folder(tmp_path / "train", {"a": 1, "b": 1})
+    for name in (".DS_Store", "a/.DS_Store", "a/._000.png", "b/Thumbs.db"):
+        (tmp_path / "train" / name).write_text("")
+    source = FolderSource(str(tmp_path), "train")
+    assert len(source) == 2
+    assert source.notices == (f"4 hidden file(s) in {tmp_path}/train were passed over",)
+
+
+def test_stray_files(tmp_path):
+    """Named with their number, so that one sentence is enough to mend a folder."""
+    write_folder(tmp_path / "train", {"a": 2, "b": 1})
+    for name in ("readme.txt", "a/list.csv", "b/c.heic", "b/d.zip", "000.png"):
+        (tmp_path / "train" / name).write_text("")
+    with pytest.raises(UserError, match=r"5 stray file\(s\).*000.png, a/list.csv, b/c.heic and 2 more; move them"):
+        FolderSource(str(tmp_path), "train")
+
+
+def test_a_folder_inside_a_class_is_stray(tmp_path):
+    """As in root/train/train/<class>: its images would otherwise be left out without a word."""
+    write_folder(tmp_path / "train" / "train", {"a": 2})
+    with pytest.raises(UserError, match=r"1 stray file\(s\) or folder\(s\) stand there: train/a"):
+        FolderSource(str(tmp_path), "train")
+
+
+def test_missing_and_empty_folders(tmp_path):
+    write_folder(tmp_path / "full" / "train", {"a": 2})
+    (tmp_path / "full" / "val").mkdir()
+    (tmp_path / "hollow" / "train" / "a").mkdir(parents=True)
+    for root, split, sentence in [
+        ("nowhere", "train", "no image folder .*nowhere/train .*nowhere does not exist"),
+        ("full", "test", r"no image folder .*full/test \(.*full holds train, val\)"),
+        ("full", "val", "val is empty; it must hold a folder of images for each class"),
+        ("hollow", "train", r"1 class folder\(s\) in .* hold no images: a"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            FolderSource(str(tmp_path / root), split)
+    with pytest.raises(UserError, match="data.data_dir is empty"):
+        FolderSource("", "train")
+
+
+def test_folder_with_a_cache_gives_what_is_in_the_files(tmp_path):
+    """Also once the files are gone; of a file that was gone before, nothing."""
+    write_folder(tmp_path / "train", {"a": 3})
+    source = FolderSource(str(tmp_path), "train", cache_bytes=10**6)
+    contents = [pathlib.Path(path).read_bytes() for path in source.paths]
+    os.unlink(source.paths[2])
+    for _ in range(2):
+        items, labels = source.fetch(np.array([1, 0, 2]))
+        assert items.tolist() == [contents[1], contents[0], b""] and labels.tolist() == [0, 0, 0]
+        for path in source.paths[:2]:
+            if os.path.exists(path):
+                os.unlink(path)

@@ -1,0 +1,65 @@
+"""bt_jax/data/sources/make.py: every kind of source by its name in a config, with and without TensorFlow."""
+
+import subprocess
+import sys
+
+import pytest
+from test_sources_folder import write_folder
+
+from bt_jax.config.schema import default
+from bt_jax.data.sources.make import make_source
+from bt_jax.data.sources.photographs import PHOTOGRAPHS
+from bt_jax.errors import UserError
+
+
+def data_config(**fields):
+    config = default().data
+    config.update(fields)
+    return config
+
+
+def test_make_source_of_photographs():
+    config = data_config(source="photographs")
+    config.photographs.update(size=20, train_per_class=4, test_per_class=2)
+    train, test = make_source(config, "train"), make_source(config, "test")
+    assert (len(train), len(test)) == (68, 34)
+    assert train.images.shape == (68, 20, 20, 3)
+    assert train.class_names == test.class_names == tuple(PHOTOGRAPHS)
+    assert train.notices == ()
+
+
+def test_no_test_split():
+    with pytest.raises(UserError, match="data.test_split is empty.*monitor.every_epochs"):
+        make_source(data_config(source="folder", data_dir="anywhere", test_split=""), "test")
+
+
+def test_unknown_kind_of_source():
+    with pytest.raises(UserError, match="data.source is 'foto'; it must be photographs, tfds, folder or arrays"):
+        make_source(data_config(source="foto"), "train")
+
+
+def test_sources_without_tensorflow(tmp_path):
+    """`import bt_jax` and images in memory must work where TensorFlow is absent."""
+    write_folder(tmp_path / "train", {"a": 1, "b": 1})
+    program = f"""
+import sys
+sys.modules["tensorflow"] = None  # an import of it fails
+from bt_jax.config.schema import default
+from bt_jax.data.sources.make import make_source
+from bt_jax.errors import UserError
+config = default().data
+config.update(source="folder", data_dir={str(tmp_path)!r})
+assert len(make_source(config, "train")) == 2
+config.source = "photographs"
+config.photographs.train_per_class = 1
+assert len(make_source(config, "train")) == 17
+config.update(source="tfds", name="cifar10")
+try:
+    make_source(config, "train")
+except UserError as error:
+    assert "pip install tensorflow" in str(error), error
+else:
+    raise AssertionError("no error")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
