@@ -1,15 +1,21 @@
-"""The distribution of a view and one draw of it: what the host's views (views.py) and the device's (device_views.py) share."""
+"""What is drawn of each image: groups of views, their distributions, and one draw; for the host and the device alike."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
+
+from bt_jax.errors import UserError
+
+INTERPOLATIONS = ("bicubic", "bilinear")
 
 
 @dataclasses.dataclass(frozen=True)
 class ViewSpec:
-    """The distribution of one view. Unless said otherwise a number is a probability; the defaults are view A's."""
+    """The distribution of one view. Unless said otherwise a number is a probability; the defaults are the paper's view A."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area over the image's
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
@@ -23,10 +29,137 @@ class ViewSpec:
     blur: float = 1.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     solarize: float = 0.0
+    interpolation: str = "bicubic"  # of the crop's resizing (antialiased), or "bilinear"
+
+    def __post_init__(self):
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):  # lists from a file: what is drawn is kept by its spec
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
-VIEW_A = ViewSpec()
-VIEW_B = ViewSpec(blur=0.1, solarize=0.2)
+@dataclasses.dataclass(frozen=True)
+class Jigsaw:
+    """The patches of one crop: a window in each cell of a grid, in an order drawn anew each time.
+
+    The crop is resized to grid·cell pixels a side; a window lies anywhere in its cell; each patch then has a flip and
+    colours of its own. At 224 pixels the windows are 64 wide and the cells 85; other sizes keep the proportions
+    (64 pixels: cells of 21, windows of 16; 32 pixels: 11 and 8).
+
+    Source: Misra and van der Maaten 2020, arXiv 1912.01991, section 3.1; vissl's `ImgPilToPatchesAndImage`.
+
+    Attributes:
+      view: crop_scale, crop_ratio and interpolation are the crop's; the rest is each patch's.
+      cell: side of a cell in pixels, at least that of a window.
+      grid: cells a side.
+    """
+
+    view: ViewSpec = ViewSpec(crop_scale=(0.6, 1.0))
+    cell: int = 85
+    grid: int = 3
+
+
+MAX_GROUPS, MAX_VIEWS = 1 << 14, 1 << 9  # of an image, and of a group: so that no two draws share a seed
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewGroup:
+    """Views of one size that travel together: (N, V, S, S, 3) uint8 under the group's name in a batch.
+
+    Attributes:
+      name: a Python identifier.
+      draws: a distribution for each view, or a jigsaw.
+      size: side of a view in pixels, S.
+    """
+
+    name: str
+    draws: tuple[ViewSpec, ...] | Jigsaw
+    size: int
+
+    def __post_init__(self):
+        """Raises UserError for a group that cannot be drawn."""
+        if not (isinstance(self.name, str) and self.name.isidentifier()):
+            raise UserError(f"a view group is called {self.name!r}; its name must be a Python identifier, as 'global'.")
+        if self.size < 1:
+            raise UserError(f"the views of group {self.name!r} are {self.size} pixels wide; they must be at least 1.")
+        if isinstance(self.draws, Jigsaw):
+            if self.draws.grid < 1 or self.draws.cell < self.size:
+                raise UserError(
+                    f"the jigsaw of view group {self.name!r} has {self.draws.grid} × {self.draws.grid} cells of "
+                    f"{self.draws.cell} pixels for windows of {self.size}; it needs at least one, as wide as a window."
+                )
+        else:
+            object.__setattr__(self, "draws", tuple(self.draws))
+        if not 1 <= self.num_views < MAX_VIEWS:
+            raise UserError(
+                f"view group {self.name!r} has {self.num_views or 'no'} draws; it must have 1 to {MAX_VIEWS - 1}."
+            )
+        for spec in self.specs:
+            if spec.interpolation not in INTERPOLATIONS:
+                raise UserError(
+                    f"a view of group {self.name!r} has the interpolation {spec.interpolation!r}; "
+                    f"it must be {' or '.join(INTERPOLATIONS)}."
+                )
+
+    @property
+    def num_views(self) -> int:
+        """V."""
+        return self.draws.grid**2 if isinstance(self.draws, Jigsaw) else len(self.draws)
+
+    @property
+    def specs(self) -> tuple[ViewSpec, ...]:
+        """The distributions that occur."""
+        return (self.draws.view,) if isinstance(self.draws, Jigsaw) else self.draws
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of an image's views, (V, S, S, 3)."""
+        return (self.num_views, self.size, self.size, 3)
+
+
+def check_groups(groups: Sequence[ViewGroup]) -> tuple[ViewGroup, ...]:
+    """The groups, as a tuple.
+
+    Raises:
+      UserError: there is none, or two have the same name.
+    """
+    names = [group.name for group in groups]
+    if not 1 <= len(names) < MAX_GROUPS:
+        raise UserError(f"there are {len(names)} view groups; a batch needs at least one.")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two view groups are called {twice!r}; each needs a name of its own.")
+    return tuple(groups)
+
+
+def group_named(groups: Sequence[ViewGroup], name: str) -> ViewGroup:
+    """The group of that name.
+
+    Raises:
+      UserError: there is none.
+    """
+    for group in groups:
+        if group.name == name:
+            return group
+    known = ", ".join(repr(group.name) for group in groups)
+    raise UserError(f"there is no view group {name!r}; the groups of a batch are {known}.")
+
+
+def batch_spec(groups: Sequence[ViewGroup], batch_size: int, sharding: Any = None) -> dict[str, Any]:
+    """A batch's shapes and types on the devices.
+
+    Args:
+      sharding: of all of it, as `runtime.mesh.over_batch` gives it; None where it does not matter.
+
+    Returns:
+      {"views": {group: (N, V, S, S, 3) uint8}, "label": (N,) int32, "example": (N,) int32}, as jax.ShapeDtypeStruct.
+
+    Raises:
+      UserError: as `check_groups`.
+    """
+
+    def struct(shape, dtype):
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+
+    views = {group.name: struct(group.shape, np.uint8) for group in check_groups(groups)}
+    return {"views": views, "label": struct((), np.int32), "example": struct((), np.int32)}
 
 
 class ViewParameters(NamedTuple):
@@ -46,8 +179,24 @@ class ViewParameters(NamedTuple):
     solarize: Any
 
 
+class JigsawParameters(NamedTuple):
+    """One draw of a jigsaw."""
+
+    crop: Any  # (4,) int32, in the image
+    patches: Any  # a ViewParameters a patch, in the order of the views; `crop` is a window of the resized crop
+
+
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop
 UNIFORMS = 2 * CROP_TRIES + 16  # random numbers that a draw takes
+
+
+def draw_number(group: int, view: int) -> int:
+    """The number of a draw among all of an image, of the groups' and the views' places, from 0.
+
+    A further view or group takes a number of its own, so that the others' draws stay. That of view V of a group of V views
+    is for what its views share.
+    """
+    return group * MAX_VIEWS + view
 
 
 def canvas_side(config: ConfigDict) -> int:
@@ -55,6 +204,8 @@ def canvas_side(config: ConfigDict) -> int:
     return config.canvas_size or config.image_size * 16 // 7
 
 
+VIEW_A = ViewSpec()
+VIEW_B = ViewSpec(blur=0.1, solarize=0.2)
 PAIR = ("view_a", "view_b")  # the fields of `config.data` that say how pre-training's views are drawn
 
 
