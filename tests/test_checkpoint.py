@@ -122,7 +122,7 @@ def test_every_turned_bit_is_seen(tmp_path, mesh):
         else:
             assert len(notices) == 1
             seen += 1
-            aside = sorted((tmp_path / "damaged_checkpoints").iterdir())[-1]
+            aside = max((tmp_path / "damaged_checkpoints").iterdir())
             aside.rename(tmp_path / "checkpoints" / "2")
             file.write_bytes(before)
     assert seen > 4

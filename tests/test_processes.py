@@ -288,3 +288,10 @@ def test_a_single_host_starts_nothing(monkeypatch):
         monkeypatch.setenv(name, value)
     processes.start_processes(mesh_config(processes=1))
     assert not jax.distributed.is_initialized()
+
+
+def test_the_compared_code_is_the_whole_package(monkeypatch):
+    read, before = pathlib.Path.read_bytes, processes._code()
+    changed = ("losses", "barlow_twins.py")
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: b"" if path.parts[-2:] == changed else read(path))
+    assert processes._code() != before

@@ -365,7 +365,7 @@ def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
     projector = {"params": first.params["projector"], "batch_stats": first.model_state["batch_stats"]["projector"]}
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
 
-    class weights:  # noqa: N801
+    class weights:
         arch, width, mean, std, source = "resnet18", 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "step 6 of a run"
         variables, projector_variables = encoder, projector
 

@@ -267,7 +267,7 @@ def _convert(state_dict: Mapping[str, Any], shapes: Shapes, naming: Callable, wh
 
 def _convert_back(variables: Mapping[str, Tree], shapes: Shapes, naming: Callable, what: str) -> dict[str, np.ndarray]:
     given = {_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))}
-    counters = dict((path, name) for name, path in _counters(shapes, naming))
+    counters = {path: name for name, path in _counters(shapes, naming)}
     wrong = ["/".join(path) + " is unknown" for path in given if path not in shapes and path not in counters]
     state_dict = {}
     for name, path in _entries(shapes, naming):

@@ -155,7 +155,7 @@ def devices_of(topology: Topology) -> list[Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "plans are compiled by libtpu, which is not installed; pip install '.[pod_plan]', or pip install libtpu (Linux only)."
+            "plans are compiled by libtpu, which is not installed; pip install '.[pod-plan]', or pip install libtpu (Linux only)."
         )
     from jax.experimental import topologies  # imports the TPU plugin
 

@@ -11,10 +11,10 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
-import jax  # noqa: E402  (the flags above must be set first)
-import numpy as np  # noqa: E402
+import jax
+import numpy as np
 
-from bt_jax import barlow_twins_loss  # noqa: E402
+from bt_jax import barlow_twins_loss
 
 LAMBD = 0.0051
 

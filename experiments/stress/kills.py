@@ -16,7 +16,7 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from small_runs import Run, final, newest, prepare  # noqa: E402
+from small_runs import Run, final, newest, prepare
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from small_runs import EPOCHS, STEPS_AN_EPOCH, Run, final, newest, prepare  # noqa: E402
+from small_runs import EPOCHS, STEPS_AN_EPOCH, Run, final, newest, prepare
 
 TOTAL = STEPS_AN_EPOCH * EPOCHS
 

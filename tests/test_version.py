@@ -1,0 +1,13 @@
+"""bt_jax/version.py: one number, also where files without Python repeat it."""
+
+import pathlib
+import re
+
+import bt_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_the_citation_and_the_changelog_have_the_version():
+    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == bt_jax.__version__
+    assert f"## [{bt_jax.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
