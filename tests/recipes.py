@@ -8,11 +8,14 @@ import numpy as np
 from etils import epath
 
 from bt_jax.config import schema as config_lib
+from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
 from bt_jax.engine.step import make_train_step
+from bt_jax.facts import Facts
 from bt_jax.methods import BarlowTwins, make_method
 from bt_jax.models import Projector, ResNet
+from bt_jax.models.inputs import Inputs
 from bt_jax.optim.recipe import make_optimizer
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime.workdir import claim_workdir
@@ -43,13 +46,15 @@ def small_method(mesh=None, *, sizes=(32, 32), form="auto", dtype=jnp.float32) -
     return BarlowTwins(
         encoder=ResNet(blocks=(1, 1), bottleneck=False, small_images=True, width=4, dtype=dtype),
         projector=Projector(sizes, dtype=dtype),
-        lambd=0.0051,
+        inputs=Inputs(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), dtype),
         form=form,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        dtype=dtype,
         mesh=mesh,
     )
+
+
+def spec_of(method, batch_size=16):
+    """A batch's shapes, for `init` and the state."""
+    return batch_spec(method.view_groups, batch_size)
 
 
 SIZES = (32, 32, 32)  # of a projector with one layer more than those split by inputs
@@ -63,11 +68,11 @@ def five_steps(mesh, *, form="auto"):
     """The state after five steps of `small_method` on batches of 16, the same for every mesh; and the losses."""
     batches = np.random.default_rng(0).integers(0, 256, (5, 16, 2, 16, 16, 3), np.uint8)
     method, optimizer = small_method(mesh, sizes=SIZES, form=form), small_optimizer()
-    state = init_state(method, optimizer, 0, (16, 16, 3), mesh)
+    state = init_state(method, optimizer, 0, spec_of(method), mesh)
     step = jax.jit(make_train_step(method, optimizer, seed=0), donate_argnums=0)
     rows, losses = mesh_lib.process_rows(mesh, 16), []
     for views in batches:
-        state, metrics = step(state, mesh_lib.put_batch(mesh, 16, {"views": views[rows]}))
+        state, metrics = step(state, mesh_lib.put_batch(mesh, 16, {"views": {"pair": views[rows]}}))
         losses.append(float(metrics["loss"]))
     return state, losses
 
@@ -97,7 +102,8 @@ def judged_run(folder):
     claim_workdir(config, workdir, write=True)
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(7, init_state(make_method(config, mesh), small_optimizer(), 0, (16, 16, 3), mesh))
+    method = make_method(config, Facts(60, 3, 8, 2), mesh)
+    checkpoints.save(7, init_state(method, small_optimizer(), 0, spec_of(method), mesh))
     checkpoints.close()
     config.init_from = str(workdir)
     return workdir, config

@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 from etils import epath
-from recipes import SIZES, five_steps, small_method, small_optimizer
+from recipes import SIZES, five_steps, small_method, small_optimizer, spec_of
 
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
@@ -33,7 +33,7 @@ def quickstart_of(changes):
 
 
 def pretrain(changes, workdir):
-    loop.make_method = lambda config, mesh: small_method(mesh)
+    loop.make_method = lambda config, facts, mesh: small_method(mesh)
     loop.pretrain(quickstart_of(changes), workdir)
 
 
@@ -51,7 +51,8 @@ def steps(changes, workdir):
             np.savez(folder / "steps.npz", *jax.tree.leaves(params), losses=losses)
         config.mesh.model = 2
         mesh = mesh_lib.make_mesh(config.mesh)
-        state = init_state(small_method(mesh, sizes=SIZES), small_optimizer(), 0, (16, 16, 3), mesh)
+        method = small_method(mesh, sizes=SIZES)
+        state = init_state(method, small_optimizer(), 0, spec_of(method), mesh)
         checkpoints = Checkpoints(epath.Path(folder))
         checkpoints.save(5, state)
         checkpoints.save(6, state)

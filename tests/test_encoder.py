@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from recipes import recipe
+from recipes import recipe, spec_of
 
 import bt_jax
 from bt_jax.config import schema as config_lib
@@ -18,6 +18,7 @@ from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.folder import write_folder
+from bt_jax.facts import Facts
 from bt_jax.methods import make_method
 from bt_jax.models.inputs import normalize
 from bt_jax.optim.recipe import make_optimizer
@@ -35,9 +36,9 @@ def run(tmp_path_factory):
     config.model.update(arch="resnet18", width=4, small_images=True, projector=(16, 16))
     claim_workdir(config, workdir, write=True)
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    method = make_method(config, mesh)
+    method = make_method(config, Facts(8, 0, 8, 20), mesh)
     optimizer = make_optimizer(config.optimizer, batch_size=8, steps_per_epoch=1, epochs=20)
-    state = init_state(method, optimizer, 0, (24, 24, 3), mesh)
+    state = init_state(method, optimizer, 0, spec_of(method, 8), mesh)
     checkpoints = Checkpoints(workdir)
     checkpoints.save(3, state)
     state = state.replace(params=jax.tree.map(lambda p: p * 1.1, state.params))

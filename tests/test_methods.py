@@ -1,4 +1,4 @@
-"""bt_jax/methods: what the train step asks of a method, and Barlow Twins as one."""
+"""bt_jax/methods: the protocol, Barlow Twins as a method, and the sentences for classes that are not methods."""
 
 import inspect
 
@@ -6,20 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import small_method
+from recipes import small_method, spec_of
 
-from bt_jax import barlow_twins_loss
+from bt_jax import UserError, barlow_twins_loss
 from bt_jax.config import schema as config_lib
-from bt_jax.methods import Method, make_method
+from bt_jax.data.views.spec import ViewGroup, ViewSpec
+from bt_jax.facts import Facts
+from bt_jax.methods import METHODS, Method, make_method
+from bt_jax.methods.checks import _ARGUMENTS, check_source
+
+FACTS = Facts(num_examples=64, num_classes=3, batch_size=8, epochs=2)
 
 
 def test_loss_is_the_loss_of_the_networks_embeddings():
     """Both views in one pass: the same as the encoder, the projector and the loss put together by hand."""
     method = small_method()
-    params, model_state, method_state = method.init(jax.random.key(0), (8, 8, 3))
+    params, model_state, method_state = method.init(jax.random.key(0), spec_of(method))
     assert method_state == {}
     views = np.random.default_rng(0).integers(0, 256, (8, 2, 8, 8, 3), np.uint8)
-    loss, (new_state, _, metrics) = method.loss(params, model_state, {}, {"views": views}, jax.random.key(1))
+    batch = {"views": {"pair": views}}
+    loss, (new_state, _, metrics) = method.loss(params, model_state, {}, batch, 0, jax.random.key(1))
     scaled = (views / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
     encoder = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
     features, _ = method.encoder.apply(encoder, scaled, train=True, mutable=["batch_stats"])
@@ -35,14 +41,15 @@ def test_loss_is_the_loss_of_the_networks_embeddings():
 
 
 def test_every_method_keeps_the_protocol():
-    """The names and arguments that `Method` lists, for all that the config knows."""
+    """The names and arguments that `Method` lists, for all that the config knows; every function is checked for."""
     wanted = {name: f for name, f in vars(Method).items() if inspect.isfunction(f) and not name.startswith("_")}
-    assert set(wanted) == {"init", "loss", "after_update", "describe"}
+    assert set(wanted) == set(_ARGUMENTS)
+    assert set(METHODS) == set(config_lib.METHODS)
     for name in config_lib.METHODS:
         config = config_lib.default()
         config.method = name
-        method = make_method(config, None)
-        assert method.metrics[0] == "loss"
+        method = make_method(config, FACTS, None)
+        assert method.metrics[0] == "loss" and method.name == name
         for part, function in wanted.items():
             assert (
                 list(inspect.signature(getattr(method, part)).parameters)
@@ -52,7 +59,118 @@ def test_every_method_keeps_the_protocol():
 
 def test_description():
     """Start and floor of the loss for the official setting: D(1+1/N)+λD(D-1)/N, and rank(C) ≤ N-1."""
-    method = make_method(config_lib.default(), None)
+    method = make_method(config_lib.default(), FACTS, None)
     text = method.describe(2048)["loss"]
     start = 8192 * (1 + 1 / 2048) + 0.0051 * 8192 * 8191 / 2048
     assert f"about {start:.1f} " in text
+
+
+class Own(Method):
+    """A method with no more than it must have."""
+
+    name, config_group, metrics = "own", "own", ("loss",)
+
+    def __init__(self, encoder, views):
+        self.encoder, self.view_groups = encoder, views
+
+    @classmethod
+    def build(cls, settings, *, encoder, inputs, facts, mesh):
+        return cls(encoder, (ViewGroup("image", (ViewSpec(),), inputs.image_size),))
+
+    def init(self, rng, batch_spec):
+        return {}, {}, {}
+
+    def loss(self, params, model_state, method_state, batch, step, rng):
+        return 0.0, ({}, {}, {})
+
+
+class NoLoss(Method):
+    build = Own.build
+
+    def init(self, rng):
+        return {}, {}, {}
+
+
+class Wrong(Own):
+    name = 3
+    metrics = ("accuracy",)
+    alignment = ("image", 0, 1)
+
+    def init(self, rng):
+        return {}, {}, {}
+
+    def describe(self):
+        return {}
+
+
+class OneView(Own):
+    alignment = ("image", 0, 1)
+
+
+class NotADefinition:
+    name = "bare"
+
+
+not_a_class = Own.loss
+
+
+class OddBuild(Own):
+    @classmethod
+    def build(cls, config):
+        return cls(None, ())
+
+
+def built(path):
+    config = config_lib.default()
+    with config.unlocked():
+        config.own = {}
+    config.method = path
+    return make_method(config, FACTS, None)
+
+
+def test_a_users_own_method():
+    """By its import path; what it does not define it has from the protocol."""
+    method = built("test_methods:Own")
+    assert (method.name, method.alignment, method.heads(), method.loss_flops(8)) == ("own", None, {}, 0.0)
+    assert method.after_update("old", "new", "state", 1) == ("new", "state")
+    assert method.encoder.num_features == 2048
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("nowhere.at_all:Own", "method is 'nowhere.at_all:Own', but there is no module 'nowhere'; install its package"),
+        ("test_methods:Owm", r"but test_methods has no 'Owm' \(did you mean 'Own'\?\)"),
+        ("test_methods:", "must be an import path of the form 'package.module:Name'"),
+        ("test_methods:not_a_class", "which is a function and must be a class"),
+        ("test_methods:NoLoss", "loss is missing"),
+        ("test_methods:NotADefinition", "build is missing; init is missing; loss is missing; after_update is missing"),
+        ("test_methods:OddBuild", r"build takes \(config\), and is called with \(settings, \*?,? ?encoder"),
+        (
+            "test_methods:Wrong",
+            r"init takes \(rng\), and is called with \(rng, batch_spec\); describe takes \(\), and .*; name is 3 and must be a "
+            r"string; metrics is \('accuracy',\) and must be a tuple of names, 'loss' the first",
+        ),
+        ("test_methods:OneView", r"alignment is \('image', 0, 1\), which names no two views of view_groups"),
+    ],
+)
+def test_what_is_no_method(path, sentence):
+    """One sentence with every part that is missing or wrong."""
+    with pytest.raises(UserError, match=sentence) as caught:
+        built(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_a_method_needs_of_its_training_set():
+    method = built("test_methods:Own")
+
+    class Set:
+        name, num_classes, stable_examples = "a set", 0, False
+
+    check_source(method, Set())
+    method.needs_labels = True
+    with pytest.raises(UserError, match="own learns from labels of at least 2 classes, and a set has 0"):
+        check_source(method, Set())
+    method.needs_labels, method.needs_stable_examples = False, True
+    with pytest.raises(UserError, match="own must know each image by a lasting number, and a set is read as a stream"):
+        check_source(method, Set())

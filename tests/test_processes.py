@@ -133,7 +133,7 @@ def test_going_on_with_one_process_and_with_two(killed, monkeypatch, tmp_path):
     for copy in (one, two):
         shutil.copytree(folder / "run", copy)
     with Processes(tmp_path, "pretrain", two) as both:
-        monkeypatch.setattr(loop, "make_method", lambda config, mesh: small_method(mesh))
+        monkeypatch.setattr(loop, "make_method", lambda config, facts, mesh: small_method(mesh))
         alone = loop.pretrain(quickstart_of({}), str(one))
         assert [both.status(i) for i in (0, 1)] == [0, 0]
         assert "resuming  at step " in both.said(0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from recipes import SIZES, five_steps, recipe, relative, small_method, small_optimizer
+from recipes import SIZES, five_steps, recipe, relative, small_method, small_optimizer, spec_of
 
 from bt_jax.config import schema as config_lib
 from bt_jax.engine.state import TrainState, abstract_state, count_parameters, init_state
@@ -16,6 +16,7 @@ from bt_jax.engine.step import jit_step, make_train_step
 from bt_jax.export import from_torch, projector_from_torch, projector_to_torch, to_torch
 from bt_jax.methods import BarlowTwins
 from bt_jax.models import Projector, make_encoder
+from bt_jax.models.inputs import Inputs
 from bt_jax.optim.recipe import make_optimizer
 from bt_jax.planning.compiled import collectives
 from bt_jax.runtime import mesh as mesh_lib
@@ -30,13 +31,10 @@ def official_start(golden, dtype="float32"):
     method = BarlowTwins(
         encoder=make_encoder(settings["arch"], dtype=jnp.dtype(dtype)),
         projector=Projector(tuple(settings["projector"]), dtype=jnp.dtype(dtype)),
+        inputs=Inputs(48, *IMAGENET, jnp.dtype(dtype)),
         lambd=settings["lambd"],
-        form="auto",
-        mean=IMAGENET[0],
-        std=IMAGENET[1],
-        dtype=jnp.dtype(dtype),
     )
-    shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), (48, 48, 3)))
+    shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), spec_of(method)))
     salt = int(results["salt"])
 
     def by_recipe(part, prefix, names_of, back):
@@ -60,7 +58,7 @@ def official_start(golden, dtype="float32"):
     lengths = {k: settings[k] for k in ("batch_size", "steps_per_epoch", "epochs")}
     optimizer = make_optimizer(config, **lengths)
     state = TrainState(jnp.int32(0), params, stats, {}, optimizer.init(params))
-    batch = {"views": np.stack([results["view_a_uint8"], results["view_b_uint8"]], axis=1)}
+    batch = {"views": {"pair": np.stack([results["view_a_uint8"], results["view_b_uint8"]], axis=1)}}
     return method, optimizer, state, batch, results
 
 
@@ -73,7 +71,7 @@ def test_golden_trajectory(golden):
     exact comparison, in float64, is the next test.
     """
     method, optimizer, state, batch, results = official_start(golden)
-    gradients = jax.jit(jax.grad(lambda p: method.loss(p, state.model_state, {}, batch, None)[0]))(state.params)
+    gradients = jax.jit(jax.grad(lambda p: method.loss(p, state.model_state, {}, batch, 0, None)[0]))(state.params)
     for found, name in (
         (gradients["projector"]["linear1"]["kernel"], "grad_norm_projector0_step0"),
         (gradients["encoder"]["conv1"]["kernel"], "grad_norm_conv1_step0"),
@@ -134,7 +132,8 @@ def test_the_device_count_is_not_a_hyper_parameter(of_one_device, model, form):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert relative(_flat(jax.device_get(state.params)), _flat(params)) < 1e-5
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {8}
-    planned = abstract_state(small_method(mesh, sizes=SIZES), small_optimizer(), (16, 16, 3), mesh)
+    method = small_method(mesh, sizes=SIZES)
+    planned = abstract_state(method, small_optimizer(), spec_of(method), mesh)
     for leaf, plan in zip(jax.tree.leaves(state), jax.tree.leaves(planned), strict=True):
         assert leaf.sharding.is_equivalent_to(plan.sharding, leaf.ndim), "steps leave everything where it was"
 
@@ -146,9 +145,11 @@ def test_gradients_on_eight_devices_are_those_of_one():
     for data in (1, 8):
         mesh = mesh_lib.make_mesh(ConfigDict({"data": data}))
         method = small_method(mesh)
-        state = init_state(method, small_optimizer(), 0, (16, 16, 3), mesh)
-        gradient = jax.jit(jax.grad(lambda p, s, b, m=method: m.loss(p, s, {}, b, None)[0]))
-        found.append(_flat(gradient(state.params, state.model_state, mesh_lib.put_batch(mesh, 16, {"views": views}))))
+        state = init_state(method, small_optimizer(), 0, spec_of(method), mesh)
+        gradient = jax.jit(jax.grad(lambda p, s, b, m=method: m.loss(p, s, {}, b, 0, None)[0]))
+        found.append(
+            _flat(gradient(state.params, state.model_state, mesh_lib.put_batch(mesh, 16, {"views": {"pair": views}})))
+        )
     assert relative(found[1], found[0]) < 1e-5
 
 
@@ -157,7 +158,8 @@ def test_a_model_axis_halves_the_projector():
     held = {}
     for model in (1, 2):
         mesh = mesh_lib.make_mesh(ConfigDict({"data": -1, "model": model}))
-        state = init_state(small_method(mesh, sizes=(64, 64, 64)), small_optimizer(), 0, (16, 16, 3), mesh)
+        method = small_method(mesh, sizes=(64, 64, 64))
+        state = init_state(method, small_optimizer(), 0, spec_of(method), mesh)
         for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)):
             name = jax.tree_util.keystr(path)
             if "projector" in name:
@@ -176,10 +178,10 @@ def test_the_compiled_step_sends_no_d_squared_for_its_loss():
     n, d, devices = 32, 256, 8
     mesh = mesh_lib.make_mesh(ConfigDict({"data": devices}))
     method, optimizer = small_method(mesh, sizes=(16, d)), small_optimizer()
-    state = abstract_state(method, optimizer, (16, 16, 3), mesh)
+    state = abstract_state(method, optimizer, spec_of(method, n), mesh)
     views = jax.ShapeDtypeStruct((n, 2, 16, 16, 3), jnp.uint8, sharding=mesh_lib.over_batch(mesh))
     step = jit_step(make_train_step(method, optimizer, 0), state, mesh)
-    found = collectives(step.lower(state, {"views": views}).compile().as_text(), devices)
+    found = collectives(step.lower(state, {"views": {"pair": views}}).compile().as_text(), devices)
     assert {c.kind for c in found} == {"all-reduce", "all-to-all"} and {c.group for c in found} == {devices}
     moved = sum(c.bytes for c in found if c.kind == "all-to-all")
     assert moved == 4 * 4 * n * d / devices
@@ -202,23 +204,24 @@ def test_state_is_born_where_it_lives():
     """Replicated over the mesh from its first moment; the optimiser's state too."""
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     optimizer = make_optimizer(config_lib.default().optimizer, batch_size=256, steps_per_epoch=2, epochs=12)
-    state = init_state(small_method(mesh), optimizer, 3, (16, 16, 3), mesh)
+    method = small_method(mesh)
+    state = init_state(method, optimizer, 3, spec_of(method), mesh)
     assert all(
         leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(state)
     )
-    again = init_state(small_method(mesh), optimizer, 3, (16, 16, 3), mesh)
+    again = init_state(method, optimizer, 3, spec_of(method), mesh)
     jax.tree.map(np.testing.assert_array_equal, state, again)
 
 
 def test_bfloat16_is_near_float32():
     """Computing in bfloat16 keeps parameters, statistics and optimiser in float32, and the loss near."""
-    batch = {"views": np.random.default_rng(0).integers(0, 256, (16, 2, 16, 16, 3), np.uint8)}
+    batch = {"views": {"pair": np.random.default_rng(0).integers(0, 256, (16, 2, 16, 16, 3), np.uint8)}}
     optimizer = make_optimizer(config_lib.default().optimizer, batch_size=256, steps_per_epoch=2, epochs=12)
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     losses = []
     for dtype in (jnp.float32, jnp.bfloat16):
         method = small_method(dtype=dtype)
-        state = init_state(method, optimizer, 0, (16, 16, 3), mesh)
+        state = init_state(method, optimizer, 0, spec_of(method), mesh)
         state, metrics = jax.jit(make_train_step(method, optimizer, seed=0))(state, batch)
         floats = {leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)}
         assert floats == {jnp.dtype("float32")}

@@ -32,7 +32,8 @@ def planned(tmp_path_factory):
     plans = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pod_plan, "devices_of", lambda topology: jax.devices()[: topology.devices])
-        patch.setattr(pod_plan, "make_method", lambda config, mesh: small_method(mesh, sizes=config.model.projector))
+        method = lambda config, facts, mesh: small_method(mesh, sizes=config.model.projector)  # noqa: E731
+        patch.setattr(pod_plan, "make_method", method)
         make = pod_plan.make_plan
         patch.setattr(pod_plan, "make_plan", lambda *args: plans.append(make(*args)) or plans[-1])
         result = pod_plan.pod_plan(small_config(), str(workdir))

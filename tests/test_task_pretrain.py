@@ -55,7 +55,7 @@ def small_run(tmp_path, monkeypatch):
     labels = np.arange(24) % 2
     images = (rng.integers(0, 160, (24, 16, 16, 3)) + 80 * labels[:, None, None, None]).astype(np.uint8)
     np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
-    monkeypatch.setattr(loop, "make_method", lambda config, mesh: small_method(mesh))
+    monkeypatch.setattr(loop, "make_method", lambda config, facts, mesh: small_method(mesh))
     config = config_lib.default()
     config.batch_size, config.epochs = 8, 2
     config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"), image_size=16, eval_resize=0, threads=2)

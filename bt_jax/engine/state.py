@@ -6,11 +6,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from bt_jax.methods.base import Method
-from bt_jax.models.heads import projector_partition
-from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.methods.base import Batch, Method
 
 
 @flax.struct.dataclass
@@ -28,36 +26,39 @@ class TrainState:
         return {"params": self.params["encoder"], "batch_stats": self.model_state["batch_stats"]["encoder"]}
 
 
-def create_state(method: Method, optimizer: optax.GradientTransformation, seed: int, view_shape: tuple) -> TrainState:
-    """The state at step 0, a pure function of its arguments: to be jitted."""
-    params, model_state, method_state = method.init(jax.random.key(seed), view_shape)
+def create_state(method: Method, optimizer: optax.GradientTransformation, seed: int, batch_spec: Batch) -> TrainState:
+    """The state at step 0, a pure function of its arguments: to be jitted.
+
+    Args:
+      batch_spec: shapes and dtypes of a batch, as `bt_jax.data.views.spec.batch_spec` gives them.
+    """
+    params, model_state, method_state = method.init(jax.random.key(seed), batch_spec)
     return TrainState(jnp.int32(0), params, model_state, method_state, optimizer.init(params))
 
 
 def abstract_state(
-    method: Method, optimizer: optax.GradientTransformation, view_shape: tuple, mesh: Mesh
+    method: Method, optimizer: optax.GradientTransformation, batch_spec: Batch, mesh: Mesh
 ) -> TrainState:
     """The state's shapes, dtypes and shardings, without any array: what a checkpoint is restored into.
 
-    Replicated, but where the mesh has an axis "model" the projector is split along it, with its momentum.
+    Each array is placed as `method.partition` says; Barlow Twins splits its projector, and its momentum, along a mesh's
+    axis "model".
     """
-    has_model_axis = mesh_lib.MODEL_AXIS in mesh.axis_names
 
     def placed(path, leaf):
-        names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-        spec = projector_partition(names) if has_model_axis else PartitionSpec()
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+        names = tuple(getattr(key, "key", getattr(key, "name", None)) for key in path)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, method.partition(names)))
 
-    shapes = jax.eval_shape(lambda: create_state(method, optimizer, 0, view_shape))
+    shapes = jax.eval_shape(lambda: create_state(method, optimizer, 0, batch_spec))
     return jax.tree.map_with_path(placed, shapes)
 
 
 def init_state(
-    method: Method, optimizer: optax.GradientTransformation, seed: int, view_shape: tuple, mesh: Mesh
+    method: Method, optimizer: optax.GradientTransformation, seed: int, batch_spec: Batch, mesh: Mesh
 ) -> TrainState:
     """The state at step 0 on the devices of the mesh; it never exists whole on the host."""
-    shardings = shardings_of(abstract_state(method, optimizer, view_shape, mesh))
-    return jax.jit(lambda: create_state(method, optimizer, seed, view_shape), out_shardings=shardings)()
+    shardings = shardings_of(abstract_state(method, optimizer, batch_spec, mesh))
+    return jax.jit(lambda: create_state(method, optimizer, seed, batch_spec), out_shardings=shardings)()
 
 
 def shardings_of(state: TrainState) -> TrainState:

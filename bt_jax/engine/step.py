@@ -26,13 +26,13 @@ def make_train_step(method: Method, optimizer: optax.GradientTransformation, see
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         value_and_grad = jax.value_and_grad(method.loss, has_aux=True)
         (_, (model_state, method_state, metrics)), gradients = value_and_grad(
-            state.params, state.model_state, state.method_state, batch, rng
+            state.params, state.model_state, state.method_state, batch, state.step, rng
         )
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        method_state = method.after_update(params, method_state, step)
+        params, method_state = method.after_update(state.params, params, method_state, step)
         return TrainState(step, params, model_state, method_state, opt_state), metrics
 
     return train_step

@@ -1,13 +1,8 @@
-"""Self-supervised methods: each is its network, its loss on a batch, and what follows an update of the weights."""
-
-from ml_collections import ConfigDict
+"""Methods: each has its networks, its views, its loss on a batch, and what follows an update of the parameters."""
 
 from bt_jax.methods.barlow_twins import BarlowTwins
 from bt_jax.methods.base import Method
+from bt_jax.methods.checks import check_source
+from bt_jax.methods.make import METHODS, make_method
 
-__all__ = ["BarlowTwins", "Method", "make_method"]
-
-
-def make_method(config: ConfigDict, mesh) -> Method:
-    """The method that `config.method` names, built for the run's mesh."""
-    return {"barlow_twins": BarlowTwins.from_config}[config.method](config, mesh)
+__all__ = ["METHODS", "BarlowTwins", "Method", "check_source", "make_method"]

@@ -1,18 +1,22 @@
 """Barlow Twins (Zbontar et al. 2021, section 2; official main.py, class BarlowTwins) as a method."""
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from bt_jax.losses.barlow_twins import barlow_twins_loss, expected_loss_at_start, loss_floor
-from bt_jax.methods.base import Batch, PyTree
-from bt_jax.models import Projector, make_encoder
-from bt_jax.models.inputs import normalize
+from bt_jax.data.views.spec import VIEW_A, VIEW_B, ViewGroup, ViewSpec
+from bt_jax.facts import Facts
+from bt_jax.losses.barlow_twins import barlow_twins_loss, choose_form, expected_loss_at_start, loss_floor
+from bt_jax.methods.base import Batch, Method, PyTree, model_state_of
+from bt_jax.models import Projector
+from bt_jax.models.heads import projector_partition
+from bt_jax.models.inputs import Inputs
 from bt_jax.runtime import mesh as mesh_lib
 
 
@@ -36,65 +40,74 @@ class TwinNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class BarlowTwins:
-    """The method `barlow_twins`; see `bt_jax.methods.base.Method` for what each call gives."""
+class BarlowTwins(Method):
+    """The method `barlow_twins`: `params` and `batch_stats` hold "encoder" and "projector"; no `method_state`."""
 
     encoder: nn.Module
     projector: Projector
-    lambd: float
-    form: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    dtype: Any
+    inputs: Inputs
+    lambd: float = 0.0051
+    form: str = "auto"
+    views: tuple[ViewSpec, ViewSpec] = (VIEW_A, VIEW_B)
     mesh: Mesh | None = None
+
+    name: ClassVar[str] = "barlow_twins"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "on_diagonal", "off_diagonal")
+    short_names: ClassVar[Mapping[str, str]] = {"on_diagonal": "on", "off_diagonal": "off"}
+    alignment: ClassVar[tuple[str, int, int]] = ("pair", 0, 1)
+    advice: ClassVar[str] = "Lower optimizer.learning_rate_weights, or lengthen optimizer.warmup_epochs."
 
     @classmethod
-    def from_config(cls, config: ConfigDict, mesh: Mesh | None) -> "BarlowTwins":
-        dtype = jnp.dtype(config.dtype)
-        model = config.model
-        encoder = make_encoder(
-            model.arch,
-            small_images=model.small_images,
-            dtype=dtype,
-            width=model.width,
-            stem_stride=model.stem_stride,
-        )
+    def build(
+        cls, settings: ConfigDict, *, encoder: nn.Module, inputs: Inputs, facts: Facts, mesh: Mesh | None
+    ) -> "BarlowTwins":
+        del facts
         return cls(
             encoder=encoder,
-            projector=Projector(tuple(model.projector), dtype=dtype),
-            lambd=config.loss.lambd,
-            form=config.loss.form,
-            mean=tuple(config.data.mean),
-            std=tuple(config.data.std),
-            dtype=dtype,
+            projector=Projector(tuple(settings.projector), dtype=inputs.dtype),
+            inputs=inputs,
+            lambd=settings.lambd,
+            form=settings.form,
+            views=(ViewSpec(**settings.view_a), ViewSpec(**settings.view_b)),
             mesh=mesh,
         )
+
+    @property
+    def view_groups(self) -> tuple[ViewGroup, ...]:
+        return (ViewGroup("pair", self.views, self.inputs.image_size),)
 
     @property
     def network(self) -> TwinNetwork:
         return TwinNetwork(self.encoder, self.projector, self.mesh)
 
-    def init(self, rng: jax.Array, view_shape: tuple[int, ...]) -> tuple[PyTree, PyTree, PyTree]:
-        views = jnp.zeros((2, 2, *view_shape), self.dtype)
+    def init(self, rng: jax.Array, batch_spec: Batch) -> tuple[PyTree, PyTree, PyTree]:
+        views = jnp.zeros((2, *batch_spec["views"]["pair"].shape[1:]), self.inputs.dtype)
         variables = self.network.init(rng, views, train=False)
-        return variables["params"], {"batch_stats": variables["batch_stats"]}, {}
+        return variables["params"], model_state_of(variables), {}
 
     def loss(
-        self, params: PyTree, model_state: PyTree, method_state: PyTree, batch: Batch, rng: jax.Array
+        self, params: PyTree, model_state: PyTree, method_state: PyTree, batch: Batch, step: jax.Array, rng: jax.Array
     ) -> tuple[jax.Array, tuple[PyTree, PyTree, dict[str, jax.Array]]]:
-        del rng  # the views were drawn on the host, and nothing else is random
-        views = normalize(batch["views"], mean=self.mean, std=self.std, dtype=self.dtype)
-        z, model_state = self.network.apply(
-            {"params": params, **model_state}, views, train=True, mutable=["batch_stats"]
-        )
+        del step, rng  # the views are drawn already, and nothing else is random
+        views = self.inputs.normalize(batch["views"]["pair"])
+        z, new = self.network.apply({"params": params, **model_state}, views, train=True, mutable=["batch_stats"])
         with jax.named_scope("loss"):
             loss, parts = barlow_twins_loss(z[:, 0], z[:, 1], lambd=self.lambd, form=self.form, mesh=self.mesh)
-        return loss, (model_state, method_state, {"loss": loss, **parts})
+        return loss, (model_state_of(new), method_state, {"loss": loss, **parts})
 
-    def after_update(self, params: PyTree, method_state: PyTree, step: jax.Array) -> PyTree:
-        del params, step
-        return method_state
+    def partition(self, path: Sequence[str]) -> PartitionSpec:
+        split = self.mesh is not None and mesh_lib.MODEL_AXIS in self.mesh.axis_names
+        return projector_partition(path) if split else PartitionSpec()
+
+    def heads(self) -> dict[str, nn.Module]:
+        return {"projector": self.projector}
+
+    def loss_flops(self, batch_size: int) -> float:
+        """As in the cost model of `barlow_twins_loss`."""
+        n, d = batch_size, self.projector.sizes[-1]
+        devices, data = (1, 1) if self.mesh is None else (self.mesh.size, self.mesh.shape[mesh_lib.DATA_AXIS])
+        form = choose_form(n, d, data) if self.form == "auto" else self.form
+        return 8 * n * n * d / devices if form == "gram" else 6 * n * d * d / data
 
     def describe(self, batch_size: int) -> dict[str, str]:
         width = self.projector.sizes[-1]

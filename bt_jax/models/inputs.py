@@ -1,5 +1,6 @@
 """What a network is fed: uint8 images from the host, normalised on the device."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,3 +38,23 @@ def normalize(
     shape = (1,) * (images.ndim - 1) + (3,)
     scaled = images.astype(full) / 255
     return ((scaled - mean.reshape(shape)) / std.reshape(shape)).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a network is fed.
+
+    Attributes:
+      image_size: side of an image, in pixels.
+      mean, std: of the three channels, on a scale of 0 to 1.
+      dtype: of the computation.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    dtype: Any = jnp.float32
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """(..., 3) uint8 -> the same shape in `dtype`: see `normalize`."""
+        return normalize(images, mean=self.mean, std=self.std, dtype=self.dtype)

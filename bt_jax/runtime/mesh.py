@@ -94,15 +94,19 @@ def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values()]))
 
 
-def put_batch(mesh: Mesh, batch_size: int, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def put_batch(mesh: Mesh, batch_size: int, local: Any) -> Any:
     """Makes the global batch of what each process has loaded.
 
     Args:
       batch_size: rows of the global batch.
-      local: arrays whose first axis runs over this process's rows, as `process_rows` gives them.
+      local: a pytree of arrays whose first axis runs over this process's rows, as `process_rows` gives them.
     """
-    shapes = {name: (batch_size, *array.shape[1:]) for name, array in local.items()}
-    return jax.make_array_from_process_local_data(over_batch(mesh), local, shapes)
+    sharding = over_batch(mesh)
+
+    def put(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, array, (batch_size, *array.shape[1:]))
+
+    return jax.tree.map(put, local)
 
 
 def share(mesh: Mesh, batch_size: int) -> str:

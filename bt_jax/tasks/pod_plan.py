@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax.config import schema as config_lib
 from bt_jax.data.sources.make import make_source
+from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.state import abstract_state, count_parameters
 from bt_jax.engine.step import jit_step, make_train_step
 from bt_jax.errors import UserError, first_line
-from bt_jax.losses import choose_form
+from bt_jax.facts import Facts
 from bt_jax.methods import make_method
 from bt_jax.optim.recipe import make_optimizer
 from bt_jax.planning.chips import Topology, parse_topology
@@ -204,20 +204,15 @@ def make_plan(config: ConfigDict, mesh: Mesh, topology: Topology, images: int) -
     Returns:
       The plan, or what the compiler says where it could not fit the step into memory.
     """
-    method = make_method(config, mesh)
+    method = make_method(config, Facts(images, 0, config.batch_size, config.epochs), mesh)
     optimizer = make_optimizer(
         config.optimizer,
         batch_size=config.batch_size,
         steps_per_epoch=images // config.batch_size,
         epochs=config.epochs,
     )
-    view_shape = (config.data.image_size, config.data.image_size, 3)
-    state = abstract_state(method, optimizer, view_shape, mesh)
-    rows = mesh_lib.over_batch(mesh)
-    batch = {
-        "views": jax.ShapeDtypeStruct((config.batch_size, 2, *view_shape), jnp.uint8, sharding=rows),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=rows),
-    }
+    batch = batch_spec(method.view_groups, config.batch_size, mesh_lib.over_batch(mesh))
+    state = abstract_state(method, optimizer, batch, mesh)
     begin = time.monotonic()
     try:
         program = jit_step(make_train_step(method, optimizer, config.seed), state, mesh).lower(state, batch).compile()
@@ -249,17 +244,10 @@ def make_plan(config: ConfigDict, mesh: Mesh, topology: Topology, images: int) -
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         program=memory.generated_code_size_in_bytes,
         flops=program.cost_analysis()["flops"],
-        loss_flops=_loss_flops(config, mesh),
+        loss_flops=method.loss_flops(config.batch_size),
         traffic=memory_traffic(text),
         collectives={kind: sum_ for kind, sum_ in sums.items() if sum_["count"]},
     )
-
-
-def _loss_flops(config: ConfigDict, mesh: Mesh) -> float:
-    """Of the loss's products on each device, as in the cost model of `barlow_twins_loss`."""
-    n, d, data = config.batch_size, config.model.projector[-1], mesh.shape[mesh_lib.DATA_AXIS]
-    form = choose_form(n, d, data) if config.loss.form == "auto" else config.loss.form
-    return 8 * n * n * d / mesh.size if form == "gram" else 6 * n * d * d / data
 
 
 def search(plan_at: Callable[[int], Plan | str], start: int, most: int, close: float = 0.03) -> int:

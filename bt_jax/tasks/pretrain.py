@@ -31,6 +31,7 @@ from bt_jax.config import schema as config_lib
 from bt_jax.data.feed import DeviceFeed
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
+from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.checkpoint import Checkpoints, storage_failure
 from bt_jax.engine.dispatch import make_program
 from bt_jax.engine.state import TrainState, abstract_state, init_state
@@ -38,7 +39,8 @@ from bt_jax.engine.step import jit_step, make_train_step
 from bt_jax.errors import Preempted, UserError
 from bt_jax.evaluation.monitor import KnnMonitor
 from bt_jax.export.init_from import start_from
-from bt_jax.methods import make_method
+from bt_jax.facts import Facts
+from bt_jax.methods import check_source, make_method
 from bt_jax.optim.recipe import make_optimizer, make_schedules
 from bt_jax.reporting.profile import Profiler, flops_of
 from bt_jax.reporting.progress import Reporter
@@ -78,18 +80,14 @@ class Pretraining:
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.is_first = jax.process_index() == 0
         self.source: Source = make_source(config.data, "train")
-        self.steps_per_epoch = len(self.source) // config.batch_size
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"{self.source.name} has {len(self.source)} images, fewer than a batch of {config.batch_size}; "
-                f"set batch_size to at most {len(self.source)}."
-            )
-        self.total_steps = self.steps_per_epoch * config.epochs
-        self.method = make_method(config, mesh)
+        self.facts = Facts.of(self.source, batch_size=config.batch_size, epochs=config.epochs)
+        self.steps_per_epoch, self.total_steps = self.facts.steps_per_epoch, self.facts.total_steps
+        self.method = make_method(config, self.facts, mesh)
+        check_source(self.method, self.source)
         lengths = {"batch_size": config.batch_size, "steps_per_epoch": self.steps_per_epoch, "epochs": config.epochs}
         self.schedules = make_schedules(config.optimizer, **lengths)
         self.optimizer = make_optimizer(config.optimizer, **lengths)
-        self.view_shape = (config.data.image_size, config.data.image_size, 3)
+        self.batch_spec = batch_spec(self.method.view_groups, config.batch_size)
         self.monitor = None
         if config.monitor.every_epochs:
             self.monitor = KnnMonitor(config, self.method.encoder, self.source, mesh)
@@ -156,10 +154,10 @@ class Pretraining:
         return result
 
     def _state(self) -> tuple[TrainState, int, list[str]]:
-        like = abstract_state(self.method, self.optimizer, self.view_shape, self.mesh)
+        like = abstract_state(self.method, self.optimizer, self.batch_spec, self.mesh)
         state, step, notices = self.checkpoints.restore_newest(like)
         if state is None:
-            state = init_state(self.method, self.optimizer, self.config.seed, self.view_shape, self.mesh)
+            state = init_state(self.method, self.optimizer, self.config.seed, self.batch_spec, self.mesh)
             state, told = start_from(self.config, state)
             return state, 0, notices + told
         self.notes = self.checkpoints.run_of(step)
@@ -202,7 +200,7 @@ class Pretraining:
         self.preemption.leave(f"step {step} of {self.total_steps} is saved in {self.checkpoints.folder}")
 
     def _train(self, state: TrainState, start_step: int, reporter: Reporter) -> TrainState:
-        single_step = make_train_step(self.method, self.optimizer, self.config.seed)
+        single_step = _grouped(make_train_step(self.method, self.optimizer, self.config.seed))
         train_step = jit_step(make_program(single_step, self.feed and self.feed.prepare), state, self.mesh)
         profiler = Profiler(self.config.profile, self.workdir, self.config.dtype, reporter.say)
         train_step = profiler.wrap(train_step, lambda: flops_of(single_step, *self._shapes()))
@@ -254,8 +252,7 @@ class Pretraining:
 
     def _shapes(self):
         """The state's and a batch's, as one step takes them."""
-        views = jax.ShapeDtypeStruct((self.config.batch_size, 2, *self.view_shape), np.uint8)
-        return abstract_state(self.method, self.optimizer, self.view_shape, self.mesh), {"views": views}
+        return abstract_state(self.method, self.optimizer, self.batch_spec, self.mesh), self.batch_spec
 
     def _tell_of_bad_images(self, reporter: Reporter, *, epoch_ends: bool) -> None:
         """Names once each image that turned out not to decode, and counts them at the end of an epoch.
@@ -310,7 +307,7 @@ class Pretraining:
             )  # fmt: skip
             raise UserError(
                 f"the loss is not finite at step {step} ({', '.join(f'{k} {v:g}' for k, v in values.items())}); {kept}. "
-                "Lower optimizer.learning_rate_weights, or lengthen optimizer.warmup_epochs."
+                f"{self.method.advice}"
             )
 
     def _watch(self, state: TrainState, step: int, reporter: Reporter) -> None:
@@ -353,3 +350,13 @@ class Pretraining:
             "seconds_of_last_start": round(time.monotonic() - self.begin, 1),
         }
         return result
+
+
+def _grouped(step):
+    """The step, for batches whose two views are not in a group yet."""
+
+    def grouped(state, batch):
+        views = batch["views"]
+        return step(state, batch if isinstance(views, dict) else {**batch, "views": {"pair": views}})
+
+    return grouped

@@ -17,8 +17,10 @@ import jax
 import numpy as np
 from etils import epath
 
+from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.checkpoint import Checkpoints, fingerprints
 from bt_jax.engine.state import abstract_state
+from bt_jax.facts import Facts
 from bt_jax.methods import make_method
 from bt_jax.optim.recipe import make_optimizer
 from bt_jax.runtime import mesh as mesh_lib
@@ -44,7 +46,8 @@ def main() -> None:
         value = rng.random(leaf.shape, np.float32) if leaf.dtype == np.float32 else np.zeros(leaf.shape, leaf.dtype)
         return jax.device_put(value, leaf.sharding)
 
-    state = jax.tree.map(drawn, abstract_state(make_method(config, mesh), optimizer, (224, 224, 3), mesh))
+    method = make_method(config, Facts(625 * 2048, 0, 2048, 1000), mesh)
+    state = jax.tree.map(drawn, abstract_state(method, optimizer, batch_spec(method.view_groups, 2048), mesh))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**30
     print(f"{jax.device_count()} × {jax.devices()[0].device_kind}; state of {size:.2f} GiB", flush=True)
     begin = time.perf_counter()

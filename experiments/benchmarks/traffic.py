@@ -73,10 +73,11 @@ def main() -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={max(arguments.devices)}"
 
     import jax
-    import jax.numpy as jnp
 
+    from bt_jax.data.views.spec import batch_spec
     from bt_jax.engine.state import abstract_state, count_parameters
     from bt_jax.engine.step import jit_step, make_train_step
+    from bt_jax.facts import Facts
     from bt_jax.methods import make_method
     from bt_jax.optim.recipe import make_optimizer
     from bt_jax.planning.compiled import collectives
@@ -92,12 +93,12 @@ def main() -> None:
     for devices in arguments.devices:
         config.mesh.data = devices // arguments.model
         mesh = mesh_lib.make_mesh(config.mesh)
-        method = make_method(config, mesh)
+        method = make_method(config, Facts(1000 * n, 0, n, config.epochs), mesh)
         optimizer = make_optimizer(config.optimizer, batch_size=n, steps_per_epoch=1000, epochs=config.epochs)
-        state = abstract_state(method, optimizer, (side, side, 3), mesh)
-        views = jax.ShapeDtypeStruct((n, 2, side, side, 3), jnp.uint8, sharding=mesh_lib.over_batch(mesh))
+        batch = batch_spec(method.view_groups, n, mesh_lib.over_batch(mesh))
+        state = abstract_state(method, optimizer, batch, mesh)
         begin = time.monotonic()
-        program = jit_step(make_train_step(method, optimizer, 0), state, mesh).lower(state, {"views": views}).compile()
+        program = jit_step(make_train_step(method, optimizer, 0), state, mesh).lower(state, batch).compile()
         seconds = time.monotonic() - begin
         norms = [leaf.size for leaf in jax.tree.leaves(state.model_state)]  # means and variances
         rows = {

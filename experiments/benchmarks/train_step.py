@@ -24,15 +24,16 @@ import time
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants memory of the same device
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bt_jax.config import schema as config_lib
 from bt_jax.data.feed import DeviceFeed
 from bt_jax.data.sources.base import ArraySource
+from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.dispatch import make_program
 from bt_jax.engine.state import init_state
 from bt_jax.engine.step import make_train_step
+from bt_jax.facts import Facts
 from bt_jax.methods import make_method
 from bt_jax.optim.recipe import make_optimizer
 from bt_jax.reporting.profile import flops_of, peak_flops
@@ -50,10 +51,10 @@ class Ours:
     def __init__(self, case: "Case", dtype: str, batches: list[np.ndarray], *, views: bool = False, together: int = 1):
         config = case.config(dtype)
         mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
-        method = make_method(config, mesh)
+        method = make_method(config, Facts(1000 * case.batch, 0, case.batch, 100), mesh)
         optimizer = make_optimizer(config.optimizer, batch_size=case.batch, steps_per_epoch=1000, epochs=100)
-        shape = (case.size, case.size, 3)
-        self.state = init_state(method, optimizer, 0, shape, mesh)
+        spec = batch_spec(method.view_groups, case.batch)
+        self.state = init_state(method, optimizer, 0, spec, mesh)
         step = make_train_step(method, optimizer, 0)
         prepare = None
         if views:
@@ -62,11 +63,11 @@ class Ours:
             feed.together, prepare = together, feed.prepare
             self.deliveries = [delivery for _, delivery in feed.batches(0, max(together, BATCHES))]
         else:
-            self.deliveries = [mesh_lib.put_batch(mesh, case.batch, {"views": batch}) for batch in batches]
+            self.deliveries = [mesh_lib.put_batch(mesh, case.batch, {"views": {"pair": batch}}) for batch in batches]
         program = jax.jit(make_program(step, prepare), donate_argnums=0)
         self.steps_of_one = max(1, together)
         self.program = program.lower(self.state, self.deliveries[0]).compile()
-        self.flops = flops_of(step, self.state, {"views": jax.ShapeDtypeStruct((case.batch, 2, *shape), jnp.uint8)})
+        self.flops = flops_of(step, self.state, spec)
         self.made, self.losses = 0, []
 
     def turn(self, steps: int, keep: bool = False) -> None:

@@ -1,0 +1,138 @@
+"""Whether a class of the user's is a method, and whether a training set has what a method needs."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from bt_jax.data.views.spec import ViewGroup
+from bt_jax.errors import UserError
+from bt_jax.methods.base import Method
+
+# The functions that a method must have, with the number of arguments that each is called with.
+_ARGUMENTS = {"init": 2, "loss": 6, "after_update": 4, "partition": 1, "heads": 0, "loss_flops": 1, "describe": 1}
+
+
+def check_class(method: type, path: str) -> None:
+    """Checks what can be checked of a user's own method before it is built.
+
+    Args:
+      path: its import path, for the error.
+
+    Raises:
+      UserError: it is no class, or functions are missing or take other arguments; all are named.
+    """
+    if not isinstance(method, type):
+        raise UserError(f"method is {path!r}, which is a {type(method).__name__} and must be a class.")
+    keywords = dict.fromkeys(("encoder", "inputs", "facts", "mesh"))
+    wrong = _wrong_function(method, "build", (None,), keywords)
+    for name in _ARGUMENTS:
+        if _is_missing(method, name):
+            wrong.append(f"{name} is missing")
+    _refuse(path, wrong)
+
+
+def check_method(method: Method, path: str) -> None:
+    """Checks a user's own method once it is built.
+
+    Raises:
+      UserError: parts of the protocol are missing or not what they must be; all are named.
+    """
+    wrong = []
+    for name, count in _ARGUMENTS.items():
+        wrong += _wrong_function(method, name, (None,) * count, {})
+    for name, (fits, rule) in _ATTRIBUTES.items():
+        if not hasattr(method, name):
+            wrong.append(f"{name} is missing")
+        elif not fits(getattr(method, name)):
+            wrong.append(f"{name} is {_short(getattr(method, name))} and must be {rule}")
+    if not wrong:
+        groups = {group.name: group.num_views for group in method.view_groups}
+        if len(groups) < len(method.view_groups):
+            wrong.append("two of view_groups have the same name")
+        if method.alignment is not None and not all(
+            v in range(groups.get(method.alignment[0], 0)) for v in method.alignment[1:]
+        ):
+            wrong.append(f"alignment is {method.alignment}, which names no two views of view_groups")
+    _refuse(path, wrong)
+
+
+def check_source(method: Method, source: Any) -> None:
+    """Checks that a training set has what a method needs of it.
+
+    Args:
+      source: with `name`, `num_classes` and `stable_examples`.
+
+    Raises:
+      UserError: it has no labels, or its images have no lasting numbers.
+    """
+    if method.needs_labels and source.num_classes < 2:
+        raise UserError(
+            f"{method.name} learns from labels of at least 2 classes, and {source.name} has {source.num_classes}; "
+            "choose a labelled set, or another method."
+        )
+    if method.needs_stable_examples and not getattr(source, "stable_examples", True):
+        raise UserError(
+            f"{method.name} must know each image by a lasting number, and {source.name} is read as a stream, which has none; "
+            "raise data.in_memory_bytes, or choose another source."
+        )
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(name, str) for name in value)
+
+
+def _alignment(value: Any) -> bool:
+    return value is None or (isinstance(value, tuple) and len(value) == 3 and [*map(type, value)] == [str, int, int])
+
+
+_ATTRIBUTES = {
+    "name": (lambda v: isinstance(v, str), "a string"),
+    "encoder": (lambda v: isinstance(v, nn.Module), "the Linen module that build was given"),
+    "view_groups": (
+        lambda v: isinstance(v, tuple) and len(v) > 0 and all(isinstance(g, ViewGroup) for g in v),
+        "a tuple of one or more ViewGroup",
+    ),
+    "metrics": (lambda v: _names(v) and v[:1] == ("loss",), "a tuple of names, 'loss' the first"),
+    "short_names": (lambda v: isinstance(v, Mapping), "a mapping of metrics to names"),
+    "needs_labels": (lambda v: isinstance(v, bool), "True or False"),
+    "needs_stable_examples": (lambda v: isinstance(v, bool), "True or False"),
+    "alignment": (_alignment, "None or (group, view, view)"),
+    "frozen": (lambda v: isinstance(v, frozenset), "a frozenset of names"),
+    "advice": (lambda v: isinstance(v, str), "a string"),
+}
+
+
+def _is_missing(owner: Any, name: str) -> bool:
+    """Whether there is no such function, or only the protocol's own, which does nothing."""
+    function = getattr(owner, name, None)
+    own = getattr(function, "__func__", function)
+    return not callable(function) or (
+        name in ("build", "init", "loss") and own is getattr(vars(Method)[name], "__func__", vars(Method)[name])
+    )
+
+
+def _wrong_function(owner: Any, name: str, arguments: tuple, keywords: dict[str, Any]) -> list[str]:
+    if _is_missing(owner, name):
+        return [f"{name} is missing"]
+    try:
+        inspect.signature(getattr(owner, name)).bind(*arguments, **keywords)
+    except TypeError:
+        taken = inspect.signature(getattr(owner, name))
+        wanted = inspect.signature(getattr(Method, name))
+        wanted = [
+            str(p) if p.kind is p.KEYWORD_ONLY else p.name for p in wanted.parameters.values() if p.name != "self"
+        ]
+        return [f"{name} takes {taken}, and is called with ({', '.join(wanted)})"]
+    return []
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def _refuse(path: str, wrong: list[str]) -> None:
+    if wrong:
+        raise UserError(f"method is {path!r}, which is not a method of bt_jax.methods.Method: {'; '.join(wrong)}.")

@@ -1,0 +1,56 @@
+"""From a config to the method of a run."""
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax.facts import Facts
+from bt_jax.import_path import import_object, is_import_path
+from bt_jax.methods.base import Method
+from bt_jax.methods.checks import check_class, check_method
+from bt_jax.models import make_encoder
+from bt_jax.models.inputs import Inputs
+
+# Where each method's class is; the name is also that of its group of the config.
+METHODS = {"barlow_twins": "bt_jax.methods.barlow_twins:BarlowTwins"}
+
+
+def make_method(config: ConfigDict, facts: Facts, mesh: Mesh | None) -> Method:
+    """The method that `config.method` names, one of `METHODS` or an import path, built for a run.
+
+    Args:
+      config: of a run.
+      facts: the run's lengths.
+      mesh: of the run; None: one device.
+
+    Raises:
+      UserError: the path cannot be imported, or is not that of a method; the method refuses its settings.
+    """
+    own = is_import_path(config.method)
+    cls = import_object(config.method if own else METHODS[config.method], "method")
+    if own:
+        check_class(cls, config.method)
+    dtype, data, model = jnp.dtype(config.dtype), config.data, config.model
+    encoder = make_encoder(
+        model.arch, small_images=model.small_images, dtype=dtype, width=model.width, stem_stride=model.stem_stride
+    )
+    inputs = Inputs(data.image_size, tuple(data.mean), tuple(data.std), dtype)
+    settings = config[cls.config_group] if own else _settings(config)
+    method = cls.build(settings, encoder=encoder, inputs=inputs, facts=facts, mesh=mesh)
+    if own:
+        check_method(method, config.method)
+    return method
+
+
+def _settings(config: ConfigDict) -> ConfigDict:
+    """The group of one of bt_jax's own methods, also where a config has its fields still in other groups."""
+    if config.method in config:
+        return config[config.method]
+    return ConfigDict(
+        {
+            "projector": tuple(config.model.projector),
+            "view_a": config.data.view_a,
+            "view_b": config.data.view_b,
+            **config.loss,
+        }
+    )
