@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from bt_jax.data.views.spec import ViewGroup
+from bt_jax.data.views.spec import ViewGroup, check_groups
 from bt_jax.errors import UserError
 from bt_jax.methods.base import Method
 
@@ -48,9 +48,7 @@ def check_method(method: Method, path: str) -> None:
         elif not fits(getattr(method, name)):
             wrong.append(f"{name} is {_short(getattr(method, name))} and must be {rule}")
     if not wrong:
-        groups = {group.name: group.num_views for group in method.view_groups}
-        if len(groups) < len(method.view_groups):
-            wrong.append("two of view_groups have the same name")
+        groups = {group.name: group.num_views for group in check_groups(method.view_groups)}
         if method.alignment is not None and not all(
             v in range(groups.get(method.alignment[0], 0)) for v in method.alignment[1:]
         ):
