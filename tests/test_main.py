@@ -116,7 +116,7 @@ def test_workdir_of_another_config(monkeypatch, tmp_path):
     """The fields that differ are named."""
     claim_workdir(quickstart.get_config(), epath.Path(tmp_path), write=True)
     found = run(monkeypatch, f"--workdir={tmp_path}", "--config.loss.lambd=0.1")
-    assert "holds a run of another config (loss.lambd was" in found and "is now 0.1" in found
+    assert "holds a run with another config (loss.lambd was" in found and "is now 0.1" in found
 
 
 def test_a_process_exits_with_status_one():

@@ -23,7 +23,7 @@ def test_a_signal_is_noted(number, capsys):
         with pytest.raises(Preempted) as left:
             preemption.leave("step 2 of 9 is saved in x")
     assert left.value.code == 75 and isinstance(left.value, SystemExit)
-    assert f"told to leave by {signal.Signals(number).name}: step 2 of 9 is saved in x" in capsys.readouterr().err
+    assert f"stopped by {signal.Signals(number).name}: step 2 of 9 is saved in x" in capsys.readouterr().err
     assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
@@ -87,7 +87,7 @@ def test_slurm_is_asked_after_its_signal(tmp_path, monkeypatch, capsys):
     """After SIGUSR1, not after SIGTERM; an array's job by both its numbers; a refusal is told."""
     slurm(tmp_path, monkeypatch, "", SLURM_JOB_ID="42")
     assert told(signal.SIGTERM, capsys) == "" and not (tmp_path / "asked").exists()
-    assert "job 42 was put into Slurm's queue again" in told(signal.SIGUSR1, capsys)
+    assert "job 42 was requeued" in told(signal.SIGUSR1, capsys)
     assert (tmp_path / "asked").read_text() == "requeue 42\n"
     slurm(
         tmp_path,
@@ -97,9 +97,9 @@ def test_slurm_is_asked_after_its_signal(tmp_path, monkeypatch, capsys):
         SLURM_ARRAY_TASK_ID="3",
         SLURM_JOB_ID="42",
     )
-    assert "job 40_3 was not put into Slurm's queue again (no); submit it again" in told(signal.SIGUSR1, capsys)
+    assert "job 40_3 was not requeued (no); submit it again" in told(signal.SIGUSR1, capsys)
     monkeypatch.setenv("PATH", "/nowhere")
-    assert "was not put into Slurm's queue again" in told(signal.SIGUSR1, capsys)
+    assert "was not requeued" in told(signal.SIGUSR1, capsys)
 
 
 def test_outside_of_slurm_nothing_is_asked(tmp_path, monkeypatch, capsys):

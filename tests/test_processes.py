@@ -181,8 +181,8 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
         both.until(lambda: "ep 0." in both.said(0))
         both.signal(1, signal.SIGUSR1)
         assert [both.status(i) for i in (0, 1)] == [75, 75]
-        told = next(line for line in both.said(0).splitlines() if line.startswith("told to leave by SIGTERM: step "))
-        step = int(told.split()[6])
+        told = next(line for line in both.said(0).splitlines() if line.startswith("stopped by SIGTERM: step "))
+        step = int(told.split()[4])
         newest = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
         assert step == newest and f"step {step} of " in told
         assert not any("error: " in both.said(i) for i in (0, 1))

@@ -351,7 +351,7 @@ def test_a_workdir_that_fails(small_run, tmp_path, monkeypatch):
             shutil.rmtree(tmp_path / "gone")
 
     monkeypatch.setattr(loop.Reporter, "record", vanish_at_2)
-    with pytest.raises(UserError, match="gone is not there any more"):
+    with pytest.raises(UserError, match="gone no longer exists"):
         loop.pretrain(small_run, str(tmp_path / "gone"))
 
 

@@ -51,7 +51,7 @@ def test_what_changes_no_weight_may_differ(workdir):
 def test_unreadable_config(workdir):
     workdir.mkdir()
     (workdir / "config.json").write_text('{"seed": 0')
-    with pytest.raises(UserError, match="config.json is not readable as JSON"):
+    with pytest.raises(UserError, match="config.json is not valid JSON"):
         claim_workdir(config_lib.default(), workdir, write=True)
 
 
@@ -91,7 +91,7 @@ def test_one_run_at_a_time(workdir):
         try:
             assert other.stdout.readline() == "in\n"
             with pytest.raises(
-                UserError, match=f"another run is in .*: process {other.pid} on host {os.uname().nodename}"
+                UserError, match=f"another run is using .*: process {other.pid} on host {os.uname().nodename}"
             ):
                 held(workdir).__enter__()
         finally:
@@ -117,7 +117,7 @@ def test_a_holder_on_another_host(workdir, monkeypatch):
     beats = iter(range(2, 100))
     sleep = workdir_lib.time.sleep
     monkeypatch.setattr(workdir_lib.time, "sleep", lambda s: (sleep(s), path.write_text(elsewhere(next(beats)))))
-    with pytest.raises(UserError, match="process 7 on host far; let it end or stop it first"):
+    with pytest.raises(UserError, match="process 7 on host far; wait for it or stop it first"):
         held(workdir).__enter__()
     monkeypatch.setattr(workdir_lib.time, "sleep", sleep)
     with held(workdir) as holder:

@@ -1,1 +1,1 @@
-"""What a run stands on: processes, devices, signals, and its folder."""
+"""The runtime of a run: its processes, devices, signals and workdir."""

@@ -1,10 +1,9 @@
-"""Devices, the mesh and its axes, and where arrays live.
+"""The device mesh, its axes, and the placement of arrays on it.
 
-The mesh has an axis "data" and, where `mesh.model` is above 1, an axis "model". A batch is sharded over its first axis
-along both, so that no device repeats another's work in the encoder. Parameters are replicated, but along "model" the
-projector's layers and what the optimiser keeps of them are split (bt_jax/models/heads.py). The arithmetic of a run never
-depends on how many devices there are: batch statistics, the loss and the gradients are those of the global batch (DESIGN:
-invariant 1).
+The mesh has an axis "data" and, if `mesh.model` is above 1, an axis "model". The first axis of a batch is sharded along
+both, so that no device repeats another's work in the encoder. Parameters are replicated, except that the projector's layers
+and their optimizer state are split along "model" (bt_jax/models/heads.py). The arithmetic of a run does not depend on the
+number of devices: batch statistics, the loss and the gradients are those of the global batch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,12 +25,12 @@ MODEL_AXIS = "model"
 def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices of all processes: ("data",), or ("data", "model") where `config.model` is above 1.
 
-    On several slices "data" runs over the slices first, and "model" stays inside one: what goes along it is much, and the
-    network between slices slow.
+    With several TPU slices, "data" spans the slices and "model" stays inside one: it carries much traffic, and the network
+    between slices is slow.
 
     Args:
       config: `config.mesh` of a run.
-      devices: to be used in place of `jax.devices()`, for example those of a topology that is not there.
+      devices: used in place of `jax.devices()`, for example those of a topology that is only planned.
 
     Raises:
       UserError: `data` times `model` is not the number of devices, or does not divide among the slices.
@@ -63,22 +62,22 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """First axis over all devices."""
+    """First axis split over all devices."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def over_data(mesh: Mesh) -> NamedSharding:
-    """First axis along "data" alone: what meets layers that are split along "model"."""
+    """First axis split along "data" only, for inputs to layers that are split along "model"."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
-    """The whole array on each device."""
+    """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, field: str = "batch_size") -> None:
-    """Raises UserError, naming the nearest sizes that do, if the batch does not divide among the devices."""
+    """Raises UserError, with the nearest valid sizes, if the batch does not divide among the devices."""
     devices = mesh.size
     if batch_size % devices:
         below = batch_size // devices * devices
@@ -89,13 +88,13 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str = "batch_size") -> 
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of the global batch that this process loads, (n,) int64, rising."""
+    """The rows of the global batch that this process loads, (n,) int64, in increasing order."""
     places = over_batch(mesh).addressable_devices_indices_map((batch_size,))
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values()]))
 
 
 def put_batch(mesh: Mesh, batch_size: int, local: Any) -> Any:
-    """Makes the global batch of what each process has loaded.
+    """Makes the global batch from what each process has loaded.
 
     Args:
       batch_size: rows of the global batch.
@@ -110,7 +109,7 @@ def put_batch(mesh: Mesh, batch_size: int, local: Any) -> Any:
 
 
 def share(mesh: Mesh, batch_size: int) -> str:
-    """What of a batch and of the devices is this process's: `process 1 of 2: rows 8-15 of 16 on devices 4-7 (cpu)`."""
+    """This process's part of a batch and of the devices: `process 1 of 2: rows 8-15 of 16 on devices 4-7 (cpu)`."""
     rows = _ranges(process_rows(mesh, batch_size))
     devices = _ranges(sorted(device.id for device in mesh.local_devices))
     return (
@@ -120,14 +119,14 @@ def share(mesh: Mesh, batch_size: int) -> str:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """`0-3, 8-11` of rising numbers."""
+    """Increasing numbers as ranges: `0-3, 8-11`."""
     numbers = np.asarray(numbers)
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def prefetch_to_mesh(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, batch_size: int) -> Iterator[dict[str, Any]]:
-    """Keeps one batch on its way to the devices while the one before is computed on."""
+    """Starts the transfer of each batch to the devices while the previous one is computed on."""
     ahead = None
     for local in batches:
         following = put_batch(mesh, batch_size, local)

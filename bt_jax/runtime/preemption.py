@@ -1,11 +1,11 @@
-"""Told to leave: a run saves at the next step and ends with a status that says "run me again".
+"""Preemption: on SIGTERM or SIGUSR1 a run saves at the next step and exits with a status that means "run me again".
 
-SIGTERM is what clusters, clouds and TPU hosts send before they take a machine away; SIGUSR1 is what Slurm sends some time
-before the limit where the job asks for it (`#SBATCH --signal=USR1@120`).
+Clusters, clouds and TPU hosts send SIGTERM before they take a machine away. Slurm sends SIGUSR1 some time before the time
+limit if the job asks for it (`#SBATCH --signal=USR1@120`).
 
-One process notes the signal by a handler of Python's. Several leave at the same step: JAX's coordination service, which
-has a handler for SIGTERM of its own, tells the others and finds the step; SIGUSR1 is passed on to it as SIGTERM. On one
-process that service does not run.
+A single process catches the signal with a Python handler. Several processes must stop at the same step: JAX's coordination
+service, which has its own handler for SIGTERM, informs the others and picks the step; SIGUSR1 is forwarded to it as
+SIGTERM. That service does not run with a single process.
 """
 
 import os
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -22,28 +23,28 @@ from bt_jax.errors import Preempted
 
 
 class Preemption:
-    """Whether this run was told to leave. A context: outside of it signals do what they did before.
+    """Whether this run was asked to stop. A context manager: outside it signals have their usual effect.
 
     Attributes:
-      signal: the name of the signal that this process got, "" as long as there is none.
+      signal: the name of the signal that this process received, "" until then.
     """
 
     def __init__(self):
         self.signal = ""
         self._several = jax.process_count() > 1
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._interruptible = False
 
     def __enter__(self) -> "Preemption":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python cannot handle signals
-            # Of several processes JAX handles SIGTERM: a handler here would take it away.
+        if threading.current_thread() is threading.main_thread():  # Python handles signals in no other
+            # With several processes JAX handles SIGTERM, and a handler here would replace JAX's.
             for number in (signal.SIGUSR1,) if self._several else (signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
         self._before.clear()
 
     def _note(self, number: int, _) -> None:
@@ -55,22 +56,22 @@ class Preemption:
             raise _Interrupted
 
     def reached(self, step: int) -> bool:
-        """Whether to save and leave now; all processes ask at every step, and hear the same at the same step.
+        """Whether to save and exit now; all processes must ask at every step, and all get the same answer.
 
         Args:
-          step: how many updates have been made.
+          step: the number of updates made so far.
         """
         if self._several:
             return multihost_utils.reached_preemption_sync_point(step)
         return bool(self.signal)
 
     def finished(self, work: Callable[[], None]) -> bool:
-        """Does what may take long and can be done again; a signal breaks it off, on one process.
+        """Runs work that may take long and can be repeated; with a single process, a signal interrupts it.
 
-        On several it is finished first: the others would wait in its collectives for this one.
+        Several processes finish it first, as the others would wait for this one in its collectives.
 
         Returns:
-          Whether it was done to its end.
+          Whether the work was finished.
         """
         if self._several or not self._before:
             work()
@@ -87,35 +88,35 @@ class Preemption:
             self._interruptible = False
 
     def leave(self, sentence: str) -> None:
-        """Says why the run ends here, and ends it with status 75.
+        """Prints why the run stops here, and ends it with status 75.
 
         Args:
-          sentence: what was saved, without the cause.
+          sentence: what was saved; the cause is put before it.
 
         Raises:
           Preempted: always.
         """
         if jax.process_index() == 0:
-            cause = f"told to leave by {self.signal or 'SIGTERM'}"
-            print(f"{cause}: {sentence}; the same command goes on from there", file=sys.stderr, flush=True)
+            cause = f"stopped by {self.signal or 'SIGTERM'}"
+            print(f"{cause}: {sentence}; the same command resumes there", file=sys.stderr, flush=True)
         raise Preempted
 
     def requeue(self) -> None:
-        """Asks Slurm to put the job into its queue again, and says so, or why not.
+        """After SIGUSR1, asks Slurm to requeue the job, and prints whether it did.
 
-        After SIGUSR1 alone: SIGTERM is `scancel`'s as well, whose user wants no more of the job, and a Slurm that preempts
-        requeues by itself.
+        Not after SIGTERM: `scancel` sends it too, for a job that is no longer wanted, and when Slurm itself preempts a job
+        it also requeues it.
         """
         if self.signal == "SIGUSR1" and jax.process_index() == 0 and (job := _slurm_job()):
             print(f"job {job} {_requeued(job)}", file=sys.stderr, flush=True)
 
 
 class _Interrupted(BaseException):
-    """Raised by the handler in what may be broken off; not an Exception, which libraries catch."""
+    """Raised by the signal handler in interruptible work; not an Exception, because libraries catch those."""
 
 
 def _slurm_job() -> str:
-    """The job that this process is of, "" outside of Slurm."""
+    """The id of this process's Slurm job, "" outside Slurm."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
     return os.environ.get("SLURM_JOB_ID", "")
@@ -125,7 +126,7 @@ def _requeued(job: str) -> str:
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"was not put into Slurm's queue again ({error}); submit it again"
+        return f"was not requeued ({error}); submit it again"
     if done.returncode:
-        return f"was not put into Slurm's queue again ({done.stderr.strip() or done.returncode}); submit it again"
-    return "was put into Slurm's queue again"
+        return f"was not requeued ({done.stderr.strip() or done.returncode}); submit it again"
+    return "was requeued"

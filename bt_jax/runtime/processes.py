@@ -1,9 +1,9 @@
-"""Several processes as one run: how they find each other, that they run the same thing, and that they end together.
+"""Several processes as one run: they find each other, check that they run the same thing, and end together.
 
-JAX's coordination service, which lives in process 0, joins the processes and watches them: when one stops answering for
-`mesh.heartbeat_seconds`, or process 0 is gone, it ends all the others by `abort()`. No Python code runs then, so the
-sentence that the user gets is left beforehand with a small companion process. Whatever ends one process by an exception
-is told to the others through the service's key-value store, and they end within seconds rather than wait for it.
+JAX's coordination service, which runs in process 0, joins the processes and monitors them: when one stops answering for
+`mesh.heartbeat_seconds`, or process 0 is gone, it ends all the others with `abort()`. No Python code runs then, so a small
+companion process holds the message for the user in advance. An exception in one process is published in the service's
+key-value store, so that the others end within seconds instead of waiting for it.
 """
 
 import atexit
@@ -21,18 +21,18 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import jax
 
-# The key-value store has no public name; Orbax takes it from here as well.
+# The key-value store has no public name; Orbax imports it from here too.
 from jax._src.distributed import global_state
 from ml_collections import ConfigDict
 
 from bt_jax.config.schema import flatten
 from bt_jax.errors import Preempted, UserError, first_line
 
-# What may differ between the processes of a run: no weight and no collective depends on it.
+# Fields that may differ between the processes of a run: no weight and no collective depends on them.
 OWN_FIELDS = (
     "mesh.process_index",
     "mesh.coordinator",
@@ -43,23 +43,23 @@ OWN_FIELDS = (
 )
 
 _ENDED = "bt_jax/ended"
-_LOST = ("Gloo", "NCCL", "Socket closed", "Connection closed", "Connection reset")  # in errors of a broken collective
+_LOST = ("Gloo", "NCCL", "Socket closed", "Connection closed", "Connection reset")  # in errors of broken collectives
 _rounds = itertools.count()
-_leaving = threading.Lock()  # taken by whoever ends the process, and never given back
+_leaving = threading.Lock()  # acquired by the thread that ends the process, and never released
 
 
 def start_processes(config: ConfigDict) -> None:
     """Joins the processes of a run into one; does nothing on a single host.
 
-    With `coordinator`, `processes` and `process_index` as they say; without, as the cluster says where there is one: Open
-    MPI, Slurm (in `srun`), a TPU pod of Compute Engine or GKE, one slice or several, an indexed job of Kubernetes.
-    `processes=1` alone keeps this process to itself, whatever the cluster says.
+    `coordinator`, `processes` and `process_index` decide where they are set. Otherwise the cluster does, if there is one:
+    Open MPI, Slurm (in `srun`), a TPU pod on Compute Engine or GKE, of one slice or several, or an indexed Kubernetes job.
+    `processes=1` without a coordinator makes this process run alone on any cluster.
 
     Args:
       config: `config.mesh` of a run.
 
     Raises:
-      UserError: the coordinator cannot be reached within `join_seconds`; the cluster lacks what it takes to join.
+      UserError: the coordinator cannot be reached within `join_seconds`, or a package that joining needs is missing.
     """
     if jax.distributed.is_initialized():
         return
@@ -69,34 +69,39 @@ def start_processes(config: ConfigDict) -> None:
         return
     else:
         cluster, arguments = found
+    wanted = (
+        f"all {config.processes} of them, each with its own mesh.process_index and with the same mesh.coordinator"
+        if config.coordinator
+        else "all of them"
+    )
     _last_words.say(
-        f"the processes could not be joined through {cluster} within {config.join_seconds} seconds; start as many as "
-        "there should be, each with a number of its own and all with the same coordinator, whose port must be open"
+        f"the processes could not be joined through {cluster} within {config.join_seconds} seconds; start {wanted}, and "
+        "open the coordinator's port between their hosts"
     )
     try:
         jax.distributed.initialize(
             **arguments,
             # JAX gives up five seconds after this.
             initialization_timeout=max(1, config.join_seconds - 5),
-            # The service looks once a second, and an abort takes its time.
+            # The service checks once a second, and an abort takes some seconds.
             heartbeat_timeout_seconds=max(1, config.heartbeat_seconds - 4),
         )
     except (RuntimeError, ValueError, OSError, ImportError, IndexError) as error:
         _last_words.say("")
-        if cluster == _TPU_VM and "coordinator_address" in str(error):  # JAX knows of no other hosts either
+        if cluster == _TPU_VM and "coordinator_address" in str(error):  # JAX found no other hosts
             return
         raise UserError(
-            f"the processes could not be joined through {cluster} ({first_line(error)}); give mesh.coordinator, "
-            "mesh.processes and mesh.process_index, or mesh.processes=1 for this process alone."
+            f"the processes could not be joined through {cluster} ({first_line(error)}); set mesh.coordinator, "
+            "mesh.processes and mesh.process_index, or mesh.processes=1 to run this process alone."
         ) from None
     me, count = global_state.process_id, global_state.num_processes
     if count == 1:
         _last_words.say("")
         return
     _last_words.say(
-        f"this process, {me} of {count}, was ended because it or another of the run was killed, or did not answer for "
-        f"{config.heartbeat_seconds} seconds (the lines above may tell which); start all of them again, and the run goes "
-        "on from its last checkpoint"
+        f"this process, {me} of {count}, was ended because it or another process of the run was killed, or did not answer "
+        f"for {config.heartbeat_seconds} seconds (the lines above may say which); start all of them again, and the run "
+        "resumes from its last checkpoint"
     )
     threading.Thread(target=_listen, daemon=True).start()
 
@@ -105,10 +110,10 @@ _TPU_VM = "the TPU pod of this VM"
 
 
 def _cluster(environment: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
-    """What this process is part of, and what JAX must be told to join it; None on a single host.
+    """The cluster that this process is part of, and the arguments for JAX to join it; None on a single host.
 
-    In JAX's own order, so that a TPU slice in Kubernetes is a TPU slice. Importing JAX leaves marks in the environment
-    that tell whether there are TPU chips.
+    Clusters are tried in JAX's own order, so that a TPU slice in Kubernetes counts as a TPU slice. Importing JAX sets the
+    environment variables that show whether there are TPU chips.
     """
 
     def count(name):
@@ -119,11 +124,11 @@ def _cluster(environment: Mapping[str, str]) -> tuple[str, dict[str, Any]] | Non
             return "Open MPI", {}
         if importlib.util.find_spec("mpi4py") is None:
             raise UserError(
-                "Open MPI 5 is joined through mpi4py, which is not installed; pip install mpi4py, or give "
+                "joining processes under Open MPI 5 needs mpi4py, which is not installed; pip install mpi4py, or set "
                 "mesh.coordinator, mesh.processes and mesh.process_index."
             )
         return "Open MPI", {"cluster_detection_method": "mpi4py"}
-    if "SLURM_STEP_NODELIST" in environment:  # inside srun; a plain command in an allocation is alone
+    if "SLURM_STEP_NODELIST" in environment:  # inside srun; a plain command in an allocation runs alone
         return ("Slurm", {}) if count("SLURM_NTASKS") > 1 else None
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if hosts or "TPU_PROCESS_ADDRESSES_PATH" in environment:
@@ -134,23 +139,23 @@ def _cluster(environment: Mapping[str, str]) -> tuple[str, dict[str, Any]] | Non
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys():
         if importlib.util.find_spec("kubernetes") is None:
             raise UserError(
-                "the pods of a Kubernetes job are joined through the package kubernetes, which is not installed; pip "
-                "install 'jax[k8s]', or give mesh.coordinator, mesh.processes and mesh.process_index, or "
-                "mesh.processes=1 for this process alone."
+                "joining the pods of a Kubernetes job needs the package kubernetes, which is not installed; pip install "
+                "'jax[k8s]', or set mesh.coordinator, mesh.processes and mesh.process_index, or mesh.processes=1 to run "
+                "this process alone."
             )
         return "Kubernetes", {}
     return None
 
 
 def _explicit(config: ConfigDict) -> dict[str, Any]:
-    """The arguments for a coordinator that the config names, once it has been seen to answer.
+    """The arguments for the coordinator that the config names, once it answers.
 
-    JAX itself would end the process with a C++ stack trace.
+    Without this check JAX ends the process with a C++ stack trace.
     """
     host, _, port = config.coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
-            f"mesh.coordinator is {config.coordinator!r}, but must be a host and a port, like 10.0.0.1:1234."
+            f"mesh.coordinator is {config.coordinator!r}, but must be a host and a port, such as 10.0.0.1:1234."
         )
     if config.process_index == 0:
         try:
@@ -188,12 +193,12 @@ def _reach(host: str, port: int, config: ConfigDict) -> None:
 
 @contextlib.contextmanager
 def joined(config: ConfigDict, workdir: str) -> Iterator[None]:
-    """Joins the processes of a run, sees that all have the same config and code, and lets them end together.
+    """Joins the processes of a run, checks that all have the same config and code, and ends them together.
 
-    An exception in one process of several ends them all with status 1 and a sentence, this one first.
+    With several processes, an exception in one ends them all with status 1 and a message.
 
     Raises:
-      UserError: as `start_processes` and `agree` do, on a single host also whatever the body raises.
+      UserError: as `start_processes` and `agree` raise it. On a single host the body's own exceptions pass through.
     """
     start_processes(config.mesh)
     if global_state.num_processes == 1:
@@ -205,23 +210,23 @@ def joined(config: ConfigDict, workdir: str) -> Iterator[None]:
         yield
     except Preempted:  # all leave at this step, and each has saved its part
         raise
-    except BaseException as error:  # an interrupt as well: the others would wait for this process
+    except BaseException as error:  # an interrupt too: the others would wait for this process
         _end(error)
 
 
 def agree(what: str, facts: Mapping[str, Any], seconds: int = 300) -> None:
-    """Sees that all processes of a run hold the same facts; all must call it, in the same order.
+    """Checks that all processes of a run have the same facts; all must call it, in the same order.
 
     Args:
-      what: names the facts, in the sentence of an error.
-      facts: values that JSON can hold, by name.
+      what: what the facts are called in an error message.
+      facts: JSON-serialisable values by name.
       seconds: how long to wait for the others.
 
     Raises:
-      UserError: those of some processes differ from those of process 0 (the same sentence on every process), or some did
-        not call this.
+      UserError: some processes have other facts than process 0 (the same message on every process), or did not call this.
     """
-    client, me = global_state.client, global_state.process_id
+    client: Any = global_state.client
+    me = global_state.process_id
     if global_state.num_processes == 1:
         return
     key, milliseconds = f"bt_jax/{next(_rounds)}", 1000 * seconds
@@ -239,14 +244,14 @@ def agree(what: str, facts: Mapping[str, Any], seconds: int = 300) -> None:
         found = [text for _, text in sorted(client.key_value_dir_get(f"{key}/differ/"))]
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
-            f"process {me} waited {seconds} seconds for the others to compare their {what} ({first_line(error)}); see what "
-            "they say, and start all of them again."
+            f"process {me} waited {seconds} seconds for the others to compare their {what} ({first_line(error)}); look at "
+            "their output, and start all of them again."
         ) from None
     if found:
         more = f" and {len(found) - 4} more" if len(found) > 4 else ""
         raise UserError(
-            f"not all processes have the {what} of process 0: {', '.join(found[:4])}{more}; start all with the same "
-            "command, code and files."
+            f"not all processes have the {what} of process 0: {', '.join(found[:4])}{more}; start all of them with the "
+            "same command, code and files."
         )
 
 
@@ -259,51 +264,56 @@ def _code() -> str:
 
 
 class _LastWords:
-    """A sentence for standard error in case this process is ended without a chance to say it.
+    """A message for standard error in case this process is ended before it can print one.
 
-    The companion reads sentences from a pipe; when the pipe closes it prints the last one, if that is not empty.
+    The companion process reads messages from a pipe. When the pipe closes it prints the last one, unless it is empty.
     """
 
     _COMPANION = "import sys\nwords = ''\nfor words in sys.stdin: pass\nsys.stderr.write(words.lstrip())"
 
     def __init__(self):
-        self._companion = None
+        self._companion: subprocess.Popen[str] | None = None
+        self._pipe: IO[str] | None = None
 
     def say(self, sentence: str) -> None:
-        if self._companion is None:
+        if self._pipe is None:
             command = [sys.executable, "-I", "-S", "-X", "utf8", "-c", self._COMPANION]
             self._companion = subprocess.Popen(  # its own session, so that Ctrl-C does not end it first
                 command, stdin=subprocess.PIPE, start_new_session=True, text=True, encoding="utf-8"
             )
+            self._pipe = self._companion.stdin
             atexit.register(self.say, "")
-        self._companion.stdin.write(f"error: {sentence}.\n" if sentence else "\n")
-        self._companion.stdin.flush()
+        assert self._pipe is not None
+        self._pipe.write(f"error: {sentence}.\n" if sentence else "\n")
+        self._pipe.flush()
 
 
 _last_words = _LastWords()
 
 
 def _listen() -> None:
-    """Ends this process when another has told why it ends."""
+    """Ends this process once another has published why it ended."""
+    client: Any = global_state.client
     while True:
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has
-            _leave(f"error: {global_state.client.key_value_try_get(_ENDED)}")
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # none has
+            _leave(f"error: {client.key_value_try_get(_ENDED)}")
         time.sleep(1)
 
 
 def _end(error: BaseException) -> None:
-    """Says what ended this process, tells the others, and leaves."""
-    me, count, client = global_state.process_id, global_state.num_processes, global_state.client
+    """Prints what ended this process, publishes it for the others, and exits."""
+    me, count = global_state.process_id, global_state.num_processes
+    client: Any = global_state.client
     reason = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, UserError):
         reason, text = str(error), f"error: {error}"
     elif isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _LOST):
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the other may have told why
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the other may have published why
             _leave(f"error: {client.blocking_key_value_get(_ENDED, 3000)}")
         reason = f"it lost the others in the middle of a step ({first_line(error)})"
         text = (
             f"error: process {me} of {count} lost the others in the middle of a step, so one of them was killed or cut off "
-            f"({first_line(error)}); start all of them again, and the run goes on from its last checkpoint."
+            f"({first_line(error)}); start all of them again, and the run resumes from its last checkpoint."
         )
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
@@ -313,10 +323,10 @@ def _end(error: BaseException) -> None:
 
 
 def _leave(text: str) -> None:
-    """Ends this process at once: JAX's own way out would wait for the others."""
+    """Ends this process at once: a normal exit would make JAX wait for the others."""
     _leaving.acquire()
     sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)
     _last_words.say("")
-    time.sleep(3 if global_state.process_id == 0 else 1)  # for the others to hear of it; the store goes with process 0
+    time.sleep(3 if global_state.process_id == 0 else 1)  # for the others to read it; the store ends with process 0
     os._exit(1)

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, whether a config may go on in it, and that one run at a time does."""
+"""A run's folder: the config that it belongs to, what may change on resuming, and a lock for one run at a time."""
 
 import contextlib
 import fcntl
@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 from bt_jax.config.schema import default, flatten, from_json, to_json
 from bt_jax.errors import UserError
 
-# What may differ when a run is resumed: none of these changes a weight.
+# Fields that may change when a run is resumed: none of them affects a weight.
 FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "pod.", "export.", "data.data_dir", "data.download", "data.threads",
                   "data.prefetch", "data.in_memory_bytes", "data.cache_bytes", "data.max_bad_fraction",
                   "steps_per_dispatch", "profile.")  # fmt: skip
 
-# Of a pre-training run none of these changes a weight either: they are the evaluations'.
+# In a pre-training run these affect no weight either: only evaluations use them.
 FREE_WHEN_PRETRAINING = (
     "sgd.",
     "linear.",
@@ -35,23 +35,23 @@ FREE_WHEN_PRETRAINING = (
 
 
 def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> None:
-    """Writes `config.json` into a new workdir, or compares with the one that is there.
+    """Writes `config.json` into a new workdir, or compares the config with the existing one.
 
     Args:
       write: whether this process writes; the others only compare.
 
     Raises:
-      UserError: the workdir holds a run of another config (the fields that differ are named), or cannot be written.
+      UserError: the workdir holds a run with another config (the differing fields are named), or cannot be written.
     """
     path = workdir / "config.json"
     try:
         there = from_json(path.read_text()) if path.exists() else None
     except ValueError:
-        raise UserError(f"{path} is not readable as JSON; mend it or choose another --workdir.") from None
+        raise UserError(f"{path} is not valid JSON; repair it or choose another --workdir.") from None
     if there is not None:
-        # A field that is younger than the run had its default then, whatever did the work.
+        # A field that is newer than the run counts as its default, which is how the code of that time behaved.
         old, new = {**flatten(default()), **flatten(there)}, flatten(config)
-        # Evaluations know the encoder by its hash, wherever it lies.
+        # Evaluations identify the encoder by its hash, wherever it is stored.
         free = FREE_ON_RESUME + (FREE_WHEN_PRETRAINING if config.task == "pretrain" else ("init_from",))
         differ = [
             f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
@@ -60,8 +60,8 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> No
         ]
         if differ:
             raise UserError(
-                f"{workdir} holds a run of another config ({'; '.join(differ)}); choose another --workdir, "
-                "or the old config to resume it."
+                f"{workdir} holds a run with another config ({'; '.join(differ)}); choose another --workdir, "
+                "or resume it with the old config."
             )
     if write:
         try:
@@ -72,26 +72,26 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> No
 
 
 def write_whole(path: epath.Path, text: str) -> None:
-    """Other processes that read meanwhile find the old content or the new, and no half of it."""
+    """Replaces the file atomically: concurrent readers see either the old content or the new."""
     new = path.with_name(path.name + ".new")
     new.write_text(text)
     new.replace(path)
 
 
-BEAT_SECONDS = 5  # the holder of a workdir writes its sign of life as often
-SILENT_SECONDS = 20  # one that gave none for so long is gone
+BEAT_SECONDS = 5  # between two heartbeats of the run that holds a workdir
+SILENT_SECONDS = 20  # without a heartbeat, after which a holder counts as gone
 
 
 @contextlib.contextmanager
 def held(workdir: epath.Path) -> Iterator["Holder"]:
-    """Keeps other runs out of a workdir, on this host and on others, for as long as the context lasts.
+    """Locks a workdir against other runs, on this host and on others, while the context lasts.
 
-    WORKDIR/holder.json names the host and the process, and counts up every few seconds. On one host the kernel's lock on
-    that file tells at once whether its holder lives; a holder on another host is watched until it gives a sign of life, or
-    none for `SILENT_SECONDS`. Clocks are never compared.
+    WORKDIR/holder.json names the host and the process, and has a counter that rises every few seconds. On the same host the
+    kernel's lock on that file shows at once whether the holder is alive. A holder on another host is watched until its
+    counter moves, or has not moved for `SILENT_SECONDS`. Clocks are never compared.
 
     Raises:
-      UserError: another run is in it (its host and process are named), or it cannot be written.
+      UserError: another run holds the workdir (its host and process are named), or it cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def held(workdir: epath.Path) -> Iterator["Holder"]:
 
 
 class Holder:
-    """This process as the one that runs in a workdir; see `held`."""
+    """This process's lock on a workdir; see `held`."""
 
     def __init__(self, path: epath.Path):
         self._path, self._lock = path, None if "://" in str(path) else _kernel_lock(path)
@@ -130,33 +130,33 @@ class Holder:
         self._thread.start()
 
     def check(self) -> None:
-        """Sees that the workdir is there, and still this run's.
+        """Checks that the workdir still exists and is still held by this run.
 
         Raises:
-          UserError: it has gone, and whoever writes to it now would write somewhere else (under a mount that was lost, say);
-            or another run has taken it, because this one gave no sign of life for too long.
+          UserError: it is gone, and anything written now would end up elsewhere (under a lost mount, for example); or
+            another run has taken it because this one sent no heartbeat for too long.
         """
         if not self._path.exists():
             raise UserError(
-                f"the workdir {self._path.parent} is not there any more ({self._path.name} is gone); bring it back, and the "
-                "same command goes on from its last checkpoint."
+                f"the workdir {self._path.parent} no longer exists ({self._path.name} is gone); bring it back, and the same "
+                "command resumes from its last checkpoint."
             )
         other = _content(self._path)
         if other.get("id", self._me["id"]) != self._me["id"]:
             raise _busy(self._path, other)
 
     def leave(self) -> None:
-        """Lets others in."""
+        """Releases the lock."""
         self._left.set()
         self._thread.join()
-        with contextlib.suppress(OSError):  # the workdir may be gone, or the disk full: the kernel's lock goes anyway
+        with contextlib.suppress(OSError):  # no workdir, or a full disk: the kernel's lock goes anyway
             if _content(self._path).get("id") == self._me["id"]:
                 self._path.write_text("{}")
         self._release()
 
     def _beat(self) -> None:
         while not self._left.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError, UserError):  # whoever saves next will tell of it
+            with contextlib.suppress(OSError, UserError):  # the next save will report it
                 self.check()
                 self._write()
 
@@ -170,7 +170,7 @@ class Holder:
 
 
 def _kernel_lock(path: epath.Path) -> IO[str] | None:
-    """The file, held open and locked for as long as this process lives; None where the file system has no locks."""
+    """The file, kept open and locked while this process lives; None if the file system has no locks."""
     file = open(path, "a")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,7 +196,7 @@ def _gives_signs(path: epath.Path, other: dict[str, Any]) -> bool:
 
 
 def _content(path: epath.Path) -> dict[str, Any]:
-    """What the file says; {} where nobody is, or where it is just being written."""
+    """The file's content; {} if nobody holds the workdir, or if the file is just being written."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -205,7 +205,7 @@ def _content(path: epath.Path) -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """The running kernel: hosts in containers may have the name of others, and a host that was started again is another."""
+    """An id of the running kernel: containers may share a host name, and a rebooted host counts as another."""
     with contextlib.suppress(OSError):
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return socket.gethostname()
@@ -214,7 +214,7 @@ def _machine() -> str:
 def _busy(path: epath.Path, other: dict[str, Any]) -> UserError:
     who = f"process {other.get('process', 'unknown')} on host {other.get('host', 'unknown')}"
     return UserError(
-        f"another run is in {path.parent}: {who}; let it end or stop it first, or choose another --workdir."
+        f"another run is using {path.parent}: {who}; wait for it or stop it first, or choose another --workdir."
     )
 
 

@@ -82,7 +82,7 @@ class Run:
         return self.said_in.read_text() if self.said_in.exists() else ""
 
     def last_words(self) -> str:
-        errors = [line for line in self.said().splitlines() if line.startswith(("error:", "told to leave"))]
+        errors = [line for line in self.said().splitlines() if line.startswith(("error:", "stopped by"))]
         return errors[-1] if errors else "(nothing) " + self.said()[-300:]
 
     def ended(self) -> bool:

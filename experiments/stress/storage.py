@@ -157,7 +157,7 @@ def disappears(folder: pathlib.Path) -> bool:
         said = run.last_words()
         right = tell(
             "disk taken away",
-            status == 1 and "is not there any more" in said and len(stray) <= 1,
+            status == 1 and "no longer exists" in said and len(stray) <= 1,
             f"status {status}; {said}; {len(stray)} checkpoint(s) beside it",
         )
     run = Run(folder, folder / "deleted")
@@ -165,7 +165,7 @@ def disappears(folder: pathlib.Path) -> bool:
     (folder / "deleted").rename(folder / "deleted_elsewhere")
     status, said = run.wait(), run.last_words()
     stray = list((folder / "deleted" / "checkpoints").glob("[0-9]*"))
-    good = status == 1 and "is not there any more" in said and len(stray) <= 1
+    good = status == 1 and "no longer exists" in said and len(stray) <= 1
     return (
         tell("folder moved away", good, f"status {status}; {said}; {len(stray)} checkpoint(s) in its place") and right
     )
