@@ -25,8 +25,8 @@ def test_a_slice_by_its_name(name, chips, devices):
         ("v5e", "'v5e' is not known"),
         ("v5e:4", "'v5e:4' has 1 axes, but slices of v5e have 2"),
         ("v4:4x4", "'v4:4x4' has 2 axes, but slices of v4 have 3"),
-        ("v5e:32x32", "slices of v5e have 1 chip or more, 16x16 at most"),
-        ("v5e:0x4", "have 1 chip or more"),
+        ("v5e:32x32", "slices of v5e have from 1 chip to 16x16"),
+        ("v5e:0x4", "have from 1 chip to 16x16"),
     ],
 )
 def test_what_is_no_slice(name, sentence):

@@ -1,1 +1,1 @@
-"""TPU slices without TPUs: chips, and what a compiled program costs."""
+"""Planning TPU runs without TPUs: figures of chips, and the cost of compiled programs."""

@@ -1,4 +1,4 @@
-"""TPU chips and the shapes they come in: published figures, for plans of pods that are not there."""
+"""TPU chips and the slice shapes they come in: published figures, for planning runs without a TPU."""
 
 import dataclasses
 import math
@@ -9,19 +9,19 @@ from bt_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What is published of one chip.
+    """Published figures of one chip.
 
     Attributes:
-      compiler_name: what libtpu calls it in the name of a topology.
-      device_kind: what JAX calls its devices.
+      compiler_name: libtpu's name for it in a topology's name.
+      device_kind: JAX's name for its devices.
       memory: bytes of HBM.
       bandwidth: bytes/s between HBM and the chip.
-      flops: FLOP/s of bfloat16 products with float32 sums.
-      links: bytes/s that leave the chip over all its links to other chips of a slice, half of the bidirectional figure.
-      axes: of the torus that a slice is.
-      devices: how many of JAX's devices it is.
+      flops: FLOP/s of bfloat16 products with float32 accumulation.
+      links: bytes/s sent over all links to other chips of a slice, half of the bidirectional figure.
+      axes: number of axes of a slice's torus.
+      devices: number of JAX devices per chip.
       largest: shape of the largest slice.
-      source: where the figures stand.
+      source: where the figures are published.
     """
 
     compiler_name: str
@@ -46,14 +46,14 @@ CHIPS = {
     "7x": Chip("tpu7x", "TPU7x", 192 * _GIB, 7380e9, 2307e12, 600e9, 3, 2, (16, 24, 24), "cloud.google.com/tpu/docs/tpu7x"),
 }  # fmt: skip
 
-# Time of a message to the next chip, whatever its size: about a microsecond (Austin et al. 2025, How to Scale Your Model,
-# chapter 3, jax-ml.github.io/scaling-book/sharding).
+# Latency of a message to the next chip: about a microsecond (Austin et al. 2025, How to Scale Your Model, chapter 3,
+# jax-ml.github.io/scaling-book/sharding).
 HOP_SECONDS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice of a pod: a chip and how many of them stand along each axis.
+    """A slice of a pod: a chip, and the number of chips along each axis.
 
     Attributes:
       name: such as v5e:4x4.
@@ -73,15 +73,15 @@ class Topology:
 
     @property
     def all_reduce_seconds(self) -> float:
-        """What an all-reduce over the slice takes at least, however little it adds up: there and back on each axis' ring."""
+        """The latency of an all-reduce over the slice: once out and back along the ring of each axis."""
         return HOP_SECONDS * sum(side for side in self.shape if side > 1)
 
 
 def parse_topology(name: str) -> Topology:
-    """`v5e:4x4` as a `Topology`.
+    """The `Topology` of a name such as `v5e:4x4`.
 
     Raises:
-      UserError: an unknown chip, a shape that it does not come in (those known are listed).
+      UserError: an unknown chip, or a shape that it does not come in (known ones are listed).
     """
     generation, _, sides = name.partition(":")
     chip = CHIPS.get(generation.removeprefix("tpu"))
@@ -94,13 +94,11 @@ def parse_topology(name: str) -> Topology:
         )
     if 0 in shape or any(side > most for side, most in zip(sorted(shape), sorted(chip.largest), strict=True)):
         largest = "x".join(map(str, chip.largest))
-        raise UserError(
-            f"the topology {name!r} is not one: slices of {generation} have 1 chip or more, {largest} at most."
-        )
+        raise UserError(f"the topology {name!r} does not exist: slices of {generation} have from 1 chip to {largest}.")
     return Topology(name, chip, shape)
 
 
 def known() -> str:
-    """Examples of all chips, for sentences."""
+    """Examples for all chips, for error messages."""
     examples = {2: "4x4 or 16x16", 3: "2x2x1 or 4x4x8"}
     return "; ".join(f"{name}:{examples[chip.axes]}" for name, chip in CHIPS.items())

@@ -1,7 +1,7 @@
-"""What a compiled program does, read from its text: the data that its devices exchange, and its traffic with memory.
+"""What a compiled program costs, read from its text: the data that devices exchange, and the memory traffic.
 
-`jax.stages.Compiled` counts FLOPs and allotted memory itself, but of collectives it tells nothing, and of memory traffic
-only a sum in which what stays on the chip counts as well.
+`jax.stages.Compiled` reports FLOPs and memory use itself, but nothing about collectives, and memory traffic only as a sum
+that includes what stays on the chip.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Shape = tuple[str, tuple[int, ...]]  # ("f32", (256, 8192))
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+(?:e\d\w*)?)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.-]+) = (.*?) ([a-z][a-z-]*)\((.*)")
-# Names for what is already there: they move nothing.
+# Instructions that only name existing data; they move nothing.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
 
 
@@ -27,8 +27,8 @@ class Collective:
 
     Attributes:
       kind: one of `KINDS`.
-      shapes: its results on one device.
-      group: how many devices take part in it together.
+      shapes: of its results on one device.
+      group: the number of devices that take part in it together.
       source: the JAX operation that it comes from, such as jit(train_step)/jvp(loss)/shard_map/all_to_all.
     """
 
@@ -39,17 +39,17 @@ class Collective:
 
     @property
     def bytes(self) -> int:
-        """Of its results on one device."""
+        """Size of its results on one device."""
         return sum(size_in_bytes(shape) for shape in self.shapes)
 
     @property
     def sent(self) -> float:
-        """Bytes that leave each device, by the algorithms that send least (rings; direct where each has its own)."""
+        """Bytes that each device sends, by the algorithms that send least (rings, or direct messages)."""
         others = self.group - 1
         factor = {
             "all-reduce": 2 * others / self.group,  # a reduce-scatter and an all-gather
             "all-gather": others / self.group,
-            "reduce-scatter": others,  # of a result that is one part of what went in
+            "reduce-scatter": others,  # of a result that is one part of the operand
             "all-to-all": others / self.group,
             "collective-permute": 1,
         }[self.kind]
@@ -60,9 +60,8 @@ def collectives(text: str, devices: int) -> list[Collective]:
     """The collectives of a program.
 
     Args:
-      text: of the compiled program (`jax.stages.Compiled.as_text()`), as it stands after partitioning. What stands in a
-        loop counts once.
-      devices: how many the program is for.
+      text: of the compiled program (`jax.stages.Compiled.as_text()`), after partitioning. A loop's body counts once.
+      devices: the number of devices that the program is for.
     """
     found, computation = [], ""
     for line in text.splitlines():
@@ -70,12 +69,12 @@ def collectives(text: str, devices: int) -> list[Collective]:
             computation = line
         elif match := _COLLECTIVE.search(line):
             shapes, kind, start = tuple(_shapes(match[1])), match[2], match[3]
-            if start and kind == "all-gather":  # (what goes in, what comes out)
+            if start and kind == "all-gather":  # (operands, results)
                 shapes = shapes[len(shapes) // 2 :]
             elif start and kind == "collective-permute":  # the same, and two semaphores
                 shapes = shapes[1:2]
             group = _group(line, devices)
-            if computation.startswith("%all-reduce-scatter"):  # a sum of which each device keeps its part
+            if computation.startswith("%all-reduce-scatter"):  # a sum of which each device keeps a part
                 kind = "reduce-scatter"
                 shapes = tuple((dtype, (int(np.prod(dims)) // group,)) for dtype, dims in shapes)
             source = re.search(r'op_name="([^"]*)"', line)
@@ -85,50 +84,50 @@ def collectives(text: str, devices: int) -> list[Collective]:
 
 def size_in_bytes(shape: Shape) -> int:
     dtype, dims = shape
-    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+    bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
     return -(-bits * int(np.prod(dims, dtype=np.int64)) // 8)
 
 
 def memory_traffic(text: str) -> int:
-    """Bytes that a device reads from and writes to its main memory in a run of the program.
+    """Bytes that a device reads from and writes to main memory in one run of the program.
 
-    The operands and results of each instruction of the program's main computation (a fusion is one), but for those that
-    the compiler keeps in the chip's own fast memory, memory space S(1) and up. An operand of which an instruction uses a
-    part counts whole, and so does one that the compiler brings on the chip once for several.
+    Counts the operands and results of each instruction in the program's main computation (a fusion is one instruction),
+    except those that the compiler keeps in the chip's own fast memory, memory spaces S(1) and up. An operand counts in full
+    even if an instruction uses only a part of it, or if the compiler loads it once for several instructions.
     """
     entry = text[text.index("\nENTRY") :]
-    here: dict[str, int] = {}  # bytes in main memory of each instruction's results
+    in_memory: dict[str, int] = {}  # bytes in main memory of each instruction's results
     total = 0
     for line in entry.splitlines():
         if not (match := _INSTRUCTION.match(line)):
             continue
         name, result, operation, rest = match.groups()
-        here[name] = sum(size_in_bytes(shape) for shape in _shapes(result, main_memory=True))
+        in_memory[name] = sum(size_in_bytes(shape) for shape in _shapes(result, main_memory=True))
         if operation in _FREE or operation.endswith("-done"):
             continue
         if operation == "slice-start":  # ((the whole), the part, …)
             total += size_in_bytes(list(_shapes(result))[1])
             continue
-        total += here[name]
-        if operation != "copy-start":  # (the copy, the original, …): both stand among its results
-            total += sum(here.get(operand, 0) for operand in _operands(rest))
+        total += in_memory[name]
+        if operation != "copy-start":  # (the copy, the original, …): its results include both
+            total += sum(in_memory.get(operand, 0) for operand in _operands(rest))
     return total
 
 
 def _shapes(text: str, main_memory: bool = False) -> Iterator[Shape]:
-    """The shapes in the type of an instruction's results; with `main_memory` only of what lies there."""
+    """The shapes in the type of an instruction's results; with `main_memory`, only those in main memory."""
     for dtype, dims, layout in _SHAPE.findall(text):
         if not (main_memory and re.search(r"S\([1-9]", layout)):
             yield dtype, tuple(int(size) for size in dims.split(",") if size)
 
 
 def _operands(rest: str) -> list[str]:
-    """The names in an instruction's parentheses, of which `rest` is what follows the first."""
+    """The operands in an instruction's parentheses; `rest` is the text after the opening one."""
     return re.findall(r"%[\w.-]+", rest.split(")", 1)[0])
 
 
 def _group(line: str, devices: int) -> int:
-    """How many devices each of an instruction's replica groups has; there are three ways to write them, and none."""
+    """The size of an instruction's replica groups, which are written in one of three ways or not at all."""
     if match := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}", line):
         return max(1, len(match[1].split(",")))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):

@@ -1,4 +1,4 @@
-"""A few steps under the profiler: a trace to look at, the operations that take longest, and the fraction of the peak."""
+"""Profiles a few steps: a trace, the operations that take longest, and the fraction of the device's peak."""
 
 import re
 import time
@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from bt_jax.planning.chips import CHIPS
 
-# Dense products a second that a data sheet gives: in bfloat16, and as JAX multiplies float32 by default (TF32 on NVIDIA's
-# since Ampere, one bfloat16 pass on TPUs). The first name that a device's kind contains counts. Newer TPUs are in chips.py.
+# Dense FLOP/s from data sheets: in bfloat16, and in the way JAX multiplies float32 by default (TF32 on NVIDIA GPUs since
+# Ampere, one bfloat16 pass on TPUs). The first name that occurs in a device's kind counts. Newer TPUs are in chips.py.
 PEAKS = {
     "H200": (989e12, 494e12),
     "H100 PCIe": (756e12, 378e12),
@@ -24,16 +24,16 @@ PEAKS = {
     "A10": (125e12, 62.5e12),
     "L40S": (362e12, 183e12),
     "L4": (121e12, 60e12),
-    "V100": (125e12, 15.7e12),  # tensor cores in float16, which stands in for bfloat16; likewise T4
+    "V100": (125e12, 15.7e12),  # float16 on tensor cores in place of bfloat16; likewise T4
     "T4": (65e12, 8.1e12),
-    "TPU v3": (61.5e12, 61.5e12),  # JAX's devices are cores here, two a chip; likewise v2
+    "TPU v3": (61.5e12, 61.5e12),  # JAX's devices are cores here, two per chip; likewise v2
     "TPU v2": (22.5e12, 22.5e12),
 }
-TOP = 10  # operations that are printed
+TOP = 10  # number of operations to print
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Products and sums a second that a device's data sheet gives, or None where it is not known here."""
+    """Peak FLOP/s from a device's data sheet, or None if the device is not known."""
     for chip in CHIPS.values():
         if chip.device_kind == device_kind:
             return chip.flops / chip.devices
@@ -44,23 +44,23 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
 
 
 def flops_of(function: Callable, *arguments: Any) -> float:
-    """Products and sums of a call over all devices, by XLA's count of the program before it is optimised.
+    """FLOPs of a call over all devices, as XLA counts them before optimising.
 
     Args:
-      arguments: arrays, or their shapes.
+      arguments: arrays or `jax.ShapeDtypeStruct`s.
     """
     cost = jax.jit(function).lower(*arguments).cost_analysis() or {}
     return float((cost[0] if isinstance(cost, list) else cost).get("flops", 0.0))
 
 
 class Profiler:
-    """Stands around a jitted step and, some calls after the start, traces as many as `config.steps` steps take."""
+    """Wraps a jitted step and traces `config.steps` steps, after the first `config.after` of this process."""
 
     def __init__(self, config: ConfigDict, workdir: epath.Path, dtype: str, say: Callable[[str], None]):
         """Args:
         config: `config.profile` of a run.
         dtype: of the computation.
-        say: is given the report.
+        say: called with the report.
         """
         self._config, self._folder, self._dtype, self._say = config, workdir / "profile", dtype, say
         self._done = self._traced = 0
@@ -69,17 +69,17 @@ class Profiler:
         self._last: Any = None
 
     def wrap(self, step: Any, flops: Callable[[], float]) -> Callable:
-        """The step as it is where nothing is to be traced; else one that keeps an eye on its calls.
+        """The step with tracing around it, or the step itself if nothing is to be traced.
 
         Args:
           step: a jitted function of (state, delivery) -> (state, metrics).
-          flops: what a single step takes, asked for once.
+          flops: returns the FLOPs of a single step; called once.
         """
         if not self._config.steps:
             return step
 
         def profiled(state, delivery):
-            # Compiled by hand, to have the program's text, which says what the trace's operations are.
+            # Compiled here for the program's text, which says where the trace's operations come from.
             key = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(delivery))
             if key not in self._programs:
                 self._programs[key] = step.lower(state, delivery).compile()
@@ -102,14 +102,15 @@ class Profiler:
         return profiled
 
     def close(self) -> None:
-        """Ends a trace that the run's end cut off, and says so."""
+        """Stops a trace that the end of the run cut short, and reports it."""
         if self._start is not None:
             self._start = None
             jax.profiler.stop_trace()
             self._say(f"profile   the run ended after {self._traced} of {self._config.steps} steps of the trace")
         elif self._config.steps and not self._traced:
             self._say(
-                f"profile   nothing was traced: the run ended after {self._done} steps, {self._config.after} come before"
+                f"profile   nothing was traced: the run ended after {self._done} steps, and profile.after is "
+                f"{self._config.after}"
             )
 
     def _report(self, seconds: float, flops: float) -> str:
@@ -120,7 +121,7 @@ class Profiler:
         rate = flops / each
         text = f"{flops / 1e9:.4g} GFLOP a step, {rate / 1e12:.4g} TFLOP/s"
         if peak is None:
-            lines.append(f"{text}; the peak of {device.device_kind} is not known here, so no fraction of it")
+            lines.append(f"{text}; the peak of {device.device_kind} is not known")
         else:
             lines.append(
                 f"{text}, {rate / (peak * count):.1%} of the peak of {count} × {device.device_kind} in {self._dtype}"
@@ -128,31 +129,31 @@ class Profiler:
         operations = operation_times(newest_trace(self._folder))
         whole = sum(operations.values())
         if not whole:
-            lines.append("the trace tells of no operations")
+            lines.append("the trace has no operations")
         where = {}
         for program in self._programs.values():
             where |= origins(program.as_text())
         for name, spent in sorted(operations.items(), key=lambda item: -item[1])[:TOP]:
             origin = where.get(name, "")
             lines.append(f"{1e3 * spent / self._traced:9.3f} ms {spent / whole:6.1%}  {name:<32.32} {origin}".rstrip())
-        lines.append(f"to look at it: https://ui.perfetto.dev, or tensorboard --logdir {self._folder} (needs xprof)")
+        lines.append(f"to view it: https://ui.perfetto.dev, or tensorboard --logdir {self._folder} (needs xprof)")
         return ("\n" + " " * 10).join(lines)
 
 
 def newest_trace(folder: epath.Path) -> epath.Path:
-    """The newest .xplane.pb under a folder of traces."""
-    # A trace lies in a folder named by its time.
+    """The newest .xplane.pb in a folder of traces."""
+    # Each trace is in a folder named after its time.
     return max(folder.glob("plugins/profile/*/*.xplane.pb"), key=str)
 
 
 def operation_times(trace: epath.Path) -> dict[str, float]:
-    """Seconds of each operation of the compiled programs, by its name, over all devices; loops count as what is in them."""
+    """Seconds spent in each operation of the compiled programs, by its name, over all devices; loops count as their body."""
     data = jax.profiler.ProfileData.from_serialized_xspace(trace.read_bytes())
-    planes = list(data.planes)  # views of the data, which they do not keep alive
+    planes = list(data.planes)  # these do not keep `data` alive
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     times: dict[str, float] = defaultdict(float)
     with warnings.catch_warnings():
-        # jaxlib makes its iterators' types on first use, of which Python 3.12 complains in the middle of C++.
+        # jaxlib creates its iterators' types on first use, which Python 3.12 warns about.
         warnings.simplefilter("ignore", DeprecationWarning)
         for plane in devices or planes:
             for line in plane.lines:
@@ -161,7 +162,7 @@ def operation_times(trace: epath.Path) -> dict[str, float]:
                 for event in line.events:
                     name = dict(event.stats).get("hlo_op")
                     if name is None and plane.name.startswith("/device:GPU") and line.name.startswith("Stream"):
-                        name = event.name  # a kernel in a CUDA graph does not tell what operation it is of
+                        name = event.name  # a kernel in a CUDA graph does not name its operation
                     if name is None or re.match(r"(while|conditional|call)(\.|$)", str(name)):
                         continue
                     times[str(name)] += event.duration_ns / 1e9
@@ -169,7 +170,7 @@ def operation_times(trace: epath.Path) -> dict[str, float]:
 
 
 def origins(text: str) -> dict[str, str]:
-    """Of each operation in a compiled program's text, which part of the source it comes from, as far as that is known."""
+    """The part of the source that each operation in a compiled program's text comes from, where known."""
     found = {}
     for line in text.splitlines():
         if match := re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{.*?op_name=\"([^\"]*)\"", line):

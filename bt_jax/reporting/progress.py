@@ -1,4 +1,4 @@
-"""One progress line: a bar on a terminal, plain lines in a log, nothing on processes other than the first."""
+"""Progress of a run: a bar on a terminal, plain lines in a log, nothing on processes other than the first."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ from bt_jax.reporting.writers import JsonLines, TensorBoard
 
 
 class Reporter:
-    """Tells of a run of `total_steps`: on the screen at every step, in files every `every_steps`."""
+    """Reports the progress of a run: on a terminal at every step, in files and logs every `every_steps`."""
 
     def __init__(
         self,
@@ -31,16 +31,16 @@ class Reporter:
         history_is_all: bool = False,
     ):
         """Args:
-        history: the records up to `start_step` as a checkpoint holds them, in case the file has fewer.
-        history_is_all: what else the file has is dropped.
-        active: whether this process reports at all; the others call the same methods and nothing happens.
-        lines: whether progress is shown on the screen, or in the files alone.
+        history: the records up to `start_step` that a checkpoint holds, in case the file has fewer.
+        history_is_all: whether other records in the file are dropped.
+        active: whether this process reports; on the others all methods do nothing.
+        lines: whether progress is also printed, and not only written to files.
         """
         self._active, self._lines = active, lines
         self._total, self._steps_per_epoch, self._batch_size = total_steps, steps_per_epoch, batch_size
         self._every = every_steps
-        self._mark: tuple[int, float] | None = None  # where the rate is measured from
-        self._rate = None
+        self._mark: tuple[int, float] | None = None  # step and time from which the rate is measured
+        self._rate: float | None = None
         self._unmeasured = False  # whether a line was due since the rate was last measured
         self._bar = None
         self._writers = []
@@ -55,11 +55,11 @@ class Reporter:
             self._bar = tqdm.tqdm(initial=start_step, total=total_steps, ncols=_columns(), bar_format="{desc} {bar}")
 
     def history(self) -> list[dict]:
-        """The records written so far, those before a restart included."""
+        """The records written so far, including those before a restart."""
         return self._history.records() if self._active else []
 
     def say(self, text: str) -> None:
-        """Prints lines of text, above the bar where there is one."""
+        """Prints lines of text, above the bar if one is shown."""
         if not self._active:
             return
         if self._bar is None:
@@ -70,14 +70,14 @@ class Reporter:
     def step(
         self, step: int, metrics: dict[str, float], learning_rates: dict[str, float], *, timed: bool = True
     ) -> None:
-        """Reports the metrics of a step that is done: `step` updates have been made.
+        """Reports the metrics of a finished step, `step` updates after the start.
 
         Args:
-          timed: whether it was just now done; false for all but the last of several that were started at once.
+          timed: whether it has only just finished; false for all but the last of several steps in one dispatch.
         """
         if not self._active:
             return
-        if self._mark is None and timed:  # the first step's time is the compiler's
+        if self._mark is None and timed:  # the first step's time includes compiling
             self._mark = (step, time.monotonic())
         due = step % self._every == 0 or step == self._total
         self._unmeasured |= due
@@ -88,20 +88,20 @@ class Reporter:
             rate = {} if self._rate is None else {"images_per_second": round(self._rate, 2)}
             self.record(step, {**metrics, **learning_rates, **rate})
         if self._bar is not None:
-            self._bar.n, self._bar.ncols = step, _columns()  # a terminal may change its width
+            self._bar.n, self._bar.ncols = step, _columns()  # a terminal's width may change
             self._bar.set_description_str(self._line(step, metrics, learning_rates), refresh=False)
             self._bar.update(0)
         elif due and self._lines:
             print(self._line(step, metrics, learning_rates), flush=True)
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """Writes values of a step to the files."""
+        """Writes a step's values to the files."""
         for writer in self._writers:
             writer.write({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values})
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Time spent inside counts neither for the rate nor for the ETA."""
+        """Excludes the time spent inside from the rate and the ETA."""
         start = time.monotonic()
         yield
         if self._mark is not None:
@@ -109,8 +109,9 @@ class Reporter:
 
     def _measure(self, step: int) -> None:
         now = time.monotonic()
-        steps, seconds = step - self._mark[0], now - self._mark[1]
-        # Not at the end: the last report follows the one before it at once, as nothing is left to wait for.
+        since = self._mark or (step, now)
+        steps, seconds = step - since[0], now - since[1]
+        # Not at the end: nothing is left to wait for there, so the last report follows at once.
         if steps > 0 and seconds > 0 and (self._rate is None or (steps >= self._every and step < self._total)):
             self._rate = steps * self._batch_size / seconds
         self._mark = (step, now)

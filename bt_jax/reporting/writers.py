@@ -1,7 +1,6 @@
-"""Numbers to files: JSON lines for programs, TensorBoard events for eyes.
+"""Writers of metrics: JSON lines for programs, TensorBoard events for people.
 
-Both take up a resumed run where its checkpoint stands: what an interrupted run wrote after that step is dropped, because
-it will be written again.
+When a run resumes, both drop what it wrote after its checkpoint's step, because those steps are run again.
 """
 
 import json
@@ -26,9 +25,9 @@ class JsonLines:
         history_is_all: bool = False,
     ):
         """Args:
-        start_step: lines of later steps, and a last line that was cut off, are removed.
-        history: records up to that step from elsewhere; they are written anew where the file has fewer.
-        history_is_all: the file is to hold these and no others.
+        start_step: lines of later steps, and an incomplete last line, are removed.
+        history: records up to that step from elsewhere; they replace the file's if the file has fewer.
+        history_is_all: whether the file is to hold exactly these.
         """
         self._path = path
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -39,7 +38,7 @@ class JsonLines:
             new = path.with_name(path.name + ".new")
             new.write_text("".join(self._lines))
             new.replace(path)
-        # Object stores cannot append: there, the whole (small) file is written anew.
+        # Object stores cannot append: the whole (small) file is rewritten there.
         self._file = None if "://" in str(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def records(self) -> list[dict[str, Any]]:
@@ -47,14 +46,14 @@ class JsonLines:
         return [json.loads(line) for line in self._lines]
 
     def write(self, record: dict[str, Any]) -> None:
-        """Writes one line; a number that is not finite becomes null, which JSON knows and NaN it does not."""
+        """Writes one line; numbers that are not finite become null, as JSON has no NaN."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         line = json.dumps(clean, allow_nan=False) + "\n"
         self._lines.append(line)
         if self._file is None:
             self._path.write_text("".join(self._lines))
         else:
-            self._file.write(line)  # one write, then one flush: a reader never meets half a line
+            self._file.write(line)  # one write and one flush, so that no reader sees half a line
             self._file.flush()
 
     def close(self) -> None:
@@ -67,17 +66,17 @@ def _step(line: str) -> int:
 
 
 class TensorBoard:
-    """Event files under WORKDIR/tensorboard, a scalar for each number of a record."""
+    """TensorBoard event files, with a scalar for each number of a record."""
 
     def __init__(self, folder: epath.Path, *, start_step: int = 0):
-        from tensorboardX import SummaryWriter  # half a second to import, and may be switched off
+        from tensorboardX import SummaryWriter  # takes half a second to import, and may not be wanted
 
         try:
             self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None, flush_secs=30)
-        except ImportError as error:  # of what writes to gs:// or s3://
+        except ImportError as error:  # of the package that writes to gs:// or s3://
             raise UserError(
-                f"TensorBoard's events cannot be written to {folder} ({first_line(error)}); install what is missing (for gs://: "
-                "pip install google-cloud-storage), or set log.tensorboard=False."
+                f"TensorBoard events cannot be written to {folder} ({first_line(error)}); install the missing package (for "
+                "gs://: pip install google-cloud-storage), or set log.tensorboard=False."
             ) from None
 
     def write(self, record: dict[str, Any]) -> None:
