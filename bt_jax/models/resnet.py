@@ -22,25 +22,10 @@ BOTTLENECK = frozenset({"resnet50", "resnet101"})
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def make_encoder(
+def make_resnet(
     arch: str, *, small_images: bool = False, dtype: Any = jnp.float32, width: int = 64, stem_stride: int = 1
 ) -> "ResNet":
-    """An encoder by its name.
-
-    Args:
-      arch: resnet18, resnet34, resnet50 or resnet101.
-      small_images: a 3×3 stem without max-pool, for images of about 32 pixels (as SimCLR on CIFAR-10).
-      dtype: of the computation; parameters and statistics are float32, or float64 where this is.
-      width: channels of the first stage; 64 is the standard network.
-      stem_stride: of the 3×3 stem; 2 for images of about 64 pixels, or where time is short. The 7×7 stem's is 2 always.
-
-    Returns:
-      A Linen module: normalised images (N, H, W, 3) -> features (N, F), or (N, V, H, W, 3) -> (N, V, F) with batch
-      statistics for each view; called with `train: bool`. F is `module.num_features`.
-
-    Raises:
-      ValueError: an unknown name.
-    """
+    """A ResNet by its name; arguments and errors as for `bt_jax.models.make_encoder`."""
     if arch not in BLOCKS:
         near = difflib.get_close_matches(arch, BLOCKS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -56,7 +41,7 @@ def make_encoder(
 
 
 class ResNet(nn.Module):
-    """See `make_encoder`. Parts are named as in torchvision: conv1, bn1, layer1_0, …, layer4_2."""
+    """See `bt_jax.models.make_encoder`. Parts are named as in torchvision: conv1, bn1, layer1_0, …, layer4_2."""
 
     blocks: tuple[int, ...]
     bottleneck: bool
