@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import flax.linen as nn
 import jax
@@ -45,20 +45,24 @@ class Method(Protocol):
       needs_stable_examples: whether an image must have the same number in every epoch, as a memory bank needs.
       alignment: the group and the two of its views whose features' alignment and uniformity the monitor reports; None
         where no two views show the same image.
-      frozen: the parts of `params`, by name, that the optimiser must leave as they are.
       advice: what to change where the loss is not finite, a whole sentence.
     """
 
-    name: str
-    encoder: nn.Module
-    view_groups: tuple[ViewGroup, ...]
-    metrics: tuple[str, ...]
-    short_names: Mapping[str, str] = MappingProxyType({})
-    needs_labels: bool = False
-    needs_stable_examples: bool = False
-    alignment: tuple[str, int, int] | None = None
-    frozen: frozenset[str] = frozenset()
-    advice: str = "Lower the learning rates in optimizer, or lengthen optimizer.warmup_epochs."
+    if TYPE_CHECKING:  # to be read only; at run time a dataclass would take a property for its field's default
+
+        @property
+        def encoder(self) -> nn.Module: ...
+
+        @property
+        def view_groups(self) -> tuple[ViewGroup, ...]: ...
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    short_names: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    needs_labels: ClassVar[bool] = False
+    needs_stable_examples: ClassVar[bool] = False
+    alignment: ClassVar[tuple[str, int, int] | None] = None
+    advice: ClassVar[str] = "Lower the learning rates in optimizer, or lengthen optimizer.warmup_epochs."
 
     config_group: ClassVar[str]
     fields: ClassVar[Mapping[str, Any]]
@@ -131,6 +135,10 @@ class Method(Protocol):
     def heads(self) -> dict[str, nn.Module]:
         """What stands on the encoder, by its name in `params`: it is exported with the encoder."""
         return {}
+
+    def frozen(self) -> frozenset[str]:
+        """The parts of `params`, by name, that the optimiser must leave as they are."""
+        return frozenset()
 
     def loss_flops(self, batch_size: int) -> float:
         """The FLOPs of the loss's float32 products (precision "highest") in a step, on each device."""

@@ -11,7 +11,16 @@ from bt_jax.errors import UserError
 from bt_jax.methods.base import Method
 
 # The functions that a method must have, with the number of arguments that each is called with.
-_ARGUMENTS = {"init": 2, "loss": 6, "after_update": 4, "partition": 1, "heads": 0, "loss_flops": 1, "describe": 1}
+_ARGUMENTS = {
+    "init": 2,
+    "loss": 6,
+    "after_update": 4,
+    "partition": 1,
+    "heads": 0,
+    "frozen": 0,
+    "loss_flops": 1,
+    "describe": 1,
+}
 
 
 def check_class(method: type, path: str) -> None:
@@ -97,7 +106,6 @@ _ATTRIBUTES = {
     "needs_labels": (lambda v: isinstance(v, bool), "True or False"),
     "needs_stable_examples": (lambda v: isinstance(v, bool), "True or False"),
     "alignment": (_alignment, "None or (group, view, view)"),
-    "frozen": (lambda v: isinstance(v, frozenset), "a frozenset of names"),
     "advice": (lambda v: isinstance(v, str), "a string"),
 }
 

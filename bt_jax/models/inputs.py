@@ -34,10 +34,9 @@ def normalize(
     if images.dtype != jnp.uint8 or images.ndim < 1 or images.shape[-1] != 3:
         raise ValueError(f"images is {images.dtype} {images.shape}; it must be uint8 with a last axis of 3 channels.")
     full = jnp.promote_types(dtype, jnp.float32)
-    mean, std = np.asarray(mean, full), np.asarray(std, full)
     shape = (1,) * (images.ndim - 1) + (3,)
-    scaled = images.astype(full) / 255
-    return ((scaled - mean.reshape(shape)) / std.reshape(shape)).astype(dtype)
+    centre, scale = np.asarray(mean, full).reshape(shape), np.asarray(std, full).reshape(shape)
+    return ((images.astype(full) / 255 - centre) / scale).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
