@@ -1,21 +1,21 @@
 """The Barlow Twins loss in two exact forms, on one device or a mesh, and the choice between them.
 
-With A and B the standardised embeddings of the two views, (N, D) both, and C = AᵀB/N their cross-correlation:
+Let A and B, both (N, D), be the standardised embeddings of the two views, and C = AᵀB/N their cross-correlation:
 
     on_diagonal  = Σ_i (C_ii - 1)²
     off_diagonal = Σ_{i≠j} C_ij²
     loss         = on_diagonal + lambd · off_diagonal        (Zbontar et al. 2021, equations 1 and 2)
 
-Form "correlation" builds C, (D, D). Form "gram" never does: Σ_ij C_ij² = ‖AᵀB‖²/N² = ⟨AAᵀ, BBᵀ⟩/N² takes two (N, N)
-Gram matrices, and C_ii = Σ_n A_ni B_ni / N is O(ND). Both give the same value and the same gradient. Each has its
-gradient written out (`jax.custom_vjp`), as what the forward pass has built is all that the backward pass needs. They
-can be differentiated in reverse any number of times, but not in forward mode (`jax.jvp`).
+The form "correlation" builds C, which is (D, D). The form "gram" does not: Σ_ij C_ij² = ‖AᵀB‖²/N² = ⟨AAᵀ, BBᵀ⟩/N² needs
+two (N, N) Gram matrices, and C_ii = Σ_n A_ni B_ni / N is O(ND). Both give the same value and the same gradient. Their
+gradients are written out (`jax.custom_vjp`), because the backward pass needs only what the forward pass has computed. Both
+can be differentiated in reverse mode any number of times, but not in forward mode (`jax.jvp`).
 
 All products run at precision "highest", which is float32. By default a float32 product is one bfloat16 pass on TPUs and
-TF32 on recent GPUs, with 8 and 11 bits of mantissa: the sum that makes C_ij cancels down to 1/√N of its terms' sizes,
-and the gradient of the standardisation then takes out what is largest in a Gram matrix's product. "highest" costs six
-passes for one on a TPU and does without a GPU's tensor cores. It concerns these products alone: at N = 2048, D = 8192
-they are 0.27 TFLOP, six times that is 1.6 % of the 104 TFLOP of ResNet-50's step.
+TF32 on recent GPUs, with 8 and 11 bits of mantissa. That is too few: the sum for C_ij cancels to 1/√N of the size of its
+terms, and the gradient of the standardisation then removes the largest part of a Gram matrix's product. "highest" costs
+six passes instead of one on a TPU and does not use a GPU's tensor cores. It applies to these products only: at N = 2048,
+D = 8192 they are 0.27 TFLOP, and six times that is 1.6 % of the 104 TFLOP of a ResNet-50 step.
 """
 
 import functools
@@ -25,11 +25,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 FORMS = ("auto", "correlation", "gram")
-EPS = 1e-5  # inside the root, as torch's BatchNorm1d(affine=False) has it in the official main.py
+EPS = 1e-5  # under the root, as in torch's BatchNorm1d(affine=False) in the official main.py
 DATA_AXIS = "data"
 
-# FLOPs of float32 products at precision "highest" in the time that the links take for one byte: TPU v5e 33 TFLOP/s over
-# 200 GB/s, TPU v4 46 over 300, H100 67 over 450. All are near 150.
+# FLOPs of float32 products at precision "highest" in the time that the links need for one byte: 33 TFLOP/s over 200 GB/s
+# on TPU v5e, 46 over 300 on TPU v4, 67 over 450 on H100. All are near 150.
 FLOPS_PER_BYTE = 150
 
 
@@ -43,24 +43,23 @@ def barlow_twins_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of two views' embeddings: on_diagonal + lambd · off_diagonal (module docstring; paper, equation 1).
 
-    Each column of each view is standardised over the batch with its biased variance and eps 1e-5 inside the root.
-    Everything is float32, or float64 where an embedding is; gradients come back in the embeddings' dtypes.
+    Each column of each view is standardised over the batch with its biased variance and eps 1e-5 under the root.
+    Everything is computed in float32, or in float64 if an embedding is; gradients have the embeddings' dtypes.
 
-    `form="auto"` takes the cheaper form, by this model of a forward and a backward pass on each of P devices along the
+    `form="auto"` picks the cheaper form, by this model of a forward and a backward pass on each of P devices along the
     mesh's data axis (P = 1 without a mesh):
 
-        gram         8N²D/P FLOPs;  16ND/P bytes for two all-to-alls there and two back, 2·8N² for one all-reduce
-        correlation  6ND²/P FLOPs;  2·4D² bytes for a reduce-scatter there and an all-gather back
+        gram         8N²D/P FLOPs;  16ND/P bytes for two all-to-alls forward and two backward, 2·8N² for one all-reduce
+        correlation  6ND²/P FLOPs;  2·4D² bytes for a reduce-scatter forward and an all-gather backward
 
-    (P-1)/P of the bytes leave a device, and each costs as much as 150 FLOPs. On one device this is gram where 4N < 3D,
-    which is about where its two N × N arrays are smaller than the one D × D.
+    A device sends (P-1)/P of the bytes, and each byte costs as much as 150 FLOPs. On one device this means gram if
+    4N < 3D, which is about where its two N × N arrays are smaller than the one D × D array.
 
-    With a mesh, embeddings are taken to be split over their rows along "data". "gram" moves them until each device has
-    whole columns (over all the mesh's axes, so that a "model" axis shares the work), standardises these where they are
-    and adds up the devices' Gram matrices; the backward pass needs nothing more but the way back. "correlation" keeps
-    the rows where they are and adds up C. Embeddings that come split over "model" as well stay so in "gram"; "correlation"
-    collects their columns first, N·D/P numbers a device. Without a mesh the function is plain, and inside `jax.jit` the
-    compiler distributes it as it sees fit.
+    With a mesh, embeddings are assumed to be split by rows along "data". "gram" moves them so that each device has whole
+    columns (over all axes of the mesh, so that a "model" axis shares the work), standardises them locally and adds up the
+    devices' Gram matrices; the backward pass only moves the gradients back. "correlation" leaves the rows where they are
+    and adds up C. Embeddings that are also split over "model" stay so in "gram"; "correlation" first gathers their columns,
+    N·D/P numbers per device. Without a mesh, inside `jax.jit`, the compiler distributes the computation as it sees fit.
 
     Args:
       z_a, z_b: embeddings (N, D), any floating dtype; row n of both is the same image.
@@ -69,11 +68,11 @@ def barlow_twins_loss(
       mesh: with an axis "data" that divides N, and AxisType.Auto.
 
     Returns:
-      The loss, (), and its parts {"on_diagonal": (), "off_diagonal": ()}, of which off_diagonal is without lambd.
+      The loss, (), and its parts {"on_diagonal": (), "off_diagonal": ()}; off_diagonal is not weighted by lambd.
 
     Raises:
-      ValueError: embeddings of the wrong rank, of unequal shapes, not floating, of fewer than two rows, or of rows that
-        do not divide along the mesh; an unknown form; a mesh without an axis "data".
+      ValueError: embeddings of the wrong rank, of unequal shapes, not floating-point, with fewer than two rows, or with
+        rows that do not divide along the mesh; an unknown form; a mesh without an axis "data".
     """
     z_a, z_b = _checked(z_a, z_b)
     if form not in FORMS:
@@ -90,7 +89,7 @@ def barlow_twins_loss(
 
 
 def choose_form(n: int, d: int, devices: int = 1) -> str:
-    """The cheaper form for N = `n`, D = `d` and P = `devices`, by the model in `barlow_twins_loss`."""
+    """The cheaper form for N = `n`, D = `d` and P = `devices`, by the cost model in `barlow_twins_loss`."""
     sent = FLOPS_PER_BYTE * (devices - 1) / devices
     gram = 8 * n * n * d / devices + sent * (16 * n * d / devices + 16 * n * n)
     correlation = 6 * n * d * d / devices + sent * 8 * d * d
@@ -108,30 +107,30 @@ def cross_correlation(z_a: jax.Array, z_b: jax.Array) -> jax.Array:
 
 
 def expected_loss_at_start(n: int, d: int, lambd: float) -> float:
-    """What the loss is near when the two views' embeddings know nothing of each other: D(1 + 1/N) + λD(D-1)/N.
+    """The expected loss if the two views' embeddings are independent: D(1 + 1/N) + λD(D-1)/N.
 
-    C_ij is then the mean of N products of independent standardised numbers, of mean 0 and variance 1 each: E C_ij = 0
-    and E C_ij² = 1/N (strictly 1/(N-1), as the means are those of the batch). So each of the D diagonal terms is
-    E (C_ii - 1)² = 1 + 1/N, and each of the D(D-1) others E C_ij² = 1/N, weighted by λ.
+    C_ij is then the mean of N products of independent numbers with mean 0 and variance 1, so E C_ij = 0 and E C_ij² = 1/N
+    (strictly 1/(N-1), because the means are those of the batch). Each of the D diagonal terms is E (C_ii - 1)² = 1 + 1/N,
+    and each of the D(D-1) others E C_ij² = 1/N, weighted by λ.
     """
     return d * (1 + 1 / n) + lambd * d * (d - 1) / n
 
 
 def loss_floor(n: int, d: int, lambd: float) -> float:
-    """A bound that the loss cannot go below: D·m(D-r)/(r + m(D-r)), with r = min(D, N-1) and m = min(λ, 1).
+    """A lower bound of the loss: D·m(D-r)/(r + m(D-r)), with r = min(D, N-1) and m = min(λ, 1).
 
-    A and B have N rows and columns of mean 0, so rank C ≤ r. Let s = tr C. Then
+    A and B have N rows, and columns of mean 0, so rank C ≤ r. Let s = tr C. Then
 
         Σ_i C_ii² ≥ s²/D               (Cauchy-Schwarz)
-        Σ_ij C_ij² = ‖C‖² ≥ s²/r       (s ≤ the sum of C's singular values ≤ √r‖C‖, of which at most r are not zero)
+        Σ_ij C_ij² = ‖C‖² ≥ s²/r       (s ≤ the sum of C's singular values ≤ √r‖C‖, as at most r of them are not zero)
 
-    and with λ ≤ 1 both of these enter the loss with a weight that is not negative:
+    and with λ ≤ 1 both enter the loss with a non-negative weight:
 
         loss = Σ_i (C_ii - 1)² + λ(‖C‖² - Σ_i C_ii²) = D - 2s + (1-λ)Σ_i C_ii² + λ‖C‖² ≥ D - 2s + s²((1-λ)/D + λ/r),
 
-    which is least at s = 1/((1-λ)/D + λ/r), where it is D - s: the floor. Where λ > 1 the loss is no less than with
-    λ = 1. With λ ≤ 1 the bound is met where C = t·(a projection of rank r with equal diagonal r/D), t = s/r; there are
-    embeddings that do, for example where D is a power of 2 (from rows of a Hadamard matrix). It is 0 where N > D.
+    whose minimum, at s = 1/((1-λ)/D + λ/r), is D - s: the bound. For λ > 1 the loss is at least that for λ = 1. For
+    λ ≤ 1 the bound is attained if C = t·(a projection of rank r with equal diagonal r/D), t = s/r; such embeddings exist,
+    for example, if D is a power of 2 (from rows of a Hadamard matrix). The bound is 0 if N > D.
     """
     r, m = min(d, n - 1), min(lambd, 1.0)
     return d * m * (d - r) / (r + m * (d - r))
@@ -168,9 +167,9 @@ def _product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _standardise(z: jax.Array, devices: int = 1, axes: tuple[str, ...] = ()) -> jax.Array:
-    """Columns of mean 0 and variance 1 (nearly, by EPS); the rows are split over `devices` along the mesh's `axes`.
+    """Columns with mean 0 and variance 1 (up to EPS); the rows are split over `devices` along the mesh's `axes`.
 
-    Two passes, as E[z²] - E[z]² would lose to cancellation what it saves in time where the mean is large.
+    Takes two passes, because E[z²] - E[z]² suffers from cancellation if the mean is large.
     """
     z = z.astype(jnp.float64 if z.dtype == jnp.float64 else jnp.float32)
     n = z.shape[0] * devices
@@ -181,13 +180,13 @@ def _standardise(z: jax.Array, devices: int = 1, axes: tuple[str, ...] = ()) -> 
 
 
 def _padded(z: jax.Array, devices: int) -> jax.Array:
-    """Columns of zeros make the width divide; standardised they are still zero, and add nothing to any product."""
+    """Pads with columns of zeros to a width that divides; standardised they stay zero, and add nothing to any product."""
     missing = -z.shape[1] % devices
     return jnp.pad(z, ((0, 0), (0, missing))) if missing else z
 
 
 def _columns_here(axes: tuple[str, ...], width: int) -> jax.Array:
-    """The numbers of the `width` columns that this device holds, where they are split along the mesh's `axes`."""
+    """The indices of the `width` columns on this device, split along the mesh's `axes`."""
     return (jax.lax.axis_index(axes) * width if axes else 0) + jnp.arange(width)
 
 
@@ -211,9 +210,9 @@ def _correlation_on_mesh(z_a: jax.Array, z_b: jax.Array, mesh: Mesh) -> tuple[ja
 def _correlation_terms(
     a: jax.Array, b: jax.Array, shape: tuple[int, int], axes: tuple[str, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """(on_diagonal, off_diagonal) by way of C.
+    """(on_diagonal, off_diagonal) from C.
 
-    `shape` is (N, D). a and b have it, or are rows of it on one of the devices along `axes`, then with padding columns.
+    `shape` is (N, D). a and b have this shape, or are the rows on one of the devices along `axes`, with padding columns.
     """
     return _correlation_forward(a, b, shape, axes)[0]
 
@@ -221,13 +220,13 @@ def _correlation_terms(
 def _correlation_forward(a, b, shape, axes):
     (n, d), width = shape, a.shape[1]
     total = _product("nd,ne->de", a, b)
-    if axes:  # each device keeps some rows of the sum and the backward pass collects them: in all, one all-reduce
+    if axes:  # each device keeps some rows of the sum, and the backward pass gathers them: together one all-reduce
         total = jax.lax.psum_scatter(total, axes, scatter_dimension=0, tiled=True)
-    # The only (D, D) array there is: N·C with its diagonal emptied, which is what both the sum and the gradient need.
-    # Taking the diagonal's squares off the whole sum instead would lose small off-diagonals to cancellation.
+    # The only (D, D) array: N·C with a zero diagonal, which both the sum and the gradient need. Subtracting the diagonal's
+    # squares from the whole sum instead would lose small off-diagonals to cancellation.
     total = jnp.where(_columns_here(axes, total.shape[0])[:, None] == jnp.arange(width)[None, :], 0, total)
     diagonal = jax.lax.psum(jnp.sum(a * b, axis=0), axes) / n
-    gap = diagonal - (jnp.arange(width) < d).astype(a.dtype)  # padding's own target is 0
+    gap = diagonal - (jnp.arange(width) < d).astype(a.dtype)  # the target of padding is 0
     off = jax.lax.psum(jnp.sum(jnp.square(total)), axes) / float(n) ** 2  # an integer could exceed 32 bits
     return (jnp.sum(jnp.square(gap)), off), (a, b, total, gap)
 
@@ -254,7 +253,7 @@ def _gram_on_mesh(z_a: jax.Array, z_b: jax.Array, mesh: Mesh) -> tuple[jax.Array
     others = tuple(name for name in mesh.axis_names if name != DATA_AXIS)
 
     def on_device(z_a, z_b):  # (N/P, D/others) both
-        # Still in the embeddings' own dtype: bfloat16 travels at half the cost.
+        # Still in the embeddings' dtype: bfloat16 halves the bytes sent.
         columns = (jax.lax.all_to_all(z, DATA_AXIS, split_axis=1, concat_axis=0, tiled=True) for z in (z_a, z_b))
         a, b = (_standardise(z) for z in columns)  # (N, D/size of the mesh)
         return _gram_terms(a, b, d, (*others, DATA_AXIS))
@@ -266,9 +265,9 @@ def _gram_on_mesh(z_a: jax.Array, z_b: jax.Array, mesh: Mesh) -> tuple[jax.Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _gram_terms(a: jax.Array, b: jax.Array, d: int, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
-    """(on_diagonal, off_diagonal) by way of AAᵀ and BBᵀ.
+    """(on_diagonal, off_diagonal) from AAᵀ and BBᵀ.
 
-    a and b are (N, D), or their columns on one of the devices along `axes`, in this order; padding from `d` on.
+    a and b are (N, D), or their columns on one of the devices along `axes`, in this order; columns from `d` on are padding.
     """
     return _gram_forward(a, b, d, axes)[0]
 
@@ -276,7 +275,7 @@ def _gram_terms(a: jax.Array, b: jax.Array, d: int, axes: tuple[str, ...]) -> tu
 def _gram_forward(a, b, d, axes):
     n, width = a.shape
     diagonal = jnp.sum(a * b, axis=0) / n
-    gap = diagonal - (_columns_here(axes, width) < d).astype(a.dtype)  # padding's own target is 0
+    gap = diagonal - (_columns_here(axes, width) < d).astype(a.dtype)  # the target of padding is 0
     gram_a, gram_b, on, squares = jax.lax.psum(
         (
             _product("nd,md->nm", a, a),
@@ -286,14 +285,14 @@ def _gram_forward(a, b, d, axes):
         ),
         axes,
     )
-    # A difference, so in float32 wrong by some 1e-7·D however small it is. That matters only where it can be small,
-    # which is where N > D and C can be the identity; "auto" takes the other form there.
+    # A difference, with a float32 error of some 1e-7·D however small it is. That matters only if it can be small, which is
+    # if N > D, where C can be the identity; "auto" picks the other form there.
     off = jnp.sum(gram_a * gram_b) / float(n) ** 2 - squares
     return (on, off), (a, b, gram_a, gram_b, diagonal, gap)
 
 
 def _gram_backward(d, axes, residuals, cotangents):
-    # Whole columns and whole Gram matrices are already here: no device needs to ask another.
+    # Each device has whole columns and whole Gram matrices: nothing needs to be sent.
     del d, axes
     (a, b, gram_a, gram_b, diagonal, gap), (on, off) = residuals, cotangents
     n = a.shape[0]

@@ -1,8 +1,8 @@
-"""The encoders: ResNet-18, 34, 50 and 101 (He et al. 2016) with torchvision's geometry, so that weights travel both ways.
+"""The encoders: ResNet-18, 34, 50 and 101 (He et al. 2016), laid out as in torchvision, so that weights convert both ways.
 
-What ports get wrong, and is right here: explicit padding (3 at the stem, 1 at 3×3 convolutions and at the max-pool; Flax's
-SAME pads unevenly when the size is even), the stride on the 3×3 convolution of a bottleneck, and the last batch norm of
-each block starting at zero (Goyal et al. 2017; the official code's `zero_init_residual=True`).
+Details that ports often get wrong: explicit padding (3 in the stem, 1 in 3×3 convolutions and the max-pool; Flax's SAME
+pads unevenly if the size is even), the stride on the 3×3 convolution of a bottleneck, and the last batch norm of each block
+starting at zero (Goyal et al. 2017; the official code's `zero_init_residual=True`).
 """
 
 import difflib
@@ -18,7 +18,7 @@ from bt_jax.models.norm import ViewBatchNorm
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 BOTTLENECK = frozenset({"resnet50", "resnet101"})
 
-# torchvision's: normal with variance 2 / fan_out.
+# As in torchvision: normal with variance 2 / fan_out.
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -41,7 +41,7 @@ def make_resnet(
 
 
 class ResNet(nn.Module):
-    """See `bt_jax.models.make_encoder`. Parts are named as in torchvision: conv1, bn1, layer1_0, …, layer4_2."""
+    """See `bt_jax.models.make_encoder`. Submodules are named as in torchvision: conv1, bn1, layer1_0, …, layer4_2."""
 
     blocks: tuple[int, ...]
     bottleneck: bool
@@ -140,7 +140,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, channels: int, views: int, train: bool) -> jax.Array:
-    """x itself, or a strided 1×1 convolution of it where the block changes its shape."""
+    """x itself, or a strided 1×1 convolution of it if the block changes its shape."""
     if block.stride == 1 and x.shape[-1] == channels:
         return x
     x = block.conv(channels, 1, stride=block.stride, name="downsample_conv")(x)
