@@ -1,4 +1,4 @@
-"""Losses on embeddings: pure functions of arrays, exact on one device and on a mesh."""
+"""Losses: pure functions of arrays, exact on one device and on a mesh."""
 
 from bt_jax.losses.barlow_twins import (
     barlow_twins_loss,
@@ -7,5 +7,13 @@ from bt_jax.losses.barlow_twins import (
     expected_loss_at_start,
     loss_floor,
 )
+from bt_jax.losses.softmax import softmax_cross_entropy
 
-__all__ = ["barlow_twins_loss", "choose_form", "cross_correlation", "expected_loss_at_start", "loss_floor"]
+__all__ = [
+    "barlow_twins_loss",
+    "choose_form",
+    "cross_correlation",
+    "expected_loss_at_start",
+    "loss_floor",
+    "softmax_cross_entropy",
+]

@@ -136,10 +136,6 @@ class Method(Protocol):
         """What stands on the encoder, by its name in `params`: it is exported with the encoder."""
         return {}
 
-    def frozen(self) -> frozenset[str]:
-        """The parts of `params`, by name, that the optimiser must leave as they are."""
-        return frozenset()
-
     def loss_flops(self, batch_size: int) -> float:
         """The FLOPs of the loss's float32 products (precision "highest") in a step, on each device."""
         del batch_size

@@ -17,7 +17,6 @@ _ARGUMENTS = {
     "after_update": 4,
     "partition": 1,
     "heads": 0,
-    "frozen": 0,
     "loss_flops": 1,
     "describe": 1,
 }

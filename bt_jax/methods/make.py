@@ -12,7 +12,10 @@ from bt_jax.models import check_encoder, make_encoder
 from bt_jax.models.inputs import Inputs
 
 # Where each method's class is; the name is also that of its group of the config.
-METHODS = {"barlow_twins": "bt_jax.methods.barlow_twins:BarlowTwins"}
+METHODS = {
+    "barlow_twins": "bt_jax.methods.barlow_twins:BarlowTwins",
+    "supervised": "bt_jax.methods.supervised:Supervised",
+}
 
 
 def make_method(config: ConfigDict, facts: Facts, mesh: Mesh | None) -> Method:
@@ -34,7 +37,7 @@ def make_method(config: ConfigDict, facts: Facts, mesh: Mesh | None) -> Method:
     encoder = make_encoder(
         model.arch, small_images=model.small_images, dtype=dtype, width=model.width, stem_stride=model.stem_stride
     )
-    inputs = Inputs(data.image_size, tuple(data.mean), tuple(data.std), dtype)
+    inputs = Inputs.of(data, dtype)
     settings = config[cls.config_group] if own else _settings(config)
     method = cls.build(settings, encoder=encoder, inputs=inputs, facts=facts, mesh=mesh)
     if own:

@@ -54,6 +54,11 @@ class Inputs:
     std: tuple[float, float, float] = IMAGENET_STD
     dtype: Any = jnp.float32
 
+    @classmethod
+    def of(cls, data: Any, dtype: Any) -> "Inputs":
+        """What `config.data` of a run says, computed in `dtype`."""
+        return cls(data.image_size, tuple(data.mean), tuple(data.std), jnp.dtype(dtype))
+
     def normalize(self, images: jax.Array) -> jax.Array:
         """(..., 3) uint8 -> the same shape in `dtype`: see `normalize`."""
         return normalize(images, mean=self.mean, std=self.std, dtype=self.dtype)

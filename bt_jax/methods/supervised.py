@@ -1,0 +1,108 @@
+"""Supervised training as a method: one view of an image, its label, and a linear classifier on the encoder."""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax.data.views.spec import ViewGroup, ViewSpec
+from bt_jax.errors import UserError
+from bt_jax.facts import Facts
+from bt_jax.losses.softmax import smoothed_entropy, softmax_cross_entropy
+from bt_jax.methods.base import Batch, Method, PyTree, model_state_of
+from bt_jax.models import LinearClassifier
+from bt_jax.models.inputs import Inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised(Method):
+    """The method `supervised`: `params` hold "encoder" and "classifier"; no `method_state`.
+
+    Evaluations that train a classifier are this method too: fine-tuning with an encoder that begins trained, linear
+    probes with one that is frozen (official evaluate.py).
+
+    Attributes:
+      classifier: features (N, F) -> logits (N, K).
+      view: how the one view is drawn.
+      label_smoothing: see `bt_jax.losses.softmax`.
+      freeze_encoder: whether the encoder only computes features, by its running statistics: it gets no gradient and its
+        statistics stay. The optimiser must leave `params["encoder"]` out, as weight decay would change it.
+    """
+
+    encoder: nn.Module
+    classifier: LinearClassifier
+    inputs: Inputs
+    view: ViewSpec
+    label_smoothing: float = 0.0
+    freeze_encoder: bool = False
+
+    name: ClassVar[str] = "supervised"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    short_names: ClassVar[dict[str, str]] = {"accuracy": "acc"}
+    needs_labels: ClassVar[bool] = True
+
+    @classmethod
+    def build(
+        cls, settings: ConfigDict, *, encoder: nn.Module, inputs: Inputs, facts: Facts, mesh: Mesh | None
+    ) -> "Supervised":
+        del mesh
+        if facts.num_classes < 2:
+            raise UserError(
+                f"supervised training learns from labels of at least 2 classes, and the training set has {facts.num_classes}; "
+                "choose a labelled set, or another method."
+            )
+        return cls(
+            encoder=encoder,
+            classifier=LinearClassifier(facts.num_classes),
+            inputs=inputs,
+            view=ViewSpec(**settings.view),
+            label_smoothing=settings.label_smoothing,
+        )
+
+    @property
+    def view_groups(self) -> tuple[ViewGroup, ...]:
+        return (ViewGroup("image", (self.view,), self.inputs.image_size),)
+
+    def init(self, rng: jax.Array, batch_spec: Batch) -> tuple[PyTree, PyTree, PyTree]:
+        classifier_rng, encoder_rng = jax.random.split(rng)
+        images = jnp.zeros((2, *batch_spec["views"]["image"].shape[2:]), self.inputs.dtype)
+        encoder = self.encoder.init(encoder_rng, images, train=False)
+        features = jnp.zeros((1, self.encoder.num_features))
+        classifier = self.classifier.init(classifier_rng, features)
+        statistics = {"encoder": encoder.get("batch_stats", {})}
+        params = {"encoder": encoder["params"], "classifier": classifier["params"]}
+        return params, model_state_of({"batch_stats": statistics}), {}
+
+    def loss(
+        self, params: PyTree, model_state: PyTree, method_state: PyTree, batch: Batch, step: jax.Array, rng: jax.Array
+    ) -> tuple[jax.Array, tuple[PyTree, PyTree, dict[str, jax.Array]]]:
+        del step, rng  # the view is drawn already, and nothing else is random
+        images = self.inputs.normalize(batch["views"]["image"][:, 0])
+        encoder = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
+        if self.freeze_encoder:
+            features = jax.lax.stop_gradient(self.encoder.apply(encoder, images, train=False))
+        else:
+            features, new = self.encoder.apply(encoder, images, train=True, mutable=["batch_stats"])
+            model_state = model_state_of({"batch_stats": {"encoder": new.get("batch_stats", {})}})
+        with jax.named_scope("loss"):
+            logits: Any = self.classifier.apply({"params": params["classifier"]}, features)
+            loss, parts = softmax_cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
+        return loss, (model_state, method_state, {"loss": loss, **parts})
+
+    def heads(self) -> dict[str, nn.Module]:
+        return {"classifier": self.classifier}
+
+    def describe(self, batch_size: int) -> dict[str, str]:
+        del batch_size
+        classes = self.classifier.num_classes
+        floor = smoothed_entropy(classes, self.label_smoothing)
+        return {
+            "classes": f"{classes}, by a linear classifier on {self.encoder.num_features} features",
+            "loss": f"about {math.log(classes):.2f} at the start, ln {classes}"
+            + (f"; never below {floor:.3g}, with labels smoothed by {self.label_smoothing:g}" if floor else ""),
+        }
