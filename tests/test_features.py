@@ -56,7 +56,7 @@ def test_features_that_are_not_finite():
     images = jnp.ones((1, 8, 8, 3))
     assert first_bad_layer(encoder, variables, images) == "layer1_0/conv2"
     variables["params"]["layer1_0"]["conv2"]["kernel"][0, 0, 0, 0] = 0
-    assert first_bad_layer(encoder, variables, images) == "none when it is computed by itself"
+    assert first_bad_layer(encoder, variables, images) == "none when that image is computed alone"
 
     def bright_is_bad(_, images):
         features = images.reshape(len(images), -1)

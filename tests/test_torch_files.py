@@ -153,7 +153,7 @@ def test_code_is_refused_by_name_and_not_run(tmp_path, name):
     (tmp_path / "stream.pth").write_bytes(head + pickled(tree))
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(bad))
     for path in (archive(tmp_path / "zip.pth", tree), tmp_path / "stream.pth", tmp_path / "bare.pth"):
-        with pytest.raises(UserError, match=f"{path} holds {sentence}, and only tensors in dicts are read"):
+        with pytest.raises(UserError, match=f"{path} holds {sentence}, but only dicts of tensors can be read"):
             read_torch(epath.Path(path))
     assert not marker.exists()
 
@@ -172,7 +172,9 @@ def test_the_reader_cannot_be_changed_from_within(tmp_path):
         b"\x80\x02\x82\x01.",  # EXT1
         b"(ios\nsystem\n.",  # INST
     ):
-        with pytest.raises(UserError, match="only tensors in dicts are read|is not a file of PyTorch tensors"):
+        with pytest.raises(
+            UserError, match="only dicts of tensors can be read|is not a readable file of PyTorch tensors"
+        ):
             read_torch(archive(tmp_path / "x.pth", None, raw=raw))
     assert read_torch(archive(tmp_path / "x.pth", {"w": Tensor(Storage(4), 0, (4,), (1,))}))["w"].shape == (4,)
 
@@ -193,7 +195,7 @@ def test_the_reader_cannot_be_changed_from_within(tmp_path):
     ],
 )
 def test_shapes_that_lie(tmp_path, tensor, numbers):
-    with pytest.raises(UserError, match="is not a file of PyTorch tensors that can be read"):
+    with pytest.raises(UserError, match="is not a readable file of PyTorch tensors"):
         read_torch(archive(tmp_path / "x.pth", {"w": tensor}, numbers))
 
 
@@ -214,13 +216,13 @@ def test_no_tensors(tmp_path):
     """What holds no state dict, or something else in one, is told what it holds."""
     good = Tensor(Storage(4), 0, (4,), (1,))
     for tree, sentence in (
-        ([good], "a list and no dict"),
+        ([good], "a list instead of a dict"),
         ({"epoch": 3, "net": {"w": good}}, "no state dict (its entries: epoch, net)"),
         ({"model": {"w": good}, "state_dict": {"w": good}}, "no state dict (its entries: model, state_dict)"),
-        ({"w": good, "note": "hello"}, "'note', a str in the place of a tensor"),
+        ({"w": good, "note": "hello"}, "'note', a str instead of a tensor"),
         ({}, "no state dict (its entries: none)"),
         ({"model": Global("torchvision.models.resnet ResNet")}, "torchvision.models.resnet.ResNet"),
-        ({"w": good, "f": Global("__main__ exclude_bias_and_norm")}, "'f', a Name in the place of a tensor"),
+        ({"w": good, "f": Global("__main__ exclude_bias_and_norm")}, "'f', a Name instead of a tensor"),
     ):
         with pytest.raises(UserError) as error:
             read_torch(archive(tmp_path / "x.pth", tree))
@@ -238,7 +240,7 @@ def test_broken_files(tmp_path):
     ]
     for content in [*pieces, b"hello", b"\x80\x02N.", (b"\x8b" + b"\xff" * 4) * 3]:
         cut.write_bytes(content)
-        with pytest.raises(UserError, match="cut.pth (is not a file of PyTorch tensors|holds)"):
+        with pytest.raises(UserError, match="cut.pth (is not a readable file of PyTorch tensors|holds)"):
             read_torch(cut)
     with pytest.raises(UserError, match="is compressed"):
         read_torch(archive(tmp_path / "x.pth", tree, compression=zipfile.ZIP_DEFLATED))

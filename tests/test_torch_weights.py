@@ -48,7 +48,7 @@ def test_a_projector_of_other_names():
     """Is named, whatever its layers are called."""
     with pytest.raises(UserError, match="fc1.weight"):
         projector_from_torch({"0.weight": np.zeros((4, 5), np.float32), "fc1.weight": np.zeros((4, 4), np.float32)})
-    with pytest.raises(UserError, match="no weights of a projector"):
+    with pytest.raises(UserError, match="not the weights of a projector"):
         projector_from_torch({"fc1.weight": np.zeros((4, 4), np.float32)})
 
 
@@ -144,12 +144,12 @@ def test_no_tensor_is_left_unseen():
         (small("online.") | small("target."), r"several encoders \(online.*, target.*\); keep one"),
         (
             small() | {"layer1.2.conv1.weight": np.zeros(1)},
-            "a ResNet of 3-2-2-2 basic blocks; those there are: resnet18",
+            "a ResNet of 3-2-2-2 basic blocks; known architectures: resnet18",
         ),
         (small() | {"queue": np.zeros(3), "fc.0.weight": np.zeros(3)}, "queue is unknown"),
         (small() | {"fc.0.weight": np.zeros(3)}, "fc.0.weight is unknown; fc.weight is missing|fc.0.weight is unknown"),
         (small("module.backbone.") | {"module.head.weight": np.zeros(3)}, "module.head.weight is unknown"),
-        (small() | {"projector.1.weight": np.zeros(3)}, "no weights of a projector"),
+        (small() | {"projector.1.weight": np.zeros(3)}, "not the weights of a projector"),
     ):
         with pytest.raises(UserError, match=sentence):
             weights_of_state_dict(state, "here")

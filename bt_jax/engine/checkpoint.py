@@ -1,15 +1,15 @@
-"""Checkpoints with Orbax: asynchronous, atomic; the newest, every so many epochs' and the best are kept.
+"""Checkpoints with Orbax: asynchronous and atomic; keeps the newest, one every so many epochs, and the best.
 
 WORKDIR/checkpoints/<step>/ holds
 
     state/   a whole `TrainState`
-    run/     JSON: what else a run knows (its config, where it stands in the data, its metrics, its seconds), and a
-             fingerprint of every array of the state
-    score/   JSON: how good the state is, where that was measured
+    run/     JSON: the rest of a run's state (its config, position in the data, metrics, seconds), and a fingerprint of
+             every array in state/
+    score/   JSON: how good the state is, if that was measured
 
-A step folder appears under its name only when it is complete, so a run killed while saving goes on from the step before.
-File systems and Orbax tell when a file is cut off, but not when bits of a number have turned: hence the fingerprints. What
-cannot be read, or is not what was saved, is moved to WORKDIR/damaged_checkpoints and never deleted.
+A step folder gets its name only when it is complete, so a run killed while saving resumes from the previous step. File
+systems and Orbax notice files that are cut off, but not flipped bits: hence the fingerprints. Checkpoints that cannot be
+read, or differ from what was saved, are moved to WORKDIR/damaged_checkpoints and never deleted.
 """
 
 import errno
@@ -35,8 +35,8 @@ class Checkpoints:
         """Args:
         workdir: the run's folder, local or `gs://`.
         keep: how many of the newest steps to keep.
-        keep_every_steps: those at multiples of this are kept for good; 0: none.
-        keep_best: how many of those with the highest score are kept besides.
+        keep_every_steps: checkpoints at multiples of this are kept forever; 0: none.
+        keep_best: how many of the checkpoints with the highest scores to keep as well.
         """
         self.folder = workdir / "checkpoints"
         self._damaged = workdir / "damaged_checkpoints"
@@ -50,9 +50,9 @@ class Checkpoints:
             policies.append(_Best(self._scores, keep_best))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
-            # The loop knows the epochs and asks when to save; whatever it asks for is saved.
+            # The loop decides when to save; every request is saved.
             save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True,  # what killed runs had half written
+            cleanup_tmp_directories=True,  # left incomplete by killed runs
             enable_async_checkpointing=True,
         )
         try:
@@ -61,22 +61,22 @@ class Checkpoints:
             raise UserError(f"checkpoints cannot be kept in {self.folder} ({error.strerror or error}).") from None
 
     def steps(self) -> list[int]:
-        """The steps that are there, rising; one that is being saved among them."""
+        """The steps with a checkpoint, in increasing order, including one that is being saved."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, *, run: Mapping[str, Any] | None = None, score: float | None = None) -> None:
-        """Starts to save; returns when the arrays have been copied from the devices, so that they may be donated.
+        """Starts saving; returns once the arrays are copied from the devices, so that they may be donated.
 
         Args:
-          run: what else is to be known when the run goes on, as JSON can hold it.
+          run: what else the run needs to resume, JSON-serialisable.
           score: how good the state is; higher is better.
 
         Raises:
-          UserError: the folder cannot be written; the checkpoints before are as they were.
+          UserError: the folder cannot be written; earlier checkpoints are unchanged.
         """
         if step in self.steps():
             return
-        # A copy: it is written while the loop goes on.
+        # A copy, as it is written while training continues.
         notes = json.loads(json.dumps({**(run or {}), "fingerprints": fingerprints(state)}, default=list))
         items = {"state": ocp.args.StandardSave(state), "run": ocp.args.JsonSave(notes)}
         if score is not None:
@@ -84,15 +84,15 @@ class Checkpoints:
             self._scores[step] = float(score)
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # also that of the save before, which shows only now
+        except Exception as error:  # possibly from the previous save, which shows only now
             self._cannot_write(f"the checkpoint of step {step}, or the one before,", error)
             raise
 
     def wait(self) -> None:
-        """Returns when what was started is on disk.
+        """Waits until everything is on disk.
 
         Raises:
-          UserError: as `save` does.
+          UserError: as `save`.
         """
         try:
             self._manager.wait_until_finished()
@@ -101,24 +101,23 @@ class Checkpoints:
             raise
 
     def _cannot_write(self, what: str, error: Exception) -> None:
-        """Raises the sentence for what storage had to say; any other error is a bug and stays what it is."""
+        """Raises a UserError for an error of the storage; any other is a bug, which the caller raises."""
         if _of_storage(error):
             good = _steps_in(self.folder)
-            kept = f"the last good one is step {good[-1]}" if good else "there is none yet"
+            kept = f"the last good one is step {good[-1]}" if good else "no checkpoint has been saved yet"
             raise UserError(f"{what} could not be written to {self.folder} ({_why(error)}); {kept}.") from error
 
     def restore_newest(self, like: Any) -> tuple[Any, int | None, list[str]]:
-        """The newest state that can be read and is what was saved.
+        """The newest state that can be read and matches its fingerprints.
 
         Args:
           like: a pytree of `jax.ShapeDtypeStruct` with shardings.
 
         Returns:
-          (state, step, notices): None and None where there is no checkpoint; a sentence for each that was damaged.
+          (state, step, notices): None and None without a checkpoint; notices has a sentence for each damaged one.
 
         Raises:
-          UserError: there are checkpoints, but none can be read, and they are left as they are; the processes of a run
-            do not see the same ones.
+          UserError: no checkpoint can be read (they are left unchanged), or the processes of a run see different ones.
         """
         damaged = {}
         steps = self.steps()
@@ -129,7 +128,7 @@ class Checkpoints:
                 restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
                 if expected is not None:
                     _compare(expected, fingerprints(restored.state))
-            except Exception as error:  # Orbax passes on whatever JSON, tensorstore or the file system had to say
+            except Exception as error:  # Orbax passes on errors of JSON, tensorstore and the file system
                 damaged[step] = _why(error)
                 processes.agree("readable checkpoints", {"the damaged one": step}, seconds=60)
                 continue
@@ -138,12 +137,12 @@ class Checkpoints:
             newest, why = next(iter(damaged.items()))
             raise UserError(
                 f"none of the checkpoints in {self.folder} can be read (step {newest}: {why}); nothing was changed: "
-                "mend or remove them, or choose another --workdir."
+                "repair or remove them, or choose another --workdir."
             )
         return None, None, []
 
     def run_of(self, step: int) -> dict[str, Any]:
-        """What `save` was given as `run`; {} for checkpoints that have none."""
+        """The `run` that was given to `save`; {} for checkpoints without one."""
         return {name: value for name, value in _notes(self.folder, step).items() if name != "fingerprints"}
 
     def _set_aside(self, step: int, why: str, good: int) -> str:
@@ -152,16 +151,16 @@ class Checkpoints:
             taken = {path.name for path in self._damaged.iterdir()}
             name = next(n for i in range(len(taken) + 1) if (n := f"{step}" + f".{i}" * (i > 0)) not in taken)
             (self.folder / str(step)).rename(self._damaged / name)
-        ocp.multihost.sync_global_processes(f"set_aside_{step}")  # what is to be reloaded is now as it will be
+        ocp.multihost.sync_global_processes(f"set_aside_{step}")  # before the reload below
         self._scores.pop(step, None)
         self._manager.reload()
         return f"checkpoint {step} cannot be read ({why}); it was moved to {self._damaged}, and step {good} is used instead"
 
     def close(self) -> None:
-        """Waits for what was started, and lets go.
+        """Waits until everything is on disk, and releases the folder.
 
         Raises:
-          UserError: as `save` does.
+          UserError: as `save`.
         """
         try:
             self._manager.close()
@@ -171,8 +170,9 @@ class Checkpoints:
 
 
 class _Best:
-    """Keeps the checkpoints with the highest scores; of equal ones the later. Orbax's own reads scores from its metrics
-    file, and where that is damaged not even the list of steps can be had.
+    """Keeps the checkpoints with the highest scores, the later ones on a tie.
+
+    Orbax's own policy reads scores from its metrics file; if that is damaged, even listing the steps fails.
     """
 
     def __init__(self, scores: Mapping[int, float], count: int):
@@ -186,14 +186,14 @@ class _Best:
 
 
 def absolute(path: epath.Path) -> epath.Path:
-    """Orbax reads from and writes to no other."""
+    """An absolute path or URL, as Orbax accepts no other."""
     return path if "://" in str(path) else path.absolute()
 
 
 def fingerprints(state: Any) -> dict[str, int]:
-    """Of every array, by its path: a number that changes with any bit of it, the same however it is sharded.
+    """A number for every array, by its path, that changes with any bit of the array and not with its sharding.
 
-    All processes must call it together. Computed where the arrays are.
+    All processes must call it together. It is computed on the arrays' devices.
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
     sums = jax.device_get(_fingerprints([leaf for _, leaf in leaves]))
@@ -202,12 +202,12 @@ def fingerprints(state: Any) -> dict[str, int]:
 
 @jax.jit
 def _fingerprints(arrays: list[jax.Array]) -> jax.Array:
-    """One program for all: of more than 32 at once, several CPU devices of a process wait for each other for ever."""
+    """One program for all arrays: with more than 32 at once, the CPU devices of a process deadlock."""
     return jnp.stack([_fingerprint(x) for x in arrays])
 
 
 def _fingerprint(x: jax.Array) -> jax.Array:
-    """Σ word × odd number of its place, modulo 2³²: one turned bit adds ±2ᵏ × an odd number, which is never 0."""
+    """Σ word × an odd number for its position, modulo 2³²: a flipped bit adds ±2ᵏ × an odd number, which is never 0."""
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
@@ -221,7 +221,7 @@ def _fingerprint(x: jax.Array) -> jax.Array:
 def _compare(expected: Mapping[str, int], found: Mapping[str, int]) -> None:
     for name, value in found.items():
         if name in expected and expected[name] != value:
-            raise ValueError(f"{name} is not what was saved: its fingerprint is {value} and not {expected[name]}")
+            raise ValueError(f"{name} differs from what was saved: its fingerprint is {value}, not {expected[name]}")
 
 
 def _name(path: tuple) -> str:
@@ -229,7 +229,7 @@ def _name(path: tuple) -> str:
 
 
 def _notes(folder: epath.Path, step: int) -> dict[str, Any]:
-    """The JSON of `run`; {} where there is none. Read by itself, without the barriers of a restore."""
+    """The JSON of `run`, {} if the checkpoint has none; read directly, without the barriers of a restore."""
     item = folder / str(step) / "run"
     return json.loads((item / "metadata").read_text()) if item.exists() else {}
 
@@ -237,17 +237,17 @@ def _notes(folder: epath.Path, step: int) -> dict[str, Any]:
 def _score(folder: epath.Path, step: int) -> float | None:
     try:
         return float(json.loads((folder / str(step) / "score" / "metadata").read_text())["score"])
-    except (OSError, ValueError, KeyError, TypeError):  # not measured, or damaged: then it is not among the best
+    except (OSError, ValueError, KeyError, TypeError):  # not measured, or damaged: it cannot be among the best
         return None
 
 
 def _steps_in(folder: epath.Path) -> list[int]:
-    """The steps on disk, rising: a step's folder has its plain name only once it is complete."""
+    """The steps on disk, in increasing order: a step's folder gets its plain name only when it is complete."""
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
 
 _ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
-# How file systems, tensorstore and object stores say that they could not.
+# Texts in the errors of file systems, tensorstore and object stores.
 _STORAGE_SIGNS = (
     "No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Read-only file system", "Permission denied", "PERMISSION_DENIED",
     "No such file or directory", "NOT_FOUND", "Input/output error", "Stale file handle", "File too large", "UNAVAILABLE",
@@ -255,14 +255,14 @@ _STORAGE_SIGNS = (
 
 
 def storage_failure(workdir: epath.Path, error: OSError) -> str:
-    """The sentence for a workdir that is full, may not be written any more or is gone; "" for errors about other files."""
+    """The error message for a workdir that is full, no longer writable or gone; "" for errors about other files."""
     elsewhere = error.filename is not None and not str(error.filename).startswith(str(workdir))
     gone = not workdir.exists()
     if elsewhere or not (gone or error.errno in _ERRNOS):
         return ""
     good = steps_on_disk(workdir)
-    kept = f"the last good checkpoint is step {good[-1]}" if good else "there is no checkpoint yet"
-    why = "it is not there any more" if gone else error.strerror
+    kept = f"the last good checkpoint is step {good[-1]}" if good else "no checkpoint has been saved yet"
+    why = "it no longer exists" if gone else error.strerror
     return f"the workdir {workdir} can no longer be written ({why}); {kept}."
 
 
@@ -275,7 +275,7 @@ def _of_storage(error: BaseException | None) -> bool:
 
 
 def _why(error: BaseException) -> str:
-    """What is wrong, in a few words: the first cause, without the file's specification and the place in tensorstore."""
+    """The first cause in a few words, without tensorstore's file specification and source location."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error)
@@ -285,21 +285,21 @@ def _why(error: BaseException) -> str:
 
 
 def steps_on_disk(workdir: epath.Path) -> list[int]:
-    """The steps whose checkpoints are complete, rising."""
+    """The steps with a complete checkpoint, in increasing order."""
     return _steps_in(workdir / "checkpoints")
 
 
 def restore_encoder(workdir: epath.Path, like: Any, step: int | None = None) -> tuple[Any, int]:
-    """The encoder's variables, from the newest checkpoint of a run that can be read; nothing is changed there.
+    """The encoder's variables from the newest readable checkpoint of a run, which is not modified.
 
-    Warns of each newer one that cannot.
+    Warns about each newer one that cannot be read.
 
     Args:
-      like: shapes and dtypes by module, {"encoder": {"params": …, "batch_stats": …}, …}: the modules that are wanted.
-      step: that checkpoint and no other.
+      like: shapes and dtypes of the wanted modules, {"encoder": {"params": …, "batch_stats": …}, …}.
+      step: read this checkpoint and no other.
 
     Returns:
-      (variables as `like`, as arrays on the first local device; the step).
+      (variables structured as `like`, arrays on the first local device; the step).
 
     Raises:
       UserError: the run has no checkpoint, or none that can be read.
@@ -323,10 +323,10 @@ def restore_encoder(workdir: epath.Path, like: Any, step: int | None = None) -> 
                 )
                 found = reader.restore(absolute(folder) / str(number) / "state", args=arguments)
             _compare(_notes(folder, number).get("fingerprints", {}), fingerprints(found))
-        except Exception as error:  # whatever JSON, tensorstore or the file system had to say
+        except Exception as error:  # from JSON, tensorstore or the file system
             problem = problem or f"step {number}: {_why(error)}"
             if step is None:
-                warnings.warn(f"checkpoint {number} in {folder} cannot be read; trying the one before", stacklevel=5)
+                warnings.warn(f"checkpoint {number} in {folder} cannot be read; trying the previous one", stacklevel=5)
             continue
         return {
             name: {"params": found["params"][name], "batch_stats": found["model_state"]["batch_stats"][name]}
@@ -336,7 +336,7 @@ def restore_encoder(workdir: epath.Path, like: Any, step: int | None = None) -> 
 
 
 def config_text(workdir: epath.Path, step: int | None = None) -> str | None:
-    """The config that a run's checkpoint holds, as JSON; None where there is none."""
+    """The config in a checkpoint as JSON: that of `step`, or of the newest one that has it; None if none does."""
     for number in _steps_in(workdir / "checkpoints")[::-1] if step is None else [step]:
         try:
             return json.dumps(_notes(workdir / "checkpoints", number)["config"])

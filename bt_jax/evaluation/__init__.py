@@ -1,1 +1,1 @@
-"""What a run's features are worth."""
+"""Evaluation of features: kNN, linear probes, transfer, and label-free measures."""

@@ -1,13 +1,12 @@
-"""The linear probe on cached features: multinomial logistic regression by L-BFGS, minutes where SGD takes hours.
+"""The linear probe on cached features: multinomial logistic regression by L-BFGS, in minutes where SGD takes hours.
 
     minimise  Σ_i w_i · -log softmax(W x_i + b)[y_i] / Σ_i w_i  +  ½ l2 ‖W‖²
 
-The features are standardised, column by column, by the mean and deviation of the train images, which makes one l2 mean
-the same for all of them and the problem well conditioned in float32. l2 is the one that is best on a held-out part of the
-*train* images (the largest of equals); with it the classifier is fitted once more, on all of them. The test images are
-looked at once, at the end.
+The features are standardised, column by column, with the mean and deviation of the train images, so that one l2 suits all
+columns and the problem is well conditioned in float32. l2 is chosen on a held-out part of the *train* images (the largest
+one on a tie), and the classifier is then refitted on all of them. The test images are used once, at the end.
 
-In scikit-learn's words this is LogisticRegression(C=1 / (n · l2)).
+In scikit-learn this is LogisticRegression(C=1 / (n · l2)).
 """
 
 import functools
@@ -36,19 +35,19 @@ def standardizer(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _parts(features: np.ndarray) -> list[np.ndarray]:
-    """By so many rows, so that no float64 copy of the whole is made."""
+    """Blocks of rows, so that no float64 copy of the whole is made."""
     return [features[i : i + 65536] for i in range(0, len(features), 65536)]
 
 
 class CachedProbe:
-    """Fits classifiers to the features of train images, which stay on the devices."""
+    """Fits classifiers to the features of train images, which are kept on the devices."""
 
     def __init__(
         self, features: np.ndarray, labels: np.ndarray, *, num_classes: int, mesh: Mesh, max_iterations: int = 1000
     ):
         """Args:
         features: (n, F) float32; labels: (n,) integers from 0 to num_classes - 1.
-        max_iterations: of L-BFGS, for one fit; it stops before where the gradient has vanished.
+        max_iterations: of L-BFGS in one fit; it stops earlier if the gradient vanishes.
         """
         if features.ndim != 2 or labels.shape != features.shape[:1]:
             raise ValueError(f"features is {features.shape} and labels {labels.shape}; they must be (n, F) and (n,).")
@@ -59,11 +58,11 @@ class CachedProbe:
         self._fit = _compiled_fit(mesh, num_classes, max_iterations)
 
     def fit(self, l2: float, *, counted: np.ndarray | None = None, start: Any = None) -> Classifier:
-        """The classifier of smallest loss.
+        """The classifier with the smallest loss.
 
         Args:
-          counted: (n,) bool, the images that the loss is over; all of them by default.
-          start: a classifier to start from; zeros by default. It changes the way there, not the end.
+          counted: (n,) bool, the images that the loss covers; all of them by default.
+          start: the classifier to start from, zeros by default; it does not change the optimum.
         """
         counted = np.ones(self._n, bool) if counted is None else counted
         weights = mesh_lib.put_batch(
@@ -79,12 +78,12 @@ class CachedProbe:
     def fit_best(
         self, l2s: Sequence[float], *, held_out: float = 0.1, seed: int = 0
     ) -> tuple[Classifier, float, dict[float, float]]:
-        """Chooses l2 on a part of the train images, and fits on all.
+        """Chooses l2 on a part of the train images, and fits on all of them.
 
         Args:
-          l2s: tried from the largest down, each from where the one before ended.
-          held_out: the part, at least one image and not all.
-          seed: of the choice of that part.
+          l2s: tried from the largest down, each starting from the previous classifier.
+          held_out: the fraction held out, at least one image and not all.
+          seed: for the choice of that part.
 
         Returns:
           (classifier, l2, accuracy on the held-out part by l2).
@@ -93,7 +92,7 @@ class CachedProbe:
           ValueError: there is only one image.
         """
         if self._n < 2:
-            raise ValueError("one image cannot be both fitted and held out; there must be at least 2.")
+            raise ValueError("a single image cannot be both fitted and held out; at least 2 are needed.")
         held = np.zeros(self._n, bool)
         held[permutation(seed, 0, self._n)[: min(max(1, round(self._n * held_out)), self._n - 1)]] = True
         accuracy, classifiers, classifier = {}, {}, None
@@ -101,11 +100,11 @@ class CachedProbe:
             classifier = self.fit(l2, counted=~held, start=classifier)
             classifiers[l2] = classifier
             accuracy[l2] = self._count(classifier, self._features, self._labels, self._mine(held)).result()["top1"]
-        best = max(accuracy, key=accuracy.get)  # the first of equals, and so the largest
+        best = max(accuracy, key=lambda l2: accuracy[l2])  # on a tie the first, which is the largest l2
         return self.fit(best, start=classifiers[best]), best, accuracy
 
     def count(self, classifier: Classifier, features: np.ndarray, labels: np.ndarray) -> Counts:
-        """Hits among other images, with features (m, F) and labels (m,), each counted once."""
+        """Hits among other images with features (m, F) and labels (m,); each image counts once."""
         y = mesh_lib.put_batch(self._mesh, self._padded(len(labels)), {"y": self._mine(labels.astype(np.int32))})["y"]
         return self._count(classifier, self._placed(features), y, self._mine(np.ones(len(labels), bool)))
 
@@ -115,11 +114,11 @@ class CachedProbe:
         return Counts.of(jax.device_get(_count(classifier, features, labels, mask)))
 
     def standardized(self, features: np.ndarray) -> np.ndarray:
-        """What the classifier sees of features (m, F), float32."""
+        """Features (m, F) standardised as the classifier expects them, float32."""
         return (features - self._mean) / self._deviation
 
     def _placed(self, features: np.ndarray) -> jax.Array:
-        """Standardised, over all devices; the rows that fill up are zero."""
+        """Standardised features split over all devices, padded with zeros."""
         return mesh_lib.put_batch(
             self._mesh, self._padded(len(features)), {"x": self._mine(self.standardized(features))}
         )["x"]
@@ -128,7 +127,7 @@ class CachedProbe:
         return -(-n // self._mesh.size) * self._mesh.size
 
     def _mine(self, array: np.ndarray) -> np.ndarray:
-        """This process's rows of an array that each process has whole, filled up with zeros."""
+        """This process's rows of an array that every process holds, padded with zeros."""
         size = self._padded(len(array))
         filled = np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
         rows = mesh_lib.process_rows(self._mesh, size)
@@ -147,7 +146,7 @@ def _count(classifier, features, labels, mask):
 
 @functools.lru_cache(maxsize=4)
 def _compiled_fit(mesh: Mesh, num_classes: int, max_iterations: int):
-    """fit(start, features, labels, weights, l2) -> classifier; compiled once for a whole grid of l2."""
+    """fit(start, features, labels, weights, l2) -> classifier; compiled once for all values of l2."""
     solver = optax.lbfgs(memory_size=10)
 
     def fit(start, features, labels, weights, l2):
@@ -169,7 +168,7 @@ def _compiled_fit(mesh: Mesh, num_classes: int, max_iterations: int):
             value, gradient = value_and_grad(classifier, state=state)
             updates, state = solver.update(gradient, state, classifier, value=value, grad=gradient, value_fn=loss)
             after = optax.tree_utils.tree_get(state, "value")
-            # In float32 a loss cannot fall for ever: three steps that gain nothing are the end.
+            # A float32 loss cannot fall forever: stop after three steps without a gain.
             gains = (before - after) > 1e-7 * jnp.abs(after)
             return optax.apply_updates(classifier, updates), state, iteration + 1, jnp.where(gains, 0, stalled + 1)
 

@@ -1,4 +1,4 @@
-"""Features of a labelled set by a frozen encoder, every image counted once on any number of devices."""
+"""Features of a labelled data set from a frozen encoder, with every image once, on any number of devices."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,21 +17,25 @@ EvalBatch = dict[str, np.ndarray]  # {"image": (n, H, W, 3) uint8, "label": (n,)
 
 
 def frozen(encoder: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
-    """The encoder in evaluation mode: with running statistics, so that an image's features are its own."""
-    return lambda variables, images: encoder.apply(variables, images, train=False)
+    """The encoder in evaluation mode: with running statistics, so that an image's features depend on no other image."""
+
+    def apply(variables: Any, images: jax.Array) -> Any:
+        return encoder.apply(variables, images, train=False)
+
+    return apply
 
 
 def raw_pixels(_: Any, images: jax.Array) -> jax.Array:
-    """The pixels themselves as features: what an encoder has to beat."""
+    """The pixels as features: a baseline for encoders."""
     return images.reshape(images.shape[0], -1)
 
 
 class NotFiniteFeatures(UserError):
-    """Features that are not finite.
+    """Some features are not finite.
 
     Attributes:
-      place: of the first such image among those that were to be looked at, from 0.
-      image: (H, W, 3) uint8; None where another process holds it.
+      place: position of the first such image in the set, from 0.
+      image: (H, W, 3) uint8; None if another process holds it.
     """
 
     def __init__(self, place: int, image: np.ndarray | None):
@@ -42,7 +46,7 @@ class NotFiniteFeatures(UserError):
 
 
 def first_bad_layer(module: nn.Module, variables: Any, images: jax.Array) -> str:
-    """The first layer, in the order of computation, whose result is not finite, as layer1_0/conv2.
+    """The first layer, in order of computation, whose result is not finite, such as layer1_0/conv2.
 
     Args:
       images: normalised, (N, H, W, 3).
@@ -56,7 +60,7 @@ def first_bad_layer(module: nn.Module, variables: Any, images: jax.Array) -> str
         def look(call, args, kwargs, context):
             result = call(*args, **kwargs)
             if context.method_name == "__call__":
-                names.append("/".join(context.module.path) or "the pooling at the end")
+                names.append("/".join(context.module.path) or "the final pooling")
                 sound.append(jnp.isfinite(result).all())
             return result
 
@@ -65,7 +69,7 @@ def first_bad_layer(module: nn.Module, variables: Any, images: jax.Array) -> str
         return jnp.stack(sound)
 
     bad = np.flatnonzero(~np.asarray(looks(variables, images)))
-    return names[bad[0]] if len(bad) else "none when it is computed by itself"
+    return names[bad[0]] if len(bad) else "none when that image is computed alone"
 
 
 class FeatureExtractor:
@@ -83,21 +87,21 @@ class FeatureExtractor:
             return apply(variables, images).astype(jnp.float32), batch["label"], batch["mask"]
 
         self._mesh = mesh
-        # Replicated results: each process ends with all features, in the order of the set.
+        # Replicated results: every process gets all features, in the order of the set.
         self._encode: Callable = jax.jit(encode, out_shardings=mesh_lib.everywhere(mesh))
 
     def __call__(self, variables: Any, batches: Iterable[EvalBatch], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Features and labels of all images whose mask is set.
 
         Args:
-          variables: the encoder's, as `TrainState.encoder_variables` gives them.
-          batches: each with this process's rows of a batch of `batch_size`.
+          variables: of the encoder, as in `TrainState.encoder_variables`.
+          batches: this process's rows of each batch of `batch_size`.
 
         Returns:
           features (n, F) float32 and labels (n,) int32, on the host.
 
         Raises:
-          NotFiniteFeatures: those of an image are not.
+          NotFiniteFeatures: an image has features that are not finite.
         """
         features, labels = [], []
         for number, local in enumerate(batches):

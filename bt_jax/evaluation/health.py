@@ -1,12 +1,12 @@
-"""How healthy a representation is, without labels: its rank, its redundancy, its dead features, its geometry.
+"""Label-free measures of a representation: its rank, redundancy, dead features and geometry.
 
-What collapses in self-supervised training shows here before an accuracy falls. All in float64 on the host; the features
-are rows (n, F) of images.
+They show a collapse in self-supervised training before accuracy falls. All are computed in float64 on the host, from the
+features (n, F) of n images.
 """
 
 import numpy as np
 
-DEAD = 1e-6  # a feature is dead if its deviation over the images is below this part of the largest one
+DEAD = 1e-6  # a feature is dead if its standard deviation is at most this fraction of the largest one
 
 
 def rankme(features: np.ndarray) -> float:
@@ -14,14 +14,14 @@ def rankme(features: np.ndarray) -> float:
 
         RankMe(Z) = exp(-Σ p_k log p_k),   p_k = σ_k(Z) / Σ_i σ_i(Z) + 1e-7
 
-    From the eigenvalues of ZᵀZ, or of ZZᵀ where that is smaller: an order faster than the singular values, and equal to them
-    to 1e-8 of the largest.
+    Computed from the eigenvalues of ZᵀZ, or of ZZᵀ if that is smaller: an order of magnitude faster than a singular value
+    decomposition, and equal to it to 1e-8 of the largest value.
 
-    Source: Garrido et al. 2023, arXiv 2210.02885, section 3.1. They take the embeddings after the projector; here it is
-    what the caller gives.
+    Source: Garrido et al. 2023, arXiv 2210.02885, section 3.1. They use the embeddings after the projector; here the caller
+    chooses.
 
     Raises:
-      ValueError: features of another shape, not finite, or all zero.
+      ValueError: features of a wrong shape, not finite, or all zero.
     """
     z = _checked(features)
     scale = np.abs(z).max()
@@ -35,15 +35,15 @@ def rankme(features: np.ndarray) -> float:
 
 
 def is_dead(features: np.ndarray) -> np.ndarray:
-    """(F,) bool: features that are the same for all images, as far as can be told (see `DEAD`)."""
+    """(F,) bool: features that are the same for all images, up to rounding (see `DEAD`)."""
     deviation = _checked(features).std(axis=0)
     return deviation <= DEAD * deviation.max()
 
 
 def mean_correlation(features: np.ndarray) -> float:
-    """The mean of |correlation| over pairs of different features that are not dead, 0 to 1: the paper's redundancy.
+    """The mean of |correlation| over pairs of different features, 0 to 1: redundancy in the paper's sense.
 
-    0 where fewer than two features live.
+    Dead features are left out; 0 if fewer than two are left.
     """
     z = _checked(features)
     z = z[:, ~is_dead(z)]
@@ -56,10 +56,10 @@ def mean_correlation(features: np.ndarray) -> float:
 
 
 def alignment(first: np.ndarray, second: np.ndarray) -> float:
-    """The mean squared distance of the two views of an image, on the unit sphere: 0 to 4, lower is better.
+    """The mean squared distance between two views of an image on the unit sphere: 0 to 4, lower is better.
 
     Args:
-      first, second: (n, F), the features of the first and of the second views of n images.
+      first, second: (n, F), the features of the first and the second views of n images.
 
     Source: Wang and Isola 2020, arXiv 2005.10242, section 4.1, with α = 2.
     """
@@ -70,12 +70,12 @@ def alignment(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def uniformity(features: np.ndarray, *, block: int = 1024) -> float:
-    """log of the mean of exp(-2 d²) over all pairs of images, on the unit sphere: -8 to 0, lower is better.
+    """log of the mean of exp(-2 d²) over all pairs of images on the unit sphere: -8 to 0, lower is better.
 
     Args:
-      block: rows of the distance matrix at a time.
+      block: rows of the distance matrix that are computed at a time.
 
-    Source: as `alignment`, section 4.1, with t = 2.
+    Source: as for `alignment`, section 4.1, with t = 2.
 
     Raises:
       ValueError: fewer than two images.
@@ -83,7 +83,7 @@ def uniformity(features: np.ndarray, *, block: int = 1024) -> float:
     z = _unit(_checked(features))
     n = len(z)
     if n < 2:
-        raise ValueError(f"there are {n} images; uniformity is over pairs, and needs at least 2.")
+        raise ValueError(f"uniformity is a mean over pairs of images and needs at least 2, but got {n}.")
     total = 0.0
     for start in range(0, n, block):
         cosine = z[start : start + block] @ z.T
@@ -93,11 +93,11 @@ def uniformity(features: np.ndarray, *, block: int = 1024) -> float:
 
 
 def health(features: np.ndarray, views: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, float]:
-    """All of it, by the names that metrics.jsonl has.
+    """All measures, by their names in metrics.jsonl.
 
     Args:
-      features: (n, F) of images as evaluations look at them.
-      views: two (m, F), of the two training views of m images; without them there is no alignment and uniformity.
+      features: (n, F), of images without augmentation.
+      views: two (m, F), of two training views of m images; needed for alignment and uniformity.
     """
     found = {
         "rankme": rankme(features),
@@ -116,7 +116,7 @@ def _unit(z: np.ndarray) -> np.ndarray:
 def _checked(features: np.ndarray) -> np.ndarray:
     z = np.asarray(features, np.float64)
     if z.ndim != 2 or not z.size:
-        raise ValueError(f"features is {z.shape}; it must be (n, F), neither of them 0.")
+        raise ValueError(f"features is {z.shape}; it must be (n, F) and not empty.")
     if not np.isfinite(z).all():
         raise ValueError("some features are not finite; the encoder's weights or its input must be wrong.")
     return z

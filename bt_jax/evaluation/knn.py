@@ -1,17 +1,18 @@
 """Weighted k-nearest-neighbours classification, the usual monitor of self-supervised training.
 
-Wu et al. 2018 (arXiv 1805.01978, section 3.4): each of the k training images most similar to a test image by cosine
-votes for its class with weight exp(similarity / temperature).
+Wu et al. 2018 (arXiv 1805.01978, section 3.4): each of the k training images with the highest cosine similarity to a test
+image votes for its class with weight exp(similarity / temperature).
 
-The search is exact and never holds the similarities of all pairs. Train images stand in blocks of fixed size, each device
-has some of the blocks and passes through them with the best k so far in hand, and then the devices' best are merged. A
-product is always of one block of test images with one block of train images, whose borders do not depend on the devices;
-of equally similar images the one that comes first is nearer. So the result is the same to the last bit on any number of
-devices of a kind.
+The search is exact and never holds the similarities of all pairs. Train images are divided into blocks of fixed size. Each
+device goes through its share of the blocks and keeps the best k so far; then the devices' best are merged. Every product is
+of one block of test images with one block of train images, and the blocks do not depend on the number of devices; among
+equally similar images, the first counts as nearer. The result is therefore bit-identical on any number of devices of the
+same kind.
 """
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -33,23 +34,23 @@ def knn_predict(
     train_block: int = 2048,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """The class with most votes for each test image.
+    """The class with the most votes for each test image.
 
     Args:
-      train_features: (n, F) floats, of any length: they are normalised here; likewise test_features (m, F).
+      train_features: (n, F) floats, not necessarily normalised; likewise test_features (m, F).
       train_labels: (n,) integers from 0 to num_classes - 1.
-      k: how many neighbours vote, at most n; or several such numbers, all answered by one search.
-      block, train_block: test and train images at a time. A device holds its share of the train features, 4·n·F bytes over
-        the number of devices, and beside it about 12·block·(train_block + 2·k) bytes while it searches.
-      mesh: whose devices share the search; by default the first local device alone.
+      k: the number of neighbours that vote, at most n; or several such numbers, which share one search.
+      block, train_block: test and train images per product. A device holds its share of the train features, 4·n·F bytes
+        divided by the number of devices, and about 12·block·(train_block + 2·k) bytes more during the search.
+      mesh: its devices share the search; by default only the first local device is used.
 
     Returns:
-      (m,) int32, or (number of k, m) where k is several; of classes with equally many votes, the lowest number.
+      (m,) int32, or (number of k, m) for several k. On a tie the class with the lowest number wins.
 
     Raises:
-      ValueError: shapes that do not fit, k outside 1 to n, labels outside the range, features that are not finite.
+      ValueError: shapes that do not match, k outside 1 to n, labels out of range, features that are not finite.
     """
-    ks = [k] if np.ndim(k) == 0 else list(k)
+    ks = [k] if isinstance(k, int | np.integer) else list(k)
     n, m = len(train_features), len(test_features)
     if np.ndim(train_features) != 2 or np.ndim(test_features) != 2 or train_features.shape[1] != test_features.shape[1]:
         raise ValueError(
@@ -69,27 +70,41 @@ def knn_predict(
     predicted = np.zeros((len(ks), m), np.int32)
     found = _nearest(train_features, test_features, k=max(ks), block=block, train_block=train_block, mesh=mesh)
     for rows, similarity, index in found:
-        # On the host, in float64: some accelerators add up scattered numbers in an order that changes.
+        # On the host, in float64: some accelerators sum scattered numbers in a varying order.
         weights = np.exp((similarity.astype(np.float64) - 1) / temperature)  # -1 keeps it from overflowing
         cells = np.arange(len(rows))[:, None] * num_classes + np.asarray(train_labels)[index]
         for i, one in enumerate(ks):
             votes = np.bincount(cells[:, :one].ravel(), weights[:, :one].ravel(), len(rows) * num_classes)
             predicted[i, rows] = votes.reshape(len(rows), num_classes).argmax(axis=1)
-    return predicted[0] if np.ndim(k) == 0 else predicted
+    return predicted[0] if isinstance(k, int | np.integer) else predicted
 
 
+@overload
 def knn_accuracy(
     train_features: np.ndarray,
     train_labels: np.ndarray,
     test_features: np.ndarray,
     test_labels: np.ndarray,
-    **settings,
-) -> float | list[float]:
-    """The fraction of test images whose predicted class is right; settings as for `knn_predict`.
+    *,
+    k: int = 200,
+    **settings: Any,
+) -> float: ...
+@overload
+def knn_accuracy(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    k: Sequence[int],
+    **settings: Any,
+) -> list[float]: ...
+def knn_accuracy(train_features, train_labels, test_features, test_labels, *, k=200, **settings):
+    """The fraction of test images that are classified correctly, or a list of them for several k.
 
-    A list where k is several.
+    Settings are those of `knn_predict`.
     """
-    predicted = knn_predict(train_features, train_labels, test_features, **settings)
+    predicted = knn_predict(train_features, train_labels, test_features, k=k, **settings)
     right = np.mean(predicted == np.asarray(test_labels), axis=-1)
     return right.tolist() if predicted.ndim > 1 else float(right)
 
@@ -97,7 +112,7 @@ def knn_accuracy(
 def _nearest(
     train_features: np.ndarray, test_features: np.ndarray, *, k: int, block: int, train_block: int, mesh: Mesh | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For one block of test images after the other: their rows (b,), similarities (b, k) falling, train images (b, k)."""
+    """For each block of test images: their rows (b,), decreasing similarities (b, k), and train images (b, k)."""
     if mesh is None:
         mesh = jax.make_mesh(
             (1,), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1]
@@ -107,10 +122,10 @@ def _nearest(
     blocks = -(-n // (train_block * mesh.size)) * mesh.size
 
     def share(index):
-        """The blocks that a device asks for: its images normalised, the rest zero."""
+        """A device's blocks of normalised train images, padded with zeros."""
         start, stop, _ = index[0].indices(blocks)
         part = np.zeros((stop - start, train_block, width), np.float32)
-        for number, block in zip(range(start, stop), part, strict=True):  # one by one: no second copy of all
+        for number, block in zip(range(start, stop), part, strict=True):  # one by one, to avoid a second copy of all
             rows = _unit(train_features[number * train_block : (number + 1) * train_block])
             block[: len(rows)] = rows
         return part
@@ -119,7 +134,7 @@ def _nearest(
     search = _search(mesh, k, n)
     for start in range(0, m, block):
         rows = _unit(test_features[start : start + block])
-        padded = np.pad(rows, ((0, block - len(rows)), (0, 0)))  # one shape, one compilation
+        padded = np.pad(rows, ((0, block - len(rows)), (0, 0)))  # one shape, so that it compiles once
         test = jax.make_array_from_callback(padded.shape, mesh_lib.everywhere(mesh), lambda index, p=padded: p[index])
         similarity, index = (np.asarray(array)[: len(rows)] for array in search(train, test))
         yield np.arange(start, start + len(rows)), similarity, index
@@ -131,7 +146,7 @@ def _search(mesh: Mesh, k: int, n: int):
     axes = mesh.axis_names
 
     def best(similarity, index):
-        top, place = jax.lax.top_k(similarity, k)  # of equal ones the first: the train image of lower number
+        top, place = jax.lax.top_k(similarity, k)  # among equals the first: the train image with the lower number
         return top, jnp.take_along_axis(index, place, axis=1)
 
     def search(train, test):
@@ -140,7 +155,7 @@ def _search(mesh: Mesh, k: int, n: int):
 
         def pass_through(held, block):
             number, rows = block
-            # TF32 or bf16 products would reorder near neighbours.
+            # TF32 or bfloat16 products would reorder close neighbours.
             similarity = jnp.matmul(test, rows.T, precision="highest")
             index = (first + number) * size + jnp.arange(size, dtype=jnp.int32)
             similarity = jnp.where(index[None, :] < n, similarity, -jnp.inf)
@@ -152,13 +167,13 @@ def _search(mesh: Mesh, k: int, n: int):
         return best(*(jax.lax.all_gather(part, axes, axis=1, tiled=True) for part in held))
 
     sharded, whole = PartitionSpec(axes), PartitionSpec()
-    # check_vma would want to be told that what all_gather and top_k give is the same on all devices.
+    # check_vma cannot see that the results of all_gather and top_k are the same on all devices.
     mapped = jax.shard_map(search, mesh=mesh, in_specs=(sharded, whole), out_specs=(whole, whole), check_vma=False)
     return jax.jit(mapped)
 
 
 def _finite(features: np.ndarray) -> bool:
-    """By blocks: the test's own array would be as long as a million images are many."""
+    """Checks block by block, to avoid a mask as large as the features."""
     return all(np.isfinite(features[i : i + 65536]).all() for i in range(0, len(features), 65536))
 
 

@@ -1,7 +1,7 @@
-"""Metrics as sums that merge: an image is counted once, whatever batches, devices and processes it came by.
+"""Metrics as sums: every image counts once, however images are divided into batches, devices and processes.
 
-Averages of averages would weigh an incomplete last batch like a whole one. Here a batch adds to counts, counts add up, and
-only the end divides.
+Averaging averages would give an incomplete last batch the weight of a whole one. Here batches add to counts, and the
+division comes at the end.
 """
 
 import dataclasses
@@ -10,23 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Sums = dict[str, jax.Array]  # of one batch: (), int32 but for "nll"
+Sums = dict[str, jax.Array]  # of one batch: (), int32 except "nll"
 
 
 def count_hits(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
-    """What a batch adds to `Counts`; to be traced.
+    """A batch's contribution to `Counts`; can be traced.
 
-    The rank of an image's label is how many classes stand before it: those with a higher logit, and of equal ones the
-    lower numbers, as argmax has it. A logit that is not a number stands before all others, so that it is never a hit.
+    The rank of an image's label is the number of classes before it: those with a higher logit, and among equal ones those
+    with a lower number, as in argmax. A NaN ranks before all numbers, so that it never makes a hit.
 
     Args:
-      logits: (n, C) floats; labels: (n,) integers from 0 to C - 1; mask: (n,) bool, false where a row is padding.
+      logits: (n, C) floats; labels: (n,) integers from 0 to C - 1; mask: (n,) bool, false for padding.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     classes = jnp.arange(logits.shape[1], dtype=jnp.int32)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)  # (n, 1)
     equal_before = (logits == own) & (classes[None, :] < labels[:, None])
-    rank = jnp.sum(~(logits <= own) | equal_before, axis=1)  # ~(≤) and not >: NaN counts as before
+    rank = jnp.sum(~(logits <= own) | equal_before, axis=1)  # ~(≤) instead of >, so that NaN ranks first
     nll = jax.nn.logsumexp(logits, axis=1) - own[:, 0]
     return {
         "images": jnp.sum(mask, dtype=jnp.int32),
@@ -38,7 +38,7 @@ def count_hits(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """How many images were seen, and of how many the label was the first, or among the first five."""
+    """The number of images, and of those whose label ranked first or among the first five."""
 
     images: int = 0
     top1: int = 0
@@ -47,8 +47,8 @@ class Counts:
 
     @classmethod
     def of(cls, sums: Sums) -> "Counts":
-        """From what `count_hits` gave, on the host."""
-        return cls(*(int(sums[name]) for name in ("images", "top1", "top5")), float(sums["nll"]))
+        """From the result of `count_hits`, on the host."""
+        return cls(int(sums["images"]), int(sums["top1"]), int(sums["top5"]), float(sums["nll"]))
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -60,15 +60,15 @@ class Counts:
           ValueError: no image was counted.
         """
         if not self.images:
-            raise ValueError("no image was counted; there is nothing to divide by.")
+            raise ValueError("no image was counted, so there is no mean.")
         n = self.images
         return {"top1": self.top1 / n, "top5": self.top5 / n, "loss": self.nll / n, "images": n}
 
 
 def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> dict[str, float]:
-    """Average precision of one class, by both rules in use.
+    """Average precision of one class, by the two rules in use.
 
-    Images with equal scores come together: none of them is preferred.
+    Images with equal scores are treated as one group, so that their order does not matter.
 
     Args:
       scores: (n,) floats; is_positive: (n,) bool, at least one of them true.
@@ -76,7 +76,7 @@ def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> dict[str, 
     Returns:
       "voc07": the mean, over recalls 0, 0.1, …, 1, of the highest precision at that recall or beyond (Everingham et al.
       2010, section 4.2; the VOC07 development kit). "all_points": the sum over all points of precision times the rise of
-      recall, as `sklearn.metrics.average_precision_score` has it, without interpolation.
+      recall, without interpolation, as in `sklearn.metrics.average_precision_score`.
 
     Raises:
       ValueError: no positive, scores that are not finite, or shapes that differ.
@@ -88,13 +88,13 @@ def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> dict[str, 
         raise ValueError("some scores are not finite.")
     total = int(is_positive.sum())
     if not total:
-        raise ValueError("no image is positive; there is no precision to speak of.")
+        raise ValueError("no image is positive, so precision is undefined.")
     order = np.argsort(-scores, kind="stable")
     last_of_ties = np.append(np.diff(scores[order]) != 0, True)
     hits = np.cumsum(is_positive[order])[last_of_ties]
     precision = hits / (np.flatnonzero(last_of_ties) + 1)
     best_beyond = np.maximum.accumulate(precision[::-1])[::-1]
-    # In whole numbers: hits/total ≥ i/10 would fall to this side or that by a rounding.
+    # In integers, because hits/total ≥ i/10 would depend on rounding.
     eleven = [best_beyond[10 * hits >= i * total].max() for i in range(11)]
     rises = np.diff(hits, prepend=0) / total
     return {"voc07": float(np.mean(eleven)), "all_points": float(np.sum(rises * precision))}

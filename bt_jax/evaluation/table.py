@@ -1,9 +1,9 @@
-"""The paper's tables from results, with the paper's numbers beside them.
+"""The paper's tables for one's own results, next to the paper's numbers.
 
     python -m bt_jax.evaluation.table WORKDIR…
 
-Each WORKDIR is that of an evaluation; results that differ in nothing but their seeds are one row. Rows marked "paper" are Zbontar et al. 2021 (arXiv 2103.03230): ResNet-50, 1000
-epochs on ImageNet. They are theirs and were not measured here.
+Each WORKDIR holds an evaluation; results that differ only in their seeds share a row. Rows marked "paper" are copied from
+Zbontar et al. 2021 (arXiv 2103.03230): ResNet-50, 1000 epochs on ImageNet. They were not measured with bt_jax.
 """
 
 import json
@@ -27,10 +27,10 @@ PAPER_TRANSFER = {
 
 
 def tables(results: Sequence[tuple[str, Result]]) -> str:
-    """Markdown tables of all that there are results for.
+    """Markdown tables for all tasks that have results.
 
     Args:
-      results: (the folder it comes from, the content of a <task>.json).
+      results: (folder, content of its <task>.json).
     """
     parts = []
     for task, make in (("linear", _linear), ("finetune", _finetune), ("transfer", _transfer), ("knn", _knn)):
@@ -41,7 +41,7 @@ def tables(results: Sequence[tuple[str, Result]]) -> str:
 
 
 def merged(results: Sequence[tuple[str, Result]]) -> list[tuple[str, Result]]:
-    """One result for those of the same evaluation with other seeds, which may have been jobs of their own.
+    """Merges results of the same evaluation with different seeds, which may come from separate jobs.
 
     Raises:
       UserError: two of them have the same seed.
@@ -57,7 +57,7 @@ def merged(results: Sequence[tuple[str, Result]]) -> list[tuple[str, Result]]:
         seeds = [run["seed"] for run in runs]
         if len(set(seeds)) < len(seeds):
             folders = ", ".join(folder for folder, _ in group)
-            raise UserError(f"{folders} hold results of the same seed ({sorted(seeds)}); name each once.")
+            raise UserError(f"{folders} hold results of the same seed ({sorted(seeds)}); name each result once.")
         first = group[0][1] | {"seeds": seeds, "runs": runs, **summary_of_runs(runs)}
         together.append((", ".join(folder for folder, _ in group), first))
     return together
@@ -95,7 +95,7 @@ def _finetune(results: list[tuple[str, Result]]) -> str:
     rows = []
     for folder, result in results:
         data = result["data"]
-        share = f"{data['percent']:g} %" if data["percent"] else f"{data['per_class']} a class"
+        share = f"{data['percent']:g} %" if data["percent"] else f"{data['per_class']} per class"
         kind = "from scratch (supervised)" if result["checkpoint"] is None else _encoder(result)
         cells = [mean_and_spread(result, name) for name in ("final.top1", "final.top5", "best.top1")]
         order = (data["labels"], result["checkpoint"] is not None)
@@ -150,10 +150,10 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
 
 
 def main(folders: Sequence[str], say: Callable[[str], None] = print) -> None:
-    """Prints the tables of these folders' results.
+    """Prints the tables for the results in these folders.
 
     Raises:
-      UserError: none is named, one holds no result, or two hold that of the same seed.
+      UserError: no folder is named, one holds no result, or two hold results of the same seed.
     """
     if not folders or any(folder.startswith("-") for folder in folders):
         raise UserError("name the workdirs of evaluations: python -m bt_jax.evaluation.table WORKDIR…")

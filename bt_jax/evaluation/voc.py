@@ -1,15 +1,16 @@
-"""VOC07 classification by linear SVMs on frozen features (paper, section 3.3, Table 3).
+"""VOC07 classification with linear SVMs on frozen features (paper, section 3.3, Table 3).
 
-One SVM a class on features of length 1, its C by cross-validation on the train images; the score is average precision,
-averaged over the classes, by the 11-point rule of VOC07 and by all points. Images where a class has only difficult objects
-count neither for nor against it.
+One SVM per class on features of length 1, with C chosen by cross-validation on the train images. The score is the mean
+average precision over the classes, by VOC07's 11-point rule and by all points. Images in which a class has only difficult
+objects are ignored for that class.
 
-Source: Goyal et al. 2019 (arXiv 1905.01235), as VISSL does it: squared hinge, positives weighing twice, three folds.
+Source: Goyal et al. 2019 (arXiv 1905.01235), as in VISSL: squared hinge loss, positives with weight 2, three folds.
 """
 
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -24,11 +25,14 @@ from bt_jax.evaluation.metrics import average_precision
 from bt_jax.evaluation.results import Result, make_result, mean_and_spread, write_result
 from bt_jax.runtime import processes
 
-_LONG = 7 * 86400  # seconds that the other processes wait for the first one's SVMs; one that is gone ends them before
+_LONG = 7 * 86400  # seconds that the other processes wait for the first one's SVMs; if it dies, they end earlier
 
 
 class VocEvaluation(Evaluation):
-    """The two splits of VOC; their "labels" are the images' numbers."""
+    """The two splits of VOC; as "labels" they have the images' numbers."""
+
+    train: Any  # of voc_source, with `targets`
+    test: Any
 
     def _source(self, split: str) -> Source:
         return voc_source(self.config.data, split)
@@ -42,27 +46,28 @@ class VocEvaluation(Evaluation):
             ]
             if absent:
                 raise UserError(
-                    f"{len(absent)} of the {source.num_classes} classes have no image in {source.name} ({', '.join(absent[:3])}): "
-                    "it has no labels, or not all of them."
+                    f"{len(absent)} of the {source.num_classes} classes have no image in {source.name} "
+                    f"({', '.join(absent[:3])}), so its labels are missing or incomplete."
                 )
 
     def _check_labels(self, labels: np.ndarray, source: Source) -> None:
-        del labels, source  # they are numbers
+        del labels, source  # they are image numbers
 
 
 def evaluate_voc(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
-    """The task `transfer` with protocol "svm", in processes that are joined, on a mesh."""
+    """The task `transfer` with protocol "svm", in joined processes, on a mesh."""
     evaluation = VocEvaluation(config, workdir, mesh)
     settings = config.transfer
     protocol = (
-        f"frozen encoder; a linear SVM a class on features of length 1, C of {', '.join(f'{c:g}' for c in settings.svm_costs)} "
-        f"by {settings.svm_folds}-fold cross-validation; mAP by the 11-point rule of VOC07, and by all points"
+        f"frozen encoder; one linear SVM per class on features of length 1, C from "
+        f"{', '.join(f'{c:g}' for c in settings.svm_costs)} by {settings.svm_folds}-fold cross-validation; mAP by VOC07's "
+        "11-point rule and by all points"
     )
     evaluation.begin(protocol)
     train, train_images = evaluation.features(evaluation.train)
     test, test_images = evaluation.features(evaluation.test)
     if not evaluation.is_first:
-        processes.agree("SVMs", {}, seconds=_LONG)  # one that ends would not be waited for, and take the first with it
+        processes.agree("SVMs", {}, seconds=_LONG)  # a process that exits now would end the first one too
         return {}
     runs = []
     for seed in range(config.seed, config.seed + config.repeats):
@@ -77,7 +82,7 @@ def evaluate_voc(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
             seed=seed,
         )
         if found["not_converged"]:
-            evaluation.say(f"note      {found['not_converged']} of the SVMs stopped before they had converged")
+            evaluation.say(f"note      {found['not_converged']} of the SVMs did not converge")
         runs.append({"seed": seed} | found)
     result = make_result(
         config, protocol=protocol, data=evaluation.data_facts(), checkpoint=evaluation.judged.facts, runs=runs
@@ -85,7 +90,7 @@ def evaluate_voc(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
     write_result(workdir, result)
     processes.agree("SVMs", {}, seconds=_LONG)
     evaluation.say(
-        f"\nmAP, VOC07's 11 points  {mean_and_spread(result, 'map_voc07')}\n"
+        f"\nmAP, 11-point rule      {mean_and_spread(result, 'map_voc07')}\n"
         f"mAP, all points         {mean_and_spread(result, 'map_all_points')}\n"
         f"result                  {workdir / (config.task + '.json')}"
     )
@@ -103,20 +108,21 @@ def svm_average_precisions(
     folds: int = 3,
     seed: int = 0,
 ) -> Result:
-    """Fits an SVM a class and scores it.
+    """Fits one SVM per class and scores it.
 
     Args:
-      train, test: features (n, F) and (m, F), of any length.
-      train_targets, test_targets: (n, C) and (m, C) integers: 1 of the class, -1 not, 0 does not count.
-      costs: C is the one with the highest mean average precision (11 points) over the folds, the smallest of equals.
-      seed: of the folds.
+      train, test: features (n, F) and (m, F), not necessarily normalised.
+      train_targets, test_targets: (n, C) and (m, C) integers: 1 positive, -1 negative, 0 ignored.
+      costs: candidates for C; the one with the highest mean average precision (11 points) over the folds is chosen, the
+        smallest on a tie.
+      seed: for the folds.
 
     Returns:
       {"map_voc07", "map_all_points", "average_precision": {class: {"voc07", "all_points"}}, "cost": {class: C},
-      "not_converged": how many of the last fits}.
+      "not_converged": number of final fits}.
 
     Raises:
-      UserError: a class has fewer positive or negative train images than there are folds, or no positive test image.
+      UserError: a class has fewer positive or negative train images than folds, or no positive test image.
     """
     from sklearn.model_selection import StratifiedKFold
 
@@ -126,7 +132,7 @@ def svm_average_precisions(
         if few < folds:
             raise UserError(f"class {name} has {few} positive or negative train images; {folds} folds need that many.")
         if not (of_test > 0).any():
-            raise UserError(f"class {name} has no positive test image; its average precision means nothing.")
+            raise UserError(f"class {name} has no positive test image, so its average precision is undefined.")
 
     def one_class(number: int):
         counts = train_targets[:, number] != 0
@@ -146,8 +152,8 @@ def svm_average_precisions(
         precision = average_precision(last.decision_function(test[seen]), test_targets[seen, number] > 0)
         return precision, cost, int(np.max(last.n_iter_)) >= last.max_iter
 
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # liblinear lets other threads run
-        warnings.simplefilter("ignore")  # of fits that did not converge: they are counted
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # liblinear releases the GIL
+        warnings.simplefilter("ignore")  # about fits that did not converge, which are counted
         found = list(pool.map(one_class, range(len(class_names))))
     precisions = dict(zip(class_names, (precision for precision, _, _ in found), strict=True))
     return {

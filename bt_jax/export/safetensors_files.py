@@ -1,13 +1,14 @@
-"""safetensors files: eight bytes that tell the length of a JSON header, the header, and the tensors' bytes.
+"""safetensors files: eight bytes with the length of a JSON header, the header, and the tensors' bytes.
 
-Read and written here rather than by the package of that name: the format is these few lines, objects in gs:// are read like
-files, and bfloat16 comes as the dtype that JAX has for it. Nothing that a header claims is believed unseen.
+This replaces the package safetensors: the format needs few lines, files in gs:// can be read too, and bfloat16 becomes the
+dtype that JAX uses. Everything that a header claims is checked.
 Format: https://github.com/huggingface/safetensors#format
 """
 
 import json
 import math
 from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -21,19 +22,19 @@ _DTYPES = {
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-_LARGEST_HEADER = 100_000_000  # bytes; the package's own limit
+_LARGEST_HEADER = 100_000_000  # bytes; the limit of the package safetensors
 
 
 def write_safetensors(path: epath.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes arrays by name; the whole file is put together in memory.
+    """Writes arrays by name; the file is assembled in memory.
 
     Args:
-      metadata: texts by name, for whoever looks for them.
+      metadata: strings by name, stored in the header.
     """
-    header, parts, end = {"__metadata__": dict(metadata)}, [], 0
-    for name, array in sorted(
-        tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
-    ):  # keeps all aligned
+    header: dict[str, dict[str, Any]] = {"__metadata__": dict(metadata)}
+    parts, end = [], 0
+    # The largest items first, which keeps every tensor aligned.
+    for name, array in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
         begin, end = end, end + array.nbytes
         header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
         parts.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
@@ -46,7 +47,7 @@ def read_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str,
     """All arrays of a file by name, and its metadata.
 
     Raises:
-      UserError: the header is absurd, or the file does not hold what it claims.
+      UserError: the header is invalid, or the file does not match it.
     """
     try:
         with path.open("rb") as file:
@@ -54,10 +55,10 @@ def read_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str,
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):
-                raise ValueError(f"its header claims {length:,} bytes, and the file has {size:,}")
+                raise ValueError(f"its header claims {length:,} bytes, but the file has {size:,}")
             header = json.loads(file.read(length), object_pairs_hook=_once_each)
             if not isinstance(header, dict):
-                raise ValueError("its header is no JSON object")
+                raise ValueError("its header is not a JSON object")
             metadata = header.pop("__metadata__", {})
             places = _checked(header, size - 8 - length)
             tensors = {}
@@ -66,42 +67,40 @@ def read_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str,
                 tensors[name] = np.frombuffer(file.read(end - begin), dtype.newbyteorder("<")).reshape(shape)
             return tensors, metadata if isinstance(metadata, dict) else {}
     except (ValueError, OSError, RecursionError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a safetensors file that can be read ({first_line(error)}).") from None
+        raise UserError(f"{path} is not a readable safetensors file ({first_line(error)}).") from None
 
 
 def _once_each(pairs: list) -> dict:
     if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError("its header has a name twice")
+        raise ValueError("its header has a duplicate name")
     return dict(pairs)
 
 
 def _checked(header: dict, size: int) -> dict[str, tuple]:
-    """(dtype, shape, begin, end) of each tensor, once they have proved to fill `size` bytes without overlap or gap."""
+    """(dtype, shape, begin, end) of each tensor; they must fill `size` bytes without overlaps or gaps."""
     places = {}
     for name, entry in header.items():
         if not isinstance(entry, dict):
-            raise ValueError(f"the entry of {name[:80]!r} is no JSON object")
+            raise ValueError(f"the entry of {name[:80]!r} is not a JSON object")
         dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
         if dtype not in _DTYPES:
-            raise ValueError(f"{name[:80]} is of dtype {str(dtype)[:20]!r}; known are {', '.join(_DTYPES)}")
+            raise ValueError(f"{name[:80]} has dtype {str(dtype)[:20]!r}; known dtypes: {', '.join(_DTYPES)}")
         if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-            raise ValueError(f"the shape or place of {name[:80]} is not a list of natural numbers")
+            raise ValueError(f"the shape or offsets of {name[:80]} are not lists of natural numbers")
         if math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != offsets[1] - offsets[0]:
             raise ValueError(
-                f"{name[:80]} is {dtype} {str(tuple(shape))[:60]} in {offsets[1] - offsets[0]:,} bytes, which does not fit"
+                f"{name[:80]} is {dtype} {str(tuple(shape))[:60]} but has {offsets[1] - offsets[0]:,} bytes"
             )
         places[name] = (np.dtype(_DTYPES[dtype]), tuple(shape), *offsets)
     end = 0
     for name, (_, _, begin, until) in sorted(places.items(), key=lambda item: item[1][2:]):
         if begin != end:
-            raise ValueError(
-                f"{name[:80]} begins at byte {begin:,} and not at {end:,}, where the tensor before it ends"
-            )
+            raise ValueError(f"{name[:80]} begins at byte {begin:,}, but the previous tensor ends at {end:,}")
         end = until
     if end != size:
-        raise ValueError(f"its tensors take {end:,} bytes, and {size:,} are there")
+        raise ValueError(f"its tensors take {end:,} bytes, but the file has {size:,}")
     return places
 
 
-def _naturals(values) -> bool:
+def _naturals(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**60 for v in values) and len(values) <= 32

@@ -1,14 +1,14 @@
-"""PyTorch's own files (.pth), read without PyTorch and without running anything that stands in them.
+"""Reads PyTorch files (.pth) without PyTorch, and without running any code that they contain.
 
-A .pth is a pickle: a program that may call whatever Python can import. The reader here knows dicts, lists, numbers, texts and
-tensors, and refuses every other name before anything is called. Both formats are read: the zip archive of PyTorch 1.6 and
-after, and the stream of pickles before it. Format: torch/serialization.py.
+A .pth is a pickle, a program that may call anything Python can import. This reader knows dicts, lists, numbers, strings and
+tensors, and refuses every other name before anything is called. It reads both formats: the zip archive of PyTorch 1.6 and
+later, and the older stream of pickles. Format: torch/serialization.py.
 """
 
 import math
 import pickle
 import zipfile
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -22,18 +22,19 @@ _STORAGES = {
     "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }  # fmt: skip
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format
-_LARGEST_PICKLE = 64 * 2**20  # bytes, without the tensors' own; that of a ResNet-50 has 30 kB
-# The official checkpoint.pth of 2021 refers to this function of its main.py among the optimiser's settings.
+_LARGEST_PICKLE = 64 * 2**20  # bytes, without the tensors' data; a ResNet-50's has 30 kB
+# The official checkpoint.pth of 2021 refers to this function of its main.py in the optimizer's settings.
 _INERT = {("__main__", "exclude_bias_and_norm"), ("__mp_main__", "exclude_bias_and_norm")}
 
 
 def read_torch(path: epath.Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict by name: of the file's only dict, or of the one under `model` or `state_dict` in it.
+    """The tensors of a state dict by name: the file's only dict, or its entry `model` or `state_dict`.
 
-    Only these are read; an optimiser's beside them are not. Arrays are of the file's dtypes.
+    Other tensors, such as an optimizer's, are not read. Arrays have the file's dtypes.
 
     Raises:
-      UserError: the file holds anything but tensors in dicts (named), no state dict, or is no such file.
+      UserError: the file holds something other than tensors in dicts (which is named), holds no state dict, or is not a
+        PyTorch file.
     """
     try:
         with path.open("rb") as file:
@@ -44,42 +45,42 @@ def read_torch(path: epath.Path) -> dict[str, np.ndarray]:
             return {name: tensor.read(content) for name, tensor in tensors.items()}
     except _Refused as refused:
         raise UserError(
-            f"{path} holds {refused}, and only tensors in dicts are read, as torch.save(model.state_dict(), …) writes them; "
-            "nothing in it was run."
+            f"{path} holds {refused}, but only dicts of tensors can be read, as written by "
+            "torch.save(model.state_dict(), …); no code in it was run."
         ) from None
-    # A broken or malicious file can make the parsers stumble anywhere; a bug of ours would show on sound files, in tests.
+    # A broken or malicious file can make the parsers fail anywhere; bugs of this module show on valid files, in tests.
     except Exception as error:
-        raise UserError(f"{path} is not a file of PyTorch tensors that can be read ({first_line(error)}).") from None
+        raise UserError(f"{path} is not a readable file of PyTorch tensors ({first_line(error)}).") from None
 
 
 class _Refused(Exception):
-    """Names what a file must not hold."""
+    """The file holds something that is not allowed, which the text names."""
 
 
 class _Storage:
-    """Numbers in a file, not yet read."""
+    """Numbers in a file, not read yet."""
 
     __slots__ = ("dtype", "key", "numel")
 
     def __init__(self, dtype, key, numel):
         if not (isinstance(key, str) and type(numel) is int and numel >= 0):
-            raise ValueError("a storage without name or size")
+            raise ValueError("a storage without a name or size")
         self.dtype, self.key, self.numel = np.dtype(dtype), key, numel
 
 
 class _Tensor:
-    """A view of a storage, not yet read."""
+    """A view of a storage, not read yet."""
 
     __slots__ = ("offset", "shape", "storage", "strides")
 
     def __init__(self, storage, offset, shape, strides):
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError("a tensor without storage or shape")
+            raise ValueError("a tensor without a storage or shape")
         if len(shape) != len(strides) or len(shape) > 32:
             raise ValueError(f"a tensor of shape {shape} with strides {strides}")
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-        # The product as well: a stride of 0 repeats one number as often as the shape claims.
+        # The product too: a stride of 0 repeats one number as often as the shape claims.
         if math.prod(shape) > storage.numel or (math.prod(shape) and last >= storage.numel):
             raise ValueError(f"a tensor of shape {shape} in a storage of {storage.numel}")
         self.storage, self.offset, self.shape, self.strides = storage, offset, tuple(shape), tuple(strides)
@@ -91,7 +92,7 @@ class _Tensor:
         return view.astype(view.dtype.newbyteorder("="), order="C")
 
 
-# What a pickle may call: objects without a place for attributes, so that it cannot change them either.
+# What a pickle may call: objects without attributes, so that the pickle cannot change them.
 
 
 class _RebuildTensor:
@@ -109,7 +110,7 @@ class _RebuildParameter:
 
 
 class _Dict(dict):
-    """An OrderedDict, without what hangs on it (a state dict's `_metadata`)."""
+    """An OrderedDict without its attributes (a state dict's `_metadata`)."""
 
     __slots__ = ()
 
@@ -125,7 +126,7 @@ class _MakeDict:
 
 
 class _Name:
-    """Stands for a name that is referred to and never used; calling it is an error."""
+    """Stands for a name that is referred to but never used; calling it is an error."""
 
     __slots__ = ()
 
@@ -138,7 +139,9 @@ _CALLABLE = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # in Python: the one in C reserves as much memory as a pickle's index claims
+class _Unpickler(
+    pickle._Unpickler
+):  # the one in Python: the one in C reserves as much memory as a pickle's index claims
     """Every name in a pickle goes through `find_class`, every storage through `persistent_load`."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -167,11 +170,11 @@ class _Zip:
         self._archive = zipfile.ZipFile(file)
         pickles = [info for info in self._archive.infolist() if info.filename.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise ValueError(f"a zip archive with {len(pickles)} files data.pkl, and not one")
+            raise ValueError(f"a zip archive with {len(pickles)} files data.pkl instead of one")
         self._root = pickles[0].filename.removesuffix("data.pkl")
         order = f"{self._root}byteorder"
         big = order in self._archive.namelist() and self._member(order, 10).strip() == b"big"
-        self._order = ">" if big else "<"
+        self._order: Literal["<", ">"] = ">" if big else "<"
         with self._open(pickles[0], _LARGEST_PICKLE) as member:
             self.tree = _Unpickler(member, encoding="utf-8").load()
 
@@ -185,19 +188,19 @@ class _Zip:
 
     def _open(self, info: zipfile.ZipInfo, most: int) -> IO[bytes]:
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
-            raise ValueError(f"{info.filename[:80]} is compressed, or {info.file_size:,} bytes and not {most:,}")
+            raise ValueError(f"{info.filename[:80]} is compressed, or has {info.file_size:,} bytes, more than {most:,}")
         return self._archive.open(info)
 
 
 class _Stream:
-    """The older format: a magic number, a version, the machine, the tree, the storages' keys, their sizes and numbers."""
+    """The older format: a magic number, a version, the machine, the tree, and the storages' keys, sizes and numbers."""
 
     def __init__(self, file: IO[bytes]):
         if _Unpickler(file).load() != _MAGIC:
-            raise ValueError("it has not PyTorch's mark")
+            raise ValueError("it lacks PyTorch's magic number")
         _Unpickler(file).load()
         machine = _Unpickler(file).load()
-        self._order = "<" if machine["little_endian"] else ">"
+        self._order: Literal["<", ">"] = "<" if machine["little_endian"] else ">"
         seen: dict[str, _Storage] = {}
         unpickler = _Unpickler(file, encoding="utf-8")
         unpickler.persistent_load = lambda pid: seen.setdefault(pid[2], _Unpickler.persistent_load(unpickler, pid))
@@ -208,7 +211,7 @@ class _Stream:
             storage = seen[key]
             numel = int.from_bytes(file.read(8), "little" if self._order == "<" else "big")
             if numel != storage.numel:
-                raise ValueError(f"a storage of {numel:,} numbers and not {storage.numel:,}")
+                raise ValueError(f"a storage of {numel:,} numbers instead of {storage.numel:,}")
             self._places[key] = file.tell()
             file.seek(numel * storage.dtype.itemsize, 1)
             size = size or _size(file)
@@ -229,9 +232,9 @@ def _size(file: IO[bytes]) -> int:
 
 
 def _state_dict(tree: Any) -> dict[str, _Tensor]:
-    """The dict of tensors in what a file holds."""
+    """The dict of tensors in a file's content."""
     if not isinstance(tree, dict):
-        raise _Refused(f"a {type(tree).__name__.lstrip('_')} and no dict")
+        raise _Refused(f"a {type(tree).__name__.lstrip('_')} instead of a dict")
     inner = [name for name in ("model", "state_dict") if isinstance(tree.get(name), dict)]
     if len(inner) == 1 or not any(isinstance(value, _Tensor) for value in tree.values()):
         if len(inner) != 1:
@@ -241,5 +244,5 @@ def _state_dict(tree: Any) -> dict[str, _Tensor]:
         tree = tree[inner[0]]
     for name, value in tree.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
-            raise _Refused(f"{str(name)[:80]!r}, a {type(value).__name__.lstrip('_')} in the place of a tensor")
+            raise _Refused(f"{str(name)[:80]!r}, a {type(value).__name__.lstrip('_')} instead of a tensor")
     return dict(tree)

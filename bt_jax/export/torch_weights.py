@@ -5,11 +5,11 @@
     batch norm    weight, bias               <->  params/…/scale, bias
                   running_mean, running_var  <->  batch_stats/…/mean, var
 
-`num_batches_tracked`, which PyTorch counts and uses for nothing here, rides along in batch_stats/…/batches (an encoder's
-`apply` does not look at it), so that a round trip gives back every tensor, bit for bit.
+`num_batches_tracked`, which nothing here uses, is kept in batch_stats/…/batches (an encoder's `apply` ignores it), so that a
+round trip returns every tensor bit for bit.
 
 A file often holds more than an encoder, or wraps it: `weights_of_state_dict` finds the encoder by torchvision's names behind
-any prefix (`module.backbone.` in the official checkpoint.pth), the projector and the classifier beside it.
+any prefix (`module.backbone.` in the official checkpoint.pth), and the projector and the classifier next to it.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,11 +39,11 @@ def from_torch(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
       {"params": …, "batch_stats": …} of float32 numpy arrays.
 
     Raises:
-      UserError: names unknown or missing, or shapes wrong: all are listed.
+      UserError: unknown or missing names, or wrong shapes; all are listed.
     """
     if "conv1.weight" not in state_dict or np.ndim(state_dict["conv1.weight"]) != 4:
         raise UserError(
-            f"these are no weights of a {arch}: conv1.weight, (width, 3, 7, 7) or (width, 3, 3, 3), is not there."
+            f"these are not the weights of a {arch}: conv1.weight, (width, 3, 7, 7) or (width, 3, 3, 3), is missing."
         )
     width, _, side, _ = np.shape(state_dict["conv1.weight"])
     encoder = make_encoder(arch, width=width, small_images=side == 3)
@@ -54,11 +54,11 @@ def to_torch(variables: Mapping[str, Tree], arch: str) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`: numpy arrays by torchvision's names, to load with `strict=True`.
 
     Raises:
-      UserError: the variables are not of this architecture.
+      UserError: the variables belong to another architecture.
     """
     params = variables["params"]
     if "conv1" not in params:
-        raise UserError(f"these are no variables of a {arch}: params/conv1 is not there.")
+        raise UserError(f"these are not the variables of a {arch}: params/conv1 is missing.")
     side, _, _, width = np.shape(params["conv1"]["kernel"])
     shapes = _flat(encoder_shapes(make_encoder(arch, width=width, small_images=side == 3)))
     return _convert_back(variables, shapes, _encoder_name, f"a {arch}")
@@ -73,7 +73,7 @@ def projector_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Tree]:
     linear = (n.removesuffix(".weight") for n, v in state_dict.items() if n.endswith(".weight") and np.ndim(v) == 2)
     layers = sorted(int(name) for name in linear if name.isdigit())
     if not layers:
-        raise UserError("these are no weights of a projector: there is no linear layer 0.weight.")
+        raise UserError("these are not the weights of a projector: the linear layer 0.weight is missing.")
     sizes = tuple(np.shape(state_dict[f"{i}.weight"])[0] for i in layers)
     features = np.shape(state_dict[f"{layers[0]}.weight"])[1]
     return _convert(state_dict, _projector_shapes(sizes, features), _projector_name, "a projector")
@@ -90,43 +90,44 @@ def projector_sizes(variables: Mapping[str, Tree]) -> tuple[int, ...]:
     """The widths of a projector's layers, in order.
 
     Raises:
-      UserError: these are no variables of a projector.
+      UserError: these are not the variables of a projector.
     """
     layers = {name: part for name, part in variables["params"].items() if name.startswith("linear")}
     if not layers or layers.keys() != {f"linear{i + 1}" for i in range(len(layers))}:
-        raise UserError("these are no variables of a projector: params/linear1 and those after it are not there.")
+        raise UserError("these are not the variables of a projector: params/linear1, params/linear2, … are missing.")
     return tuple(layers[f"linear{i + 1}"]["kernel"].shape[1] for i in range(len(layers)))
 
 
 def classifier_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Tree]:
-    """A linear classifier's variables, as `LinearClassifier` takes them, from `fc.weight` (classes, F) and `fc.bias`.
+    """The variables of a `LinearClassifier`, from `fc.weight` (classes, F) and `fc.bias`.
 
     Raises:
       UserError: as `from_torch`.
     """
-    classes, features = np.shape(state_dict["fc.weight"]) if np.ndim(state_dict.get("fc.weight")) == 2 else (0, 0)
+    weight = state_dict.get("fc.weight", np.zeros(0))
+    classes, features = np.shape(weight) if np.ndim(weight) == 2 else (0, 0)
     return _convert(state_dict, _classifier_shapes(classes, features), _classifier_name, "a linear classifier")
 
 
 def classifier_to_torch(variables: Mapping[str, Tree]) -> dict[str, np.ndarray]:
-    """The inverse of `classifier_from_torch`: beside an encoder's tensors they are the whole of torchvision's network."""
+    """The inverse of `classifier_from_torch`; together with an encoder's tensors they make up torchvision's network."""
     features, classes = np.shape(variables["params"].get("linear", {}).get("kernel", np.zeros((0, 0))))
     return _convert_back(variables, _classifier_shapes(classes, features), _classifier_name, "a linear classifier")
 
 
 def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> EncoderWeights:
-    """The encoder in a state dict, with the projector and the classifier where they are there too.
+    """The encoder in a state dict, with its projector and classifier if the state dict has them.
 
-    The encoder's names may stand behind a prefix, such as `module.backbone.`; then `module.projector.*` is its projector.
-    `fc.*` beside the encoder's own names is a classifier. The official loss's `bn.*`, running statistics that nothing
-    uses once training is over, is left aside. The architecture, the width and the stem are told by names and shapes.
+    The encoder's names may have a prefix, such as `module.backbone.`; `module.projector.*` is then its projector. `fc.*`
+    with the encoder's prefix is a classifier. The official loss's `bn.*`, running statistics that are not used after
+    training, is ignored. The architecture, the width and the stem are inferred from names and shapes.
 
     Args:
       source: where the tensors come from, for errors and `EncoderWeights.source`.
 
     Raises:
-      UserError: there is no encoder, or more than one; tensors that belong to none of these; as `from_torch`. All are
-        listed.
+      UserError: the state dict has no encoder, or more than one, or tensors that belong to none of these; or as
+        `from_torch`. All are listed.
     """
     ends = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")
     prefixes = [
@@ -148,7 +149,7 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
             parts["projector"][name.removeprefix(f"{outer}projector.")] = value
         elif name.startswith(f"{outer}bn."):
             parts["loss"][name] = value
-        else:  # what does not begin with the prefix keeps its whole name, and is told to be unknown
+        else:  # names without the prefix stay whole, and are reported as unknown
             parts["encoder"][name.removeprefix(prefix)] = value
     arch = architecture_of(parts["encoder"], source)
     width, _, side, _ = np.shape(parts["encoder"]["conv1.weight"])
@@ -165,10 +166,10 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
 
 
 def architecture_of(state_dict: Mapping[str, Any], source: str) -> str:
-    """Which architecture the names are of.
+    """The architecture that the names belong to.
 
     Raises:
-      UserError: of none that there is.
+      UserError: to none that is known.
     """
     names = set(state_dict)
     stages = tuple(
@@ -180,12 +181,12 @@ def architecture_of(state_dict: Mapping[str, Any], source: str) -> str:
             return arch
     raise UserError(
         f"{source} holds a ResNet of {'-'.join(map(str, stages))} {'bottleneck' if bottleneck else 'basic'} blocks; "
-        f"those there are: {', '.join(BLOCKS)}."
+        f"known architectures: {', '.join(BLOCKS)}."
     )
 
 
-def without_counters(variables: Tree) -> Tree:
-    """The variables as their module makes them, without the `batches` that ride along."""
+def without_counters(variables: Mapping[str, Any]) -> Tree:
+    """The variables without the counters `batches`, as their module makes them."""
     return {
         name: without_counters(value) if isinstance(value, Mapping) else value
         for name, value in variables.items()
@@ -220,7 +221,7 @@ def _encoder_name(part: tuple[str, ...]) -> str:
 
 
 def _projector_name(part: tuple[str, ...]) -> str:
-    """linear1, bn1, linear2, … -> 0, 1, 3, …: a ReLU stands between."""
+    """linear1, bn1, linear2, … -> 0, 1, 3, …, as a ReLU comes between."""
     (name,) = part
     number = int(name.lstrip("abcdefghijklmnopqrstuvwxyz"))
     return str(3 * (number - 1) + (1 if name.startswith("bn") else 0))
@@ -238,7 +239,7 @@ def _entries(shapes: Shapes, naming: Callable) -> list[Entry]:
 
 
 def _counters(shapes: Shapes, naming: Callable) -> list[Entry]:
-    """Where each norm's `num_batches_tracked` rides along."""
+    """The place of each norm's `num_batches_tracked`."""
     return [
         (f"{naming(path[1:-1])}.num_batches_tracked", (*path[:-1], "batches")) for path in shapes if path[-1] == "mean"
     ]

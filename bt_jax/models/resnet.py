@@ -29,7 +29,7 @@ def make_resnet(
     if arch not in BLOCKS:
         near = difflib.get_close_matches(arch, BLOCKS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"there is no encoder {arch!r}{hint}; those there are: {', '.join(BLOCKS)}.")
+        raise ValueError(f"there is no encoder {arch!r}{hint}; known encoders: {', '.join(BLOCKS)}.")
     return ResNet(
         blocks=BLOCKS[arch],
         bottleneck=arch in BOTTLENECK,
