@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from bt_jax.engine.checkpoint import Checkpoints, fingerprints, steps_on_disk
+from bt_jax.engine import checkpoint
+from bt_jax.engine.checkpoint import Checkpoints, steps_on_disk
 from bt_jax.errors import UserError
 from bt_jax.runtime import mesh as mesh_lib
 
@@ -128,25 +129,6 @@ def test_every_turned_bit_is_seen(tmp_path, mesh):
     assert seen > 4
 
 
-def test_fingerprints(mesh):
-    """Change with any bit of any kind of array, and not with its sharding."""
-    rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal((8, 3)).astype(t) for t in (np.float32, jnp.bfloat16, np.int8)] + [
-        rng.random(8) < 0.5
-    ]
-    for array in arrays:
-        (expected,) = fingerprints([jnp.asarray(array)]).values()
-        assert list(fingerprints([jax.device_put(array, mesh_lib.over_batch(mesh))]).values()) == [expected]
-        for _ in range(20):
-            raw = bytearray(array.tobytes())
-            place = int(rng.integers(len(raw)))
-            raw[place] ^= 1 if array.dtype == bool else 1 << int(rng.integers(8))
-            other = np.frombuffer(bytes(raw), array.dtype).reshape(array.shape)
-            assert list(fingerprints([jnp.asarray(other)]).values()) != [expected]
-    swapped = arrays[0][::-1].copy()
-    assert fingerprints([jnp.asarray(swapped)]) != fingerprints([jnp.asarray(arrays[0])])
-
-
 def test_what_is_kept(tmp_path, mesh):
     """The newest, those at multiples for good, and the best by score, which are known again after a restart."""
     scores = {1: 0.9, 2: 0.2, 3: 0.4, 4: 0.3, 5: 0.4, 6: 0.1, 7: None, 8: 0.2}
@@ -203,3 +185,45 @@ def test_a_folder_that_cannot_be_written(tmp_path, mesh, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="checkpoints cannot be kept in"):
         Checkpoints(epath.Path(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1]", "a?", "a*"])
+def test_names_that_look_like_patterns(tmp_path, mesh, name, monkeypatch):
+    """All that is saved under them comes back, by a relative path too; the neighbour that the pattern fits is left alone."""
+    (tmp_path / name).mkdir()
+    save(tmp_path / "ab", mesh, [7])
+    save(tmp_path / name / "run", mesh, [1, 2])
+    monkeypatch.chdir(tmp_path / name)
+    checkpoints = Checkpoints(epath.Path("run"))
+    expected = state_at(2, mesh)
+    state, step, notices = checkpoints.restore_newest(like(expected))
+    checkpoints.close()
+    assert (step, notices) == (2, [])
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_the_first_is_read_back(tmp_path, mesh, monkeypatch, capfd):
+    """What was lost, or came out as something else, is told at the next save; no checkpoint has the name of one."""
+    looked, right = [], checkpoint.fingerprints_on_host
+    monkeypatch.setattr(checkpoint, "fingerprints_on_host", lambda state: looked.append(state) or right(state))
+    save(tmp_path / "good", mesh, [1, 2, 3])
+    assert len(looked) == 1
+    monkeypatch.setattr(checkpoint, "fingerprints_on_host", lambda state: {n: v + 1 for n, v in right(state).items()})
+    checkpoints = Checkpoints(epath.Path(tmp_path / "turned"))
+    checkpoints.save(1, state_at(1, mesh))
+    with pytest.raises(
+        UserError, match="the checkpoint of step 1 was written to .*, but cannot be read back .*fingerprint"
+    ):
+        checkpoints.save(2, state_at(2, mesh))
+    checkpoints.close()
+    monkeypatch.setattr(checkpoint, "fingerprints_on_host", right)
+    monkeypatch.setattr(
+        checkpoint, "absolute", lambda path: epath.Path(path).absolute()
+    )  # in which Orbax finds nothing
+    checkpoints = Checkpoints(epath.Path(tmp_path / "[lost]"))
+    checkpoints.save(1, state_at(1, mesh))
+    with pytest.raises(UserError, match="the checkpoint of step 1 was written to .*, but cannot be read back .*NOT_FOUND"):
+        checkpoints.wait()
+    checkpoints.close()
+    assert steps_on_disk(epath.Path(tmp_path / "turned")) == steps_on_disk(epath.Path(tmp_path / "[lost]")) == []
+    assert capfd.readouterr().err == "", "Orbax's own tracebacks stay away"

@@ -15,6 +15,7 @@ from etils import epath
 import bt_jax
 from bt_jax.config import schema as config_lib
 from bt_jax.errors import UserError
+from bt_jax.export import folder as export_folder
 from bt_jax.export.folder import read_folder, write_folder
 from bt_jax.export.torch_weights import classifier_from_torch
 from bt_jax.export.weights import EncoderWeights, encoder_shapes, sha256_of
@@ -206,3 +207,36 @@ def test_the_task(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         export(config, str(tmp_path / "file" / "x"))
+
+
+def test_a_name_that_looks_like_a_pattern(weights, tmp_path, monkeypatch):
+    """What is exported under it comes back; a parent of a relative path may have such a name too."""
+    (tmp_path / "lr=[0.1]").mkdir()
+    monkeypatch.chdir(tmp_path / "lr=[0.1]")
+    write_folder(weights, epath.Path("out"), platforms=())
+    for place in ("out", tmp_path / "lr=[0.1]" / "out"):
+        found = read_folder(epath.Path(place))
+        jax.tree.map(np.testing.assert_array_equal, found.variables, weights.variables)
+
+
+@pytest.mark.parametrize("what", ["tree", "tensors", "program"])
+def test_an_export_is_read_back(weights, tmp_path, monkeypatch, what):
+    """Storage that gives back something else gets a sentence, and there is no encoder.json."""
+    read_tree, read_tensors = export_folder._read_tree, export_folder.read_safetensors
+    if what == "tree":
+        monkeypatch.setattr(export_folder, "_read_tree", lambda path: jax.tree.map(lambda x: x + 1, read_tree(path)))
+    elif what == "tensors":
+        turned = lambda path: ({name: -x for name, x in read_tensors(path)[0].items()}, {})  # noqa: E731
+        monkeypatch.setattr(export_folder, "read_safetensors", turned)
+    else:
+        monkeypatch.setattr(export_folder, "portable_program", lambda *_: Unequal(b"program"))
+    with pytest.raises(UserError, match="was written, but what is read back is something else"):
+        write_folder(weights, epath.Path(tmp_path / "out"))
+    assert not (tmp_path / "out" / "encoder.json").exists()
+
+
+class Unequal(bytes):
+    """Bytes that no file gives back."""
+
+    def __ne__(self, other):
+        return True

@@ -13,19 +13,22 @@ read, or differ from what was saved, are moved to WORKDIR/damaged_checkpoints an
 """
 
 import errno
+import functools
 import json
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from bt_jax.engine.fingerprints import compare, fingerprints, fingerprints_on_host
 from bt_jax.errors import UserError, first_line
 from bt_jax.runtime import processes
+from bt_jax.runtime.paths import absolute
 
 
 class Checkpoints:
@@ -38,6 +41,7 @@ class Checkpoints:
         keep_every_steps: checkpoints at multiples of this are kept forever; 0: none.
         keep_best: how many of the checkpoints with the highest scores to keep as well.
         """
+        _quiet_orbax()
         self.folder = workdir / "checkpoints"
         self._damaged = workdir / "damaged_checkpoints"
         self._scores = {
@@ -54,7 +58,10 @@ class Checkpoints:
             save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,  # left incomplete by killed runs
             enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._read_back),
         )
+        self._saved = False
+        self._to_read_back: tuple[int, Mapping[str, int], Any] | None = None  # step, fingerprints, structure
         try:
             self._manager = ocp.CheckpointManager(absolute(self.folder), options=options)
         except OSError as error:
@@ -82,6 +89,8 @@ class Checkpoints:
         if score is not None:
             items["score"] = ocp.args.JsonSave({"score": float(score)})
             self._scores[step] = float(score)
+        if not self._saved:
+            self._saved, self._to_read_back = True, (step, notes["fingerprints"], jax.tree.map(lambda _: 0, state))
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:  # possibly from the previous save, which shows only now
@@ -100,9 +109,35 @@ class Checkpoints:
             self._cannot_write("the last checkpoint", error)
             raise
 
+    def _read_back(self) -> None:
+        """Reads the first checkpoint of this start and compares it with what was saved, while the devices go on.
+
+        Orbax calls it on the first process, in a thread, once everything is written and before the checkpoint gets its
+        name: one that fails here never gets it.
+
+        Raises:
+          UserError: it cannot be read, or differs from what was saved.
+        """
+        if self._to_read_back is None:
+            return
+        (step, expected, like), self._to_read_back = self._to_read_back, None
+        try:
+            names = str(step), f"{step}.orbax-checkpoint-tmp"
+            written = next(p for p in self.folder.iterdir() if p.name == names[0] or p.name.startswith(names[1]))
+            arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+            found = ocp.PyTreeCheckpointHandler().restore(
+                absolute(written) / "state", args=ocp.args.PyTreeRestore(item=like, restore_args=arrays)
+            )
+            compare(expected, fingerprints_on_host(found))
+        except Exception as error:  # whatever JSON, tensorstore or the file system raises
+            raise UserError(
+                f"the checkpoint of step {step} was written to {self.folder}, but cannot be read back ({_why(error)}), so "
+                "nothing saved there can be relied on; choose another --workdir."
+            ) from error
+
     def _cannot_write(self, what: str, error: Exception) -> None:
         """Raises a UserError for an error of the storage; any other is a bug, which the caller raises."""
-        if _of_storage(error):
+        if _of_storage(error) and not isinstance(error, UserError):
             good = _steps_in(self.folder)
             kept = f"the last good one is step {good[-1]}" if good else "no checkpoint has been saved yet"
             raise UserError(f"{what} could not be written to {self.folder} ({_why(error)}); {kept}.") from error
@@ -127,7 +162,7 @@ class Checkpoints:
                 expected = _notes(self.folder, step).get("fingerprints")
                 restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
                 if expected is not None:
-                    _compare(expected, fingerprints(restored.state))
+                    compare(expected, fingerprints(restored.state))
             except Exception as error:  # Orbax passes on errors of JSON, tensorstore and the file system
                 damaged[step] = _why(error)
                 processes.agree("readable checkpoints", {"the damaged one": step}, seconds=60)
@@ -185,47 +220,11 @@ class _Best:
         return [checkpoint.step in best for checkpoint in checkpoints]
 
 
-def absolute(path: epath.Path) -> epath.Path:
-    """An absolute path or URL, as Orbax accepts no other."""
-    return path if "://" in str(path) else path.absolute()
-
-
-def fingerprints(state: Any) -> dict[str, int]:
-    """A number for every array, by its path, that changes with any bit of the array and not with its sharding.
-
-    All processes must call it together. It is computed on the arrays' devices.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    sums = jax.device_get(_fingerprints([leaf for _, leaf in leaves]))
-    return {_name(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
-
-
-@jax.jit
-def _fingerprints(arrays: list[jax.Array]) -> jax.Array:
-    """One program for all arrays: with more than 32 at once, the CPU devices of a process deadlock."""
-    return jnp.stack([_fingerprint(x) for x in arrays])
-
-
-def _fingerprint(x: jax.Array) -> jax.Array:
-    """Σ word × an odd number for its position, modulo 2³²: a flipped bit adds ±2ᵏ × an odd number, which is never 0."""
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-    words = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)  # 8 bytes: one axis more, of two words
-    place = jnp.zeros(words.shape, jnp.uint32)
-    for axis in range(words.ndim):
-        place = place * np.uint32(2654435761) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
-
-
-def _compare(expected: Mapping[str, int], found: Mapping[str, int]) -> None:
-    for name, value in found.items():
-        if name in expected and expected[name] != value:
-            raise ValueError(f"{name} differs from what was saved: its fingerprint is {value}, not {expected[name]}")
-
-
-def _name(path: tuple) -> str:
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+@functools.cache
+def _quiet_orbax() -> None:
+    """Hides what Orbax logs about a failed save, tracebacks among it: the UserError says it. `--verbosity=0` shows it."""
+    logger = logging.getLogger("absl")
+    logger.addFilter(lambda record: logger.isEnabledFor(logging.INFO) or "/orbax/" not in record.pathname)
 
 
 def _notes(folder: epath.Path, step: int) -> dict[str, Any]:
@@ -322,7 +321,7 @@ def restore_encoder(workdir: epath.Path, like: Any, step: int | None = None) -> 
                     item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
                 )
                 found = reader.restore(absolute(folder) / str(number) / "state", args=arguments)
-            _compare(_notes(folder, number).get("fingerprints", {}), fingerprints(found))
+            compare(_notes(folder, number).get("fingerprints", {}), fingerprints(found))
         except Exception as error:  # from JSON, tensorstore or the file system
             problem = problem or f"step {number}: {_why(error)}"
             if step is None:

@@ -21,7 +21,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from bt_jax.engine.checkpoint import absolute
 from bt_jax.errors import UserError, first_line
 from bt_jax.export.safetensors_files import read_safetensors, write_safetensors
 from bt_jax.export.torch_weights import (
@@ -33,6 +32,7 @@ from bt_jax.export.torch_weights import (
 )
 from bt_jax.export.weights import EncoderWeights, Tree, encoder_shapes, sha256_of
 from bt_jax.models.inputs import normalize
+from bt_jax.runtime.paths import absolute
 
 FORMAT = 1  # of encoder.json; counts up when an older bt_jax could not read it
 
@@ -95,7 +95,9 @@ def write_folder(
             _write_safetensors(folder, kept, weights.arch, dtype, description)
         if platforms:
             files["program"] = "encoder.jax_export"
-            (folder / files["program"]).write_bytes(portable_program(weights, kept["encoder"], platforms))
+            _write_program(folder / files["program"], portable_program(weights, kept["encoder"], platforms))
+        for name, tree in kept.items():
+            _see_the_same(folder / name, _read_tree(folder / name), tree)
         description["files"] = files
         (folder / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")
     except OSError as error:
@@ -170,17 +172,37 @@ def portable_program(weights: EncoderWeights, variables: Tree, platforms: Sequen
     return bytes(jax.export.export(jax.jit(encode), platforms=tuple(platforms))(images).serialize())
 
 
+def _write_program(path: epath.Path, program: bytes) -> None:
+    path.write_bytes(program)
+    if path.read_bytes() != program:
+        raise _not_what_was_written(path)
+
+
+def _see_the_same(path: epath.Path, found: Tree, expected: Tree) -> None:
+    """Raises the sentence for a part that does not come back bit for bit."""
+    found, expected = (jax.tree_util.tree_leaves_with_path(tree) for tree in (found, expected))
+    if [path for path, _ in found] != [path for path, _ in expected] or any(
+        a.dtype != b.dtype or np.asarray(a).tobytes() != np.asarray(b).tobytes()
+        for (_, a), (_, b) in zip(found, expected, strict=True)
+    ):
+        raise _not_what_was_written(path)
+
+
+def _not_what_was_written(path: epath.Path) -> UserError:
+    return UserError(f"{path} was written, but what is read back is something else; export to another --workdir.")
+
+
 def _write_safetensors(folder: epath.Path, kept: dict[str, Tree], arch: str, dtype: str, description: dict) -> None:
     tensors = to_torch(_cast(kept["encoder"], "float32"), arch)
     if "classifier" in kept:
         tensors |= classifier_to_torch(kept["classifier"])
-    # "format" is what the transformers library asks of a file.
-    write_safetensors(
-        folder / "encoder.safetensors", _cast(tensors, dtype), {"format": "pt", "bt_jax": json.dumps(description)}
-    )
+    written = {"encoder.safetensors": (tensors, {"bt_jax": json.dumps(description)})}
     if "projector" in kept:
-        tensors = projector_to_torch(_cast(kept["projector"], "float32"))
-        write_safetensors(folder / "projector.safetensors", _cast(tensors, dtype), {"format": "pt"})
+        written["projector.safetensors"] = (projector_to_torch(_cast(kept["projector"], "float32")), {})
+    for name, (tensors, metadata) in written.items():
+        path, tensors = folder / name, _cast(tensors, dtype)
+        write_safetensors(path, tensors, {"format": "pt", **metadata})  # "format": the transformers library asks for it
+        _see_the_same(path, read_safetensors(path)[0], tensors)
 
 
 def _cast(tree: Tree, dtype: str) -> Tree:

@@ -1,0 +1,81 @@
+"""Paths that users give, and an error for those that a library would take for something else."""
+
+import glob
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from bt_jax.errors import UserError
+
+SCHEMES = ("gs", "s3", "az", "hf")  # of object stores, as epath knows them
+_Local: Any = type(epath.Path("/"))
+
+
+class _Literal(_Local):
+    """A local path whose own name is not part of the pattern in `glob`.
+
+    Orbax finds the parts of a checkpoint with `glob` in its folder, and epath's treats the folder's name as a pattern too:
+    in runs/lr=[0.1] it finds none, in runs/a* also those of runs/ab.
+    """
+
+    def glob(self, pattern: str) -> Iterator[epath.Path]:
+        for name in glob.iglob(pattern, root_dir=os.fspath(self)):
+            yield self / name
+
+
+def as_path(text: str | os.PathLike, what: str) -> epath.Path:
+    """A path with `~` expanded, not made absolute.
+
+    Args:
+      what: what the path is called in an error, such as "--workdir" or "init_from".
+
+    Raises:
+      UserError: the URL's scheme is unknown, or epath would take the local path for a URL.
+    """
+    text = os.path.expanduser(os.fspath(text))
+    scheme, remote, _ = text.partition("://")
+    if remote and scheme in SCHEMES:
+        return epath.Path(text)
+    if remote:
+        known = ", ".join(f"{s}://" for s in SCHEMES)
+        raise UserError(f"{what}, {text}, is neither a local path nor one that begins with {known}.")
+    top, *rest = os.path.abspath(text).split("/")[1:]
+    if top in SCHEMES and rest:
+        raise UserError(
+            f"{what}, {text}, would be taken for {top}://{'/'.join(rest)}; choose a folder outside of /{top}."
+        )
+    return _Literal(text)
+
+
+def as_folder(text: str | os.PathLike, what: str) -> epath.Path:
+    """Like `as_path`, for a folder that checkpoints can be written to.
+
+    Raises:
+      UserError: also if the name of the folder, or of one above it, is one that a library changes or cannot read.
+    """
+    path = as_path(text, what)
+    if "://" in str(path):
+        whole, bad, why = str(path), "[]*?", "which object stores' libraries take for a pattern"
+    else:
+        whole, bad, why = os.path.abspath(path), "\\", "which tensorstore, the library that writes arrays, takes for a /"
+    if found := [letter for letter in bad if letter in whole]:
+        raise UserError(f"{what}, {whole}, has a {found[0]} in its name, {why}; choose a path without.")
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{what}, {whole!r}, is not UTF-8, as names must be where arrays are written; choose another."
+        ) from None
+    return path
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """An absolute path or URL, as Orbax accepts no other.
+
+    Raises:
+      UserError: as `as_folder`.
+    """
+    path = as_folder(path, "the folder")
+    return path if "://" in str(path) else _Literal(os.path.abspath(path))

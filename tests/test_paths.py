@@ -1,0 +1,53 @@
+"""bt_jax/runtime/paths.py: what is written under a name is found under it, or the name gets a sentence."""
+
+import pytest
+
+from bt_jax.errors import UserError
+from bt_jax.runtime.paths import absolute, as_folder, as_path
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1]", "[", "a*", "a?", "**", "{a,b}"])
+def test_a_name_is_no_pattern(tmp_path, name):
+    """Its own parts are found, and those of no neighbour."""
+    for folder in (tmp_path / name, tmp_path / "ab"):
+        folder.mkdir(exist_ok=True)
+        (folder / "part_0").write_text("")
+        (folder / "other").write_text("")
+    path = as_folder(tmp_path / name, "--workdir")
+    assert list(path.glob("part_*")) == [path / "part_0"]
+    assert list((path / "part_0").parent.glob("part_*")) == [path / "part_0"]
+
+
+def test_relative_and_home(tmp_path, monkeypatch):
+    """A relative path stays so, and Orbax gets an absolute one, in which the parents' names are no patterns either."""
+    (tmp_path / "[a]" / "run").mkdir(parents=True)
+    (tmp_path / "[a]" / "run" / "part").write_text("")
+    monkeypatch.chdir(tmp_path / "[a]")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(as_folder("run", "--workdir")) == "run"
+    assert [str(found) for found in absolute(as_folder("run", "--workdir")).glob("*")] == [f"{tmp_path}/[a]/run/part"]
+    assert str(as_path("~/x", "--workdir")) == f"{tmp_path}/x"
+    assert str(absolute(as_folder("gs://bucket/run", "--workdir"))) == "gs://bucket/run"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("runs/a\\b", r"--workdir, /.*/runs/a.b, has a .* in its name, which tensorstore, .* takes for a /; choose"),
+        ("runs/\udcff", r"'/.*/runs/\\udcff', is not UTF-8"),
+        ("gs://bucket/lr=[0.1]", "gs://bucket/lr=.0.1., has a .* in its name, which object stores' libraries take for a pattern"),
+        ("file:///runs", "file:///runs, is neither a local path nor one that begins with gs://, s3://, az://, hf://"),
+        ("runs/a://b", "is neither a local path"),
+        ("/gs/runs", "would be taken for gs://runs; choose a folder outside of /gs"),
+    ],
+)  # fmt: skip
+def test_names_that_cannot_be(name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        as_folder(name, "--workdir")
+
+
+def test_parents_count(tmp_path, monkeypatch):
+    (tmp_path / "a\\b").mkdir()
+    monkeypatch.chdir(tmp_path / "a\\b")
+    with pytest.raises(UserError, match="tensorstore"):
+        as_folder("run", "--workdir")
