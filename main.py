@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from bt_jax.config import schema as config_lib
 from bt_jax.errors import UserError
+from bt_jax.runtime import console
 
 QUICKSTART = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
 
@@ -49,10 +50,11 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def run() -> None:
+    console.open_streams()
     try:
         app.run(main, flags_parser=parse)
     except (UserError, flags.Error) as error:
-        sys.exit(f"error: {_sentence(error)}")
+        sys.exit(console.printable(f"error: {_sentence(error)}"))  # which Python prints, with status 1
 
 
 def _sentence(error: Exception) -> str:

@@ -222,7 +222,9 @@ def test_the_first_is_read_back(tmp_path, mesh, monkeypatch, capfd):
     )  # in which Orbax finds nothing
     checkpoints = Checkpoints(epath.Path(tmp_path / "[lost]"))
     checkpoints.save(1, state_at(1, mesh))
-    with pytest.raises(UserError, match="the checkpoint of step 1 was written to .*, but cannot be read back .*NOT_FOUND"):
+    with pytest.raises(
+        UserError, match="the checkpoint of step 1 was written to .*, but cannot be read back .*NOT_FOUND"
+    ):
         checkpoints.wait()
     checkpoints.close()
     assert steps_on_disk(epath.Path(tmp_path / "turned")) == steps_on_disk(epath.Path(tmp_path / "[lost]")) == []

@@ -1,11 +1,13 @@
 """TensorFlow as this folder uses it: quiet, and kept off the accelerators, which are JAX's. Importing this imports it."""
 
+import contextlib
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from bt_jax.runtime import console
 
 # What it tells of itself on standard error, past all its settings: which instructions it uses, and that it finds no GPU.
 _CHATTER = re.compile(
@@ -16,9 +18,14 @@ _CHATTER = re.compile(
 @contextmanager
 def _without_chatter() -> Iterator[None]:
     """Holds standard error back, file descriptor 2 included, and lets through afterwards what is not chatter."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile("w+", errors="replace") as held:
+    console.flush()
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+            kept = os.dup(2)
+        except OSError:  # no room for temporary files, or no standard error
+            yield
+            return
         os.dup2(held.fileno(), 2)
         try:
             yield
@@ -28,7 +35,7 @@ def _without_chatter() -> Iterator[None]:
             held.seek(0)
             for line in held:
                 if not _CHATTER.match(line) and not re.match(r"\d{4}-\d\d-\d\d .*: I ", line):
-                    sys.stderr.write(line)
+                    console.warn(line.rstrip("\n"))
 
 
 # Its oneDNN kernels round differently from machine to machine and are no faster on small images.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from bt_jax.errors import UserError
 from bt_jax.evaluation.results import Result, mean_and_spread, read_results, summary_of_runs
+from bt_jax.runtime import console
 
 PAPER = "paper (ImageNet, ResNet-50)"
 # Table 2: top-1 at 1 % and 10 % of the labels, then top-5.
@@ -149,7 +150,7 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
     return f"{title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def main(folders: Sequence[str], say: Callable[[str], None] = print) -> None:
+def main(folders: Sequence[str], say: Callable[[str], None] = console.say) -> None:
     """Prints the tables for the results in these folders.
 
     Raises:
@@ -164,4 +165,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(console.printable(f"error: {error}"))  # which Python prints, with status 1

@@ -1,15 +1,16 @@
 """Progress of a run: a bar on a terminal, plain lines in a log, nothing on processes other than the first."""
 
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import tqdm
 from etils import epath
 
 from bt_jax.reporting.writers import JsonLines, TensorBoard
+from bt_jax.runtime import console
 
 
 class Reporter:
@@ -51,8 +52,11 @@ class Reporter:
         self._writers.append(self._history)
         if tensorboard:
             self._writers.append(TensorBoard(workdir / "tensorboard", start_step=start_step))
-        if lines and sys.stderr.isatty():
-            self._bar = tqdm.tqdm(initial=start_step, total=total_steps, ncols=_columns(), bar_format="{desc} {bar}")
+        self._terminal: Any = console.Terminal()
+        if lines and self._terminal.isatty():
+            self._bar = tqdm.tqdm(
+                initial=start_step, total=total_steps, ncols=_columns(), bar_format="{desc} {bar}", file=self._terminal
+            )
 
     def history(self) -> list[dict]:
         """The records written so far, including those before a restart."""
@@ -63,9 +67,10 @@ class Reporter:
         if not self._active:
             return
         if self._bar is None:
-            print(text, flush=True)
+            console.say(text)
         else:
-            self._bar.write(text)
+            with self._bar.external_write_mode(file=self._terminal):
+                console.say(text)
 
     def step(
         self, step: int, metrics: dict[str, float], learning_rates: dict[str, float], *, timed: bool = True
@@ -92,7 +97,7 @@ class Reporter:
             self._bar.set_description_str(self._line(step, metrics, learning_rates), refresh=False)
             self._bar.update(0)
         elif due and self._lines:
-            print(self._line(step, metrics, learning_rates), flush=True)
+            console.say(self._line(step, metrics, learning_rates))
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Writes a step's values to the files."""

@@ -59,7 +59,11 @@ def as_folder(text: str | os.PathLike, what: str) -> epath.Path:
     if "://" in str(path):
         whole, bad, why = str(path), "[]*?", "which object stores' libraries take for a pattern"
     else:
-        whole, bad, why = os.path.abspath(path), "\\", "which tensorstore, the library that writes arrays, takes for a /"
+        whole, bad, why = (
+            os.path.abspath(path),
+            "\\",
+            "which tensorstore, the library that writes arrays, takes for a /",
+        )
     if found := [letter for letter in bad if letter in whole]:
         raise UserError(f"{what}, {whole}, has a {found[0]} in its name, {why}; choose a path without.")
     try:

@@ -11,7 +11,6 @@ SIGTERM. That service does not run with a single process.
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from bt_jax.errors import Preempted
+from bt_jax.runtime import console
 
 
 class Preemption:
@@ -98,7 +98,7 @@ class Preemption:
         """
         if jax.process_index() == 0:
             cause = f"stopped by {self.signal or 'SIGTERM'}"
-            print(f"{cause}: {sentence}; the same command resumes there", file=sys.stderr, flush=True)
+            console.warn(f"{cause}: {sentence}; the same command resumes there")
         raise Preempted
 
     def requeue(self) -> None:
@@ -108,7 +108,7 @@ class Preemption:
         it also requeues it.
         """
         if self.signal == "SIGUSR1" and jax.process_index() == 0 and (job := _slurm_job()):
-            print(f"job {job} {_requeued(job)}", file=sys.stderr, flush=True)
+            console.warn(f"job {job} {_requeued(job)}")
 
 
 class _Interrupted(BaseException):

@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 
 from bt_jax.config.schema import flatten
 from bt_jax.errors import Preempted, UserError, first_line
+from bt_jax.runtime import console
 
 # Fields that may differ between the processes of a run: no weight and no collective depends on them.
 OWN_FIELDS = (
@@ -239,7 +240,7 @@ def agree(what: str, facts: Mapping[str, Any], seconds: int = 300) -> None:
         if names:
             differ = [f"{name} is {here.get(name)!r} and not {first.get(name)!r}" for name in names[:4]]
             differ += [f"{len(names) - 4} more"] * (len(names) > 4)
-            client.key_value_set(f"{key}/differ/{me:05}", f"process {me} ({'; '.join(differ)})")
+            client.key_value_set(f"{key}/differ/{me:05}", console.printable(f"process {me} ({'; '.join(differ)})"))
         client.wait_at_barrier(key, milliseconds)
         found = [text for _, text in sorted(client.key_value_dir_get(f"{key}/differ/"))]
     except jax.errors.JaxRuntimeError as error:
@@ -284,8 +285,9 @@ class _LastWords:
             self._pipe = self._companion.stdin
             atexit.register(self.say, "")
         assert self._pipe is not None
-        self._pipe.write(f"error: {sentence}.\n" if sentence else "\n")
-        self._pipe.flush()
+        with contextlib.suppress(OSError):  # it was killed
+            self._pipe.write(f"error: {console.printable(sentence)}.\n" if sentence else "\n")
+            self._pipe.flush()
 
 
 _last_words = _LastWords()
@@ -317,16 +319,17 @@ def _end(error: BaseException) -> None:
         )
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
+    ended = console.printable(f"process {me} of {count} ended, and so all do: {reason}")
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.key_value_set(_ENDED, f"process {me} of {count} ended, and so all do: {reason}", allow_overwrite=True)
+        client.key_value_set(_ENDED, ended, allow_overwrite=True)
     _leave(text)
 
 
 def _leave(text: str) -> None:
     """Ends this process at once: a normal exit would make JAX wait for the others."""
     _leaving.acquire()
-    sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)
+    console.flush()
+    console.warn(text)
     _last_words.say("")
     time.sleep(3 if global_state.process_id == 0 else 1)  # for the others to read it; the store ends with process 0
     os._exit(1)

@@ -1,0 +1,118 @@
+"""Everything the package prints goes through here, and no failure to print ends a run.
+
+Characters that the stream's encoding lacks are escaped. What cannot be written (the reader is gone, the terminal closed, the
+disk under a log full) is dropped, and the other stream says so once.
+"""
+
+import atexit
+import contextlib
+import errno
+import os
+import sys
+from typing import Any
+
+_NAMES = {"stdout": "standard output", "stderr": "standard error"}
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR}  # may have passed by the next write
+_told: set[str] = set()  # streams whose failure has been reported
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def open_streams() -> None:
+    """Opens those of the standard streams that are closed: a file of the run would get their number, and libraries' messages."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    for name in _NAMES:
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def say(text: str) -> None:
+    """Prints lines on standard output."""
+    _write("stdout", printable(text) + "\n")
+
+
+def warn(text: str) -> None:
+    """Prints lines on standard error."""
+    _write("stderr", printable(text) + "\n")
+
+
+def warn_from_handler(text: str) -> None:
+    """Like `warn`, for signal handlers: they may interrupt a write to the stream."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{printable(text)}\n".encode("ascii", "backslashreplace"))
+
+
+def printable(text: str) -> str:
+    """The text with lone surrogates (as in file names that are not UTF-8) and control characters escaped."""
+    return text.translate(_CONTROL).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def flush() -> None:
+    for name in _NAMES:
+        _write(name, "")
+
+
+class Terminal:
+    """Standard error as a file for tqdm, without errors."""
+
+    encoding = property(lambda _: getattr(sys.stderr, "encoding", None))
+
+    def write(self, text: str) -> None:
+        _write("stderr", text)
+
+    def flush(self) -> None:
+        _write("stderr", "")
+
+    def isatty(self) -> bool:
+        return sys.stderr is not None and sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
+def _write(name: str, text: str) -> None:
+    stream: Any = getattr(sys, name)
+    if stream is None:  # it was closed when Python started
+        return
+    try:
+        if text:
+            try:
+                stream.write(text)
+            except UnicodeEncodeError:
+                encoding = stream.encoding or "ascii"
+                stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        _failed(name, error)
+
+
+def _failed(name: str, error: Exception) -> None:
+    if getattr(error, "errno", None) not in _PASSING:
+        _drop(name)
+    if name in _told:
+        return
+    _told.add(name)
+    atexit.register(_drop_what_is_left)
+    other = next(n for n in _NAMES if n != name)
+    why = getattr(error, "strerror", None) or str(error)
+    _write(other, f"note: {_NAMES[name]} cannot be written ({why}); the run continues without it\n")
+
+
+def _drop(name: str) -> None:
+    """Sends what anyone writes to the stream from now on nowhere."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, getattr(sys, name).fileno())
+        os.close(nowhere)
+
+
+def _drop_what_is_left() -> None:
+    """Python flushes the streams at exit, and exits with status 120 if it cannot."""
+    for name in _NAMES:
+        try:
+            getattr(sys, name).flush()
+        except (OSError, ValueError, AttributeError):
+            _drop(name)
