@@ -1,5 +1,8 @@
 """bt_jax/evaluation/results.py and table.py: the files, mean and spread, and the paper-shaped tables."""
 
+import contextlib
+import json
+
 import numpy as np
 import pytest
 from etils import epath
@@ -7,7 +10,7 @@ from etils import epath
 from bt_jax.config import schema as config_lib
 from bt_jax.errors import UserError
 from bt_jax.evaluation import table
-from bt_jax.evaluation.results import make_result, read_results, summary_of_runs, write_result
+from bt_jax.evaluation.results import make_result, read_results, same_encoder, summary_of_runs, write_result
 
 CHECKPOINT = {"source": "step 7 of x", "step": 7, "sha256": "ab" * 32, "arch": "resnet50", "width": 64}
 
@@ -42,7 +45,7 @@ def test_files(tmp_path):
     (found,) = read_results(str(tmp_path))
     assert found["runs"][0]["odd"] is None and found["config"]["sgd"]["momentum"] == 0.9 and found["seeds"] == [0]
     (tmp_path / "knn.json").write_text("{")
-    with pytest.raises(UserError, match="knn.json is not readable as JSON"):
+    with pytest.raises(UserError, match="knn.json is not the result of an evaluation .it is not JSON"):
         read_results(str(tmp_path))
     with pytest.raises(UserError, match="holds no result of an evaluation"):
         read_results(str(tmp_path / "nowhere"))
@@ -95,3 +98,65 @@ def test_seeds_from_several_folders(tmp_path, capsys):
 def test_table_without_a_folder():
     with pytest.raises(UserError, match="name the workdirs"):
         table.main([])
+
+
+def test_tables_of_odd_files(tmp_path):
+    """Whatever is changed in a result: a table, or a sentence that names the file."""
+    for task in ("linear", "finetune", "knn", "transfer"):
+        runs = [run(0, 0.5)]
+        if task == "knn":
+            health = {"rankme": 3.0, "mean_correlation": 0.1, "dead_features": 1}
+            runs = [{"seed": 0, "top1": {"5": 0.5}, "health": health}]
+        good = json.loads(json.dumps(result_of(task, runs, labels=6, percent=None, per_class=2)))
+        path = tmp_path / f"{task}.json"
+        path.write_text(json.dumps(good))
+        table.main([str(tmp_path)], lambda _: None)
+        for place in places(good, 3):
+            for odd in ([], None, "x", 3, {}, True, float("nan"), GONE):
+                path.write_text(json.dumps(changed(good, place, odd)))
+                with contextlib.suppress(UserError):
+                    table.main([str(tmp_path)], lambda _: None)
+        for odd in (b"[]", b"null", b"", b"\xff", b"{}", json.dumps(good | {"task": "other"}).encode()):
+            path.write_bytes(odd)
+            with pytest.raises(UserError, match=f"{task}.json is not the result of an evaluation"):
+                table.main([str(tmp_path)], lambda _: None)
+        path.unlink()
+
+
+GONE = object()
+
+
+def places(tree, depth, at=()):
+    """The paths into nested objects, `depth` names long at the most."""
+    found = []
+    for name in tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
+        found += [(*at, name), *(places(tree[name], depth - 1, (*at, name)) if depth > 1 else [])]
+    return [place for place in found if place[0] != "config" or place[1:] in ((), ("linear",), ("epochs",))]
+
+
+def changed(tree, place, value):
+    name, *rest = place
+    new = value if not rest else changed(tree[name], rest, value)
+    copy = tree.copy()
+    if new is GONE:
+        del copy[name]
+    else:
+        copy[name] = new
+    return copy
+
+
+@pytest.mark.parametrize("content", [b"[]", b"", b"\xff", b"7", b'"x"'])
+def test_an_odd_judged_json(tmp_path, content):
+    folder = epath.Path(tmp_path)
+    same_encoder(folder, None, write=True)
+    same_encoder(folder, None, write=True)
+    (tmp_path / "judged.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"judged.json cannot be read .*; remove it or choose another --workdir"):
+        same_encoder(folder, CHECKPOINT, write=True)
+
+
+def test_a_number_that_was_not_finite(tmp_path):
+    write_result(epath.Path(tmp_path), result_of("linear", [run(0, float("nan"))]))
+    said = []
+    table.main([str(tmp_path)], said.append)
+    assert "| — |" in said[0]

@@ -10,7 +10,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bt_jax.errors import UserError
-from bt_jax.runtime.workdir import write_whole
+from bt_jax.runtime.files import read_object, write_whole
+from bt_jax.runtime.paths import as_path
 from bt_jax.version import __version__
 
 Result = dict[str, Any]
@@ -76,15 +77,17 @@ def read_results(workdir: str) -> list[Result]:
     Raises:
       UserError: there is none, or one that cannot be read.
     """
-    folder = epath.Path(workdir).expanduser()
+    folder = as_path(workdir, "the folder")
     results = []
     for task in ("linear", "finetune", "knn", "transfer"):
         path = folder / f"{task}.json"
         try:
             if path.exists():
-                results.append(json.loads(path.read_text()))
-        except ValueError:
-            raise UserError(f"{path} is not readable as JSON; make it anew by the evaluation's command.") from None
+                results.append(read_object(path))
+                if results[-1].get("task") != task:
+                    raise ValueError(f"its task is {str(results[-1].get('task'))[:40]!r}")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is not the result of an evaluation ({error}); run the evaluation again.") from None
     if not results:
         raise UserError(
             f"{folder} holds no result of an evaluation (linear.json, finetune.json, knn.json or transfer.json); "
@@ -102,12 +105,12 @@ def same_encoder(workdir: epath.Path, checkpoint: Result | None, *, write: bool)
     path = workdir / "judged.json"
     if path.exists():
         try:
-            before = json.loads(path.read_text())
-        except ValueError:
-            raise UserError(f"{path} is not readable as JSON; remove it or choose another --workdir.") from None
-        if (before or {}).get("sha256") != (checkpoint or {}).get("sha256"):
+            before = {} if path.read_bytes().strip() == b"null" else read_object(path)  # null: an encoder made anew
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); remove it or choose another --workdir.") from None
+        if before.get("sha256") != (checkpoint or {}).get("sha256"):
             raise UserError(
-                f"{workdir} was begun on other weights ({(before or {}).get('source')}) than init_from names now "
+                f"{workdir} was begun on other weights ({before.get('source')}) than init_from names now "
                 f"({(checkpoint or {}).get('source')}); choose another --workdir."
             )
     elif write:
@@ -116,7 +119,9 @@ def same_encoder(workdir: epath.Path, checkpoint: Result | None, *, write: bool)
 
 def mean_and_spread(result: Result, name: str, show: Callable[[float], str] = "{:.1%}".format) -> str:
     """`87.5%`, or `87.5% ± 0.3% (3 seeds)`."""
-    mean, spread = result["mean"][name], result["spread"][name]
+    mean, spread = result["mean"].get(name), result["spread"].get(name)
+    if mean is None:  # it was not finite in one of the runs
+        return "—"
     return show(mean) if spread is None else f"{show(mean)} ± {show(spread)} ({len(result['runs'])} seeds)"
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, first_line
 from bt_jax.evaluation.results import Result, mean_and_spread, read_results, summary_of_runs
 from bt_jax.runtime import console
 
@@ -158,7 +158,16 @@ def main(folders: Sequence[str], say: Callable[[str], None] = console.say) -> No
     """
     if not folders or any(folder.startswith("-") for folder in folders):
         raise UserError("name the workdirs of evaluations: python -m bt_jax.evaluation.table WORKDIR…")
-    say(tables(merged([(folder, result) for folder in folders for result in read_results(folder)])))
+    results = [(folder, result) for folder in folders for result in read_results(folder)]
+    for folder, result in results:
+        try:
+            tables(merged([(folder, result)]))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(
+                f"{folder}/{result['task']}.json is not a result that a table can be made of ({why}); run the evaluation again."
+            ) from None
+    say(tables(merged(results)))
 
 
 if __name__ == "__main__":

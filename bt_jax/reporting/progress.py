@@ -50,6 +50,8 @@ class Reporter:
         records = {"start_step": start_step, "history": history, "history_is_all": history_is_all}
         self._history = JsonLines(workdir / "metrics.jsonl", **records)
         self._writers.append(self._history)
+        for notice in self._history.notices:
+            console.say(f"note      {notice}")
         if tensorboard:
             self._writers.append(TensorBoard(workdir / "tensorboard", start_step=start_step))
         self._terminal: Any = console.Terminal()

@@ -3,6 +3,7 @@
 When a run resumes, both drop what it wrote after its checkpoint's step, because those steps are run again.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -10,11 +11,16 @@ from typing import Any
 
 from etils import epath
 
-from bt_jax.errors import UserError, first_line
+from bt_jax.errors import UserError, first_line, some
+from bt_jax.runtime.files import write_whole
 
 
 class JsonLines:
-    """WORKDIR/metrics.jsonl: a line a report, `{"step": …, "epoch": …, "loss": …, …}`; flushed, never half a line."""
+    """WORKDIR/metrics.jsonl: a line a report, `{"step": …, "epoch": …, "loss": …, …}`; flushed, never half a line.
+
+    Attributes:
+      notices: what was wrong with the file, and what was done about it; messages for the user.
+    """
 
     def __init__(
         self,
@@ -26,18 +32,31 @@ class JsonLines:
     ):
         """Args:
         start_step: lines of later steps, and an incomplete last line, are removed.
-        history: records up to that step from elsewhere; they replace the file's if the file has fewer.
+        history: the records up to that step as a checkpoint holds them: lines that are damaged or missing come from there.
         history_is_all: whether the file is to hold exactly these.
         """
         self._path = path
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        self._lines = [line for line in lines if line.endswith("\n") and _step(line) <= start_step]
-        if history_is_all or len(self._lines) < len(history):
+        self.notices: list[str] = []
+        text = path.read_bytes() if path.exists() else b""
+        lines = text.split(b"\n")[:-1]  # what follows the last newline was cut off
+        records = [_record(line) for line in lines]
+        damaged = [number for number, record in enumerate(records, 1) if record is None]
+        kept = [
+            (line, record)
+            for line, record in zip(lines, records, strict=True)
+            if record and record["step"] <= start_step
+        ]
+        whole = [record for _, record in kept[: len(history)]] == list(history)
+        if history_is_all or not whole or (damaged and history):
             self._lines = [json.dumps(record) + "\n" for record in history]
-        if self._lines != lines:
-            new = path.with_name(path.name + ".new")
-            new.write_text("".join(self._lines))
-            new.replace(path)
+        else:
+            self._lines = [f"{line.decode()}\n" for line, _ in kept]
+        if start_step and (damaged or not whole):
+            what = f"damaged in line {some(damaged)}" if damaged else "not what it was at the last checkpoint"
+            how = "was restored from the checkpoint" if history else "is read without"
+            self.notices.append(f"{path} was {what}, and {how}")
+        if text != "".join(self._lines).encode():
+            write_whole(path, "".join(self._lines))
         # Object stores cannot append: the whole (small) file is rewritten there.
         self._file = None if "://" in str(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
 
@@ -58,11 +77,17 @@ class JsonLines:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # every line was flushed, and `write` raised what there was to raise
+                self._file.close()
 
 
-def _step(line: str) -> int:
-    return json.loads(line)["step"]
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line holds, or None if that is no record."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and type(found.get("step")) is int else None
 
 
 class TensorBoard:

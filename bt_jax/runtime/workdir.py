@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from bt_jax.config.schema import default, flatten, from_json, to_json
 from bt_jax.errors import UserError
+from bt_jax.runtime.files import read_object, write_whole
 
 # Fields that may change when a run is resumed: none of them affects a weight.
 FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "pod.", "export.", "data.data_dir", "data.download", "data.threads",
@@ -69,13 +70,6 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> No
             write_whole(path, to_json(config))
         except OSError as error:
             raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}.") from None
-
-
-def write_whole(path: epath.Path, text: str) -> None:
-    """Replaces the file atomically: concurrent readers see either the old content or the new."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    new.replace(path)
 
 
 BEAT_SECONDS = 5  # between two heartbeats of the run that holds a workdir
@@ -198,10 +192,9 @@ def _gives_signs(path: epath.Path, other: dict[str, Any]) -> bool:
 def _content(path: epath.Path) -> dict[str, Any]:
     """The file's content; {} if nobody holds the workdir, or if the file is just being written."""
     try:
-        found = json.loads(path.read_text())
+        return read_object(path)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _machine() -> str:

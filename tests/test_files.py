@@ -1,0 +1,53 @@
+"""bt_jax/runtime/files.py: small files, whole or as they were."""
+
+import errno
+
+import pytest
+from etils import epath
+
+from bt_jax.runtime.files import read_object, write_whole
+
+
+def test_the_old_stays_where_the_new_cannot_be_written(tmp_path, monkeypatch):
+    """At whatever call the disk turns out to be full; nothing lies beside it."""
+    path = epath.Path(tmp_path / "file")
+    write_whole(path, "old — 旧")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for where in ("os.fsync", "builtins.open", "etils.epath.gpath.PosixGPath.replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, full)
+            with pytest.raises(OSError, match="No space left"):
+                write_whole(path, "new")
+        assert path.read_text() == "old — 旧" and [p.name for p in path.parent.iterdir()] == ["file"]
+    write_whole(path, "new")
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"[]", "it holds a list and not an object"),
+        (b"null", "it holds null and not"),
+        (b'"text"', "it holds a text and not"),
+        (b"3", "it holds a number and not"),
+        (b"", "it is not JSON: Expecting value"),
+        (b'{"a": 1', "it is not JSON: "),
+        (b'{"a": "\xff"}', "it is not UTF-8"),
+        (b"[" * 100_000, "it is nested too deeply"),
+    ],
+)
+def test_what_is_no_object(tmp_path, content, why):
+    path = epath.Path(tmp_path / "file")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=why) as found:
+        read_object(path)
+    assert len(str(found.value).splitlines()) == 1
+
+
+def test_an_object(tmp_path):
+    path = epath.Path(tmp_path / "file")
+    write_whole(path, '{"a": [1]}')
+    assert read_object(path) == {"a": [1]}
