@@ -50,9 +50,9 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def run() -> None:
-    console.open_streams()
     try:
-        app.run(main, flags_parser=parse)
+        with console.of_a_command():
+            app.run(main, flags_parser=parse)
     except (UserError, flags.Error) as error:
         sys.exit(console.printable(f"error: {_sentence(error)}"))  # which Python prints, with status 1
 

@@ -127,3 +127,15 @@ def test_a_process_exits_with_status_one():
         "error: the config is wrong: epochs is 0, but must be an integer of at least 1"
     )
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_before_anything_was_saved():
+    """Ends at once with a sentence and the shell's status, and no traceback."""
+    code = (
+        "import main, os, signal; main.main = lambda argv: os.kill(os.getpid(), signal.SIGINT)\nmain.run(); print('on')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=main.QUICKSTART.parents[1]
+    )
+    assert done.returncode == 130 and done.stdout == ""
+    assert done.stderr == "ended by Ctrl-C; the same command resumes from the last checkpoint, if there is one\n"

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -9,7 +11,8 @@ import pytest
 from bt_jax.errors import Preempted
 from bt_jax.runtime.preemption import Preemption
 
-SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP]
+WORDS = {signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP, as when the terminal is closed"}
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -23,8 +26,42 @@ def test_a_signal_is_noted(number, capsys):
         with pytest.raises(Preempted) as left:
             preemption.leave("step 2 of 9 is saved in x")
     assert left.value.code == 75 and isinstance(left.value, SystemExit)
-    assert f"stopped by {signal.Signals(number).name}: step 2 of 9 is saved in x" in capsys.readouterr().err
+    assert (
+        f"stopped by {WORDS.get(number, signal.Signals(number).name)}: step 2 of 9 is saved in x"
+        in capsys.readouterr().err
+    )
     assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+def test_a_second_ctrl_c(capfd):
+    """Has its usual effect, wherever it comes; the first says so at once."""
+    with Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.reached(1) and preemption.signal == "SIGTERM"
+        assert capfd.readouterr().err == (
+            "Ctrl-C: the run saves after this step and stops; a second Ctrl-C ends it at once\n"
+        )
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    code = "import os, signal; from bt_jax.runtime.preemption import Preemption\n"
+    code += "signal.signal(signal.SIGINT, signal.SIG_DFL)\nwith Preemption():\n for _ in 'ab': os.kill(os.getpid(), signal.SIGINT)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -signal.SIGINT
+
+
+def test_a_job_that_ignores_its_terminal(monkeypatch):
+    """As under nohup, or in the background of a script, it goes on ignoring it."""
+    before = [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)]
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not preemption.reached(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert preemption.reached(1)
+    finally:
+        for number, handler in zip((signal.SIGHUP, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_what_may_be_broken_off(capsys):

@@ -8,13 +8,35 @@ import atexit
 import contextlib
 import errno
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 _NAMES = {"stdout": "standard output", "stderr": "standard error"}
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR}  # may have passed by the next write
 _told: set[str] = set()  # streams whose failure has been reported
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+@contextlib.contextmanager
+def of_a_command() -> Iterator[None]:
+    """Around a command: its standard streams are open, and Ctrl-C ends it at once, with a message and without a traceback."""
+    open_streams()
+    before = signal.getsignal(signal.SIGINT)
+    ours = before not in (signal.SIG_IGN, None)  # ignored in the background of a script; None: not set from Python
+    if ours:
+        signal.signal(signal.SIGINT, _end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
+def _end(*_: object) -> None:
+    warn_from_handler("ended by Ctrl-C; the same command resumes from the last checkpoint, if there is one")
+    os._exit(130)  # and not at the end of what is just being written
 
 
 def open_streams() -> None:

@@ -1,11 +1,12 @@
-"""Preemption: on SIGTERM or SIGUSR1 a run saves at the next step and exits with a status that means "run me again".
+"""Preemption: on a signal a run saves at the next step and exits with a status that means "run me again".
 
 Clusters, clouds and TPU hosts send SIGTERM before they take a machine away. Slurm sends SIGUSR1 some time before the time
-limit if the job asks for it (`#SBATCH --signal=USR1@120`).
+limit if the job asks for it (`#SBATCH --signal=USR1@120`). A terminal sends SIGINT on Ctrl-C and SIGHUP when it is closed. A
+second Ctrl-C has its usual effect, which ends the run at once.
 
 A single process catches the signal with a Python handler. Several processes must stop at the same step: JAX's coordination
-service, which has its own handler for SIGTERM, informs the others and picks the step; SIGUSR1 is forwarded to it as
-SIGTERM. That service does not run with a single process.
+service, which has its own handler for SIGTERM, informs the others and picks the step; the other signals are forwarded to it
+as SIGTERM. That service does not run with a single process.
 """
 
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import jax
@@ -20,6 +22,10 @@ from jax.experimental import multihost_utils
 
 from bt_jax.errors import Preempted
 from bt_jax.runtime import console
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+_OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)  # ignored in jobs that are not to hear of theirs: nohup, `&` in a script
+_WORDS = {"SIGINT": "Ctrl-C", "SIGHUP": "SIGHUP, as when the terminal is closed"}
 
 
 class Preemption:
@@ -33,13 +39,16 @@ class Preemption:
         self.signal = ""
         self._several = jax.process_count() > 1
         self._before: dict[int, Any] = {}
-        self._interruptible = False
+        self._interruptible = self._interrupted = False
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():  # Python handles signals in no other
-            # With several processes JAX handles SIGTERM, and a handler here would replace JAX's.
-            for number in (signal.SIGUSR1,) if self._several else (signal.SIGTERM, signal.SIGUSR1):
-                self._before[number] = signal.signal(number, self._note)
+            for number in _SIGNALS:
+                # With several processes JAX handles SIGTERM, and a handler here would replace JAX's.
+                of_jax = self._several and number == signal.SIGTERM
+                ignored = number in _OF_TERMINALS and signal.getsignal(number) == signal.SIG_IGN
+                if not of_jax and not ignored:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_) -> None:
@@ -47,13 +56,28 @@ class Preemption:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
         self._before.clear()
 
-    def _note(self, number: int, _) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._interrupted:
+                self._end_at_once(frame)
+            self._interrupted = True
+            console.warn_from_handler(
+                "Ctrl-C: the run saves after this step and stops; a second Ctrl-C ends it at once"
+            )
         first, self.signal = not self.signal, self.signal or signal.Signals(number).name
         if self._several:
             if first:
                 os.kill(os.getpid(), signal.SIGTERM)
         elif self._interruptible:
             raise _Interrupted
+
+    def _end_at_once(self, frame: FrameType | None) -> None:
+        before = self._before[signal.SIGINT]
+        if callable(before):
+            before(signal.SIGINT, frame)
+        else:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
 
     def reached(self, step: int) -> bool:
         """Whether to save and exit now; all processes must ask at every step, and all get the same answer.
@@ -97,8 +121,8 @@ class Preemption:
           Preempted: always.
         """
         if jax.process_index() == 0:
-            cause = f"stopped by {self.signal or 'SIGTERM'}"
-            console.warn(f"{cause}: {sentence}; the same command resumes there")
+            cause = _WORDS.get(self.signal, self.signal or "SIGTERM")
+            console.warn(f"stopped by {cause}: {sentence}; the same command resumes there")
         raise Preempted
 
     def requeue(self) -> None:
