@@ -5,22 +5,27 @@ import shutil
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from etils import epath
 from recipes import recipe, spec_of
 
 import bt_jax
 from bt_jax.config import schema as config_lib
+from bt_jax.data.views.spec import ViewSpec
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.folder import write_folder
 from bt_jax.facts import Facts
 from bt_jax.methods import make_method
-from bt_jax.models.inputs import normalize
+from bt_jax.methods.supervised import Supervised
+from bt_jax.models import LinearClassifier, make_encoder
+from bt_jax.models.inputs import Inputs, normalize
 from bt_jax.optim.recipe import make_optimizer
 from bt_jax.runtime.workdir import claim_workdir
 
@@ -148,6 +153,66 @@ print(expected.shape)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(7, 32)"
+
+
+def saved(workdir, method, config, step=5):
+    """A workdir with a checkpoint of a method's first state."""
+    claim_workdir(config, workdir, write=True)
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    state = init_state(method, optimizer, 0, spec_of(method, 8), mesh)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(step, state)
+    checkpoints.close()
+    return state
+
+
+def small_config(**model):
+    config = config_lib.default()
+    config.data.update(source="photographs", image_size=16)
+    config.model.update(arch="resnet18", width=4, small_images=True)
+    config.model.update(**model)
+    return config
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_heads_of_a_method_that_nobody_knows(tmp_path, task):
+    """What stands on the encoder is read as it was saved; the method need not be there to be imported. Likewise of an
+    evaluation that trained an encoder.
+    """
+    config = small_config()
+    config.task, config.method = task, "a_package.that_is_gone:Method"
+    encoder = make_encoder("resnet18", width=4, small_images=True)
+    method = Supervised(encoder, LinearClassifier(3), Inputs(16), ViewSpec())
+    state = saved(epath.Path(tmp_path), method, config)
+    loaded = bt_jax.load_encoder(tmp_path)
+    assert loaded.heads.keys() == {"classifier"} and loaded.projector_variables is None
+    chex.assert_trees_all_equal(loaded.classifier_variables, {"params": state.params["classifier"]})
+    chex.assert_trees_all_equal(loaded.variables, state.encoder_variables())
+
+
+def test_an_encoder_of_ones_own(tmp_path):
+    """By its import path, without batch norm; a sentence where its class is gone or is another."""
+    config = small_config(arch="test_encoders:Patches")
+    encoder = make_encoder("test_encoders:Patches", width=4)
+    state = saved(
+        epath.Path(tmp_path / "run"), Supervised(encoder, LinearClassifier(3), Inputs(16), ViewSpec()), config
+    )
+    loaded = bt_jax.load_encoder(tmp_path / "run")
+    assert (loaded.arch, loaded.width) == ("test_encoders:Patches", 12)
+    chex.assert_trees_all_equal(loaded.variables, {"params": state.params["encoder"]})
+    assert loaded.features(np.zeros((3, 16, 16, 3), np.uint8)).shape == (3, 12)
+
+    def again(**model):
+        (tmp_path / "run" / "config.json").write_text(config_lib.to_json(small_config(**model)))
+        return bt_jax.load_encoder(tmp_path / "run")
+
+    with pytest.raises(bt_jax.UserError, match="model.arch is 'gone:Net', but there is no module 'gone'"):
+        again(arch="gone:Net")
+    with pytest.raises(
+        bt_jax.UserError, match=r"holds another encoder than .* describes \(.* is missing and must be .* more"
+    ):
+        again(arch="resnet18")
 
 
 def test_the_projector_comes_along(run):

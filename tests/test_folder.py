@@ -40,8 +40,7 @@ def weights():
     return dataclasses.replace(
         known,
         variables=drawn(encoder_shapes(known.module())),
-        projector_variables=drawn(projector),
-        classifier_variables=classifier_from_torch(classifier),
+        heads={"projector": drawn(projector), "classifier": classifier_from_torch(classifier)},
     )
 
 
@@ -75,7 +74,7 @@ def test_all_comes_back(weights, folder):
     found = read_folder(folder)
     for field in dataclasses.fields(EncoderWeights):
         expected, there = getattr(weights, field.name), getattr(found, field.name)
-        if field.name.endswith("variables"):
+        if field.name in ("variables", "heads"):
             jax.tree.map(np.testing.assert_array_equal, there, expected)
         else:
             assert there == expected, field.name
@@ -91,6 +90,30 @@ def test_the_safetensors_alone(weights, folder, images, features):
     assert encoder.module.stem_stride == 2 and encoder.sha256 == sha256_of(weights.variables)
     np.testing.assert_allclose(encoder.features(images), features, rtol=1e-5, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, encoder.classifier_variables, weights.classifier_variables)
+
+
+def test_heads_that_pytorch_has_no_names_for(weights, tmp_path):
+    """Come back as they are: a head of another name, and a projector of another kind."""
+    heads = {"predictor": weights.heads["projector"], "projector": {"params": {"layer": {"kernel": np.ones((2, 3))}}}}
+    heads = jax.tree.map(lambda x: np.asarray(x, np.float32), heads)
+    write_folder(dataclasses.replace(weights, heads=heads), epath.Path(tmp_path / "x"), platforms=())
+    found = bt_jax.load_encoder(tmp_path / "x")
+    jax.tree.map(np.testing.assert_array_equal, found.heads, heads)
+    assert not (tmp_path / "x" / "projector.safetensors").exists()
+    assert bt_jax.load_encoder(tmp_path / "x" / "encoder.safetensors").sha256 == found.sha256
+
+
+def test_an_encoder_of_ones_own(images, tmp_path):
+    """Has no names in PyTorch, but its program runs without its class."""
+    known = EncoderWeights("test_encoders:Patches", {}, "a test", width=4, input_size=16)
+    known = dataclasses.replace(known, variables=known.module().init(jax.random.key(0), images[:1] / 255, train=False))
+    description = write_folder(known, epath.Path(tmp_path / "x"))
+    assert "safetensors" not in description["files"] and not (tmp_path / "x" / "encoder.safetensors").exists()
+    found = bt_jax.load_encoder(tmp_path / "x")
+    program = jax.export.deserialize(bytearray((tmp_path / "x" / "encoder.jax_export").read_bytes()))
+    np.testing.assert_allclose(program.call(images), found.features(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="model.arch is 'gone:Net', but there is no module 'gone'"):
+        read_folder(changed(epath.Path(tmp_path / "x"), tmp_path, arch="gone:Net"))
 
 
 def test_the_program_runs_any_batch(folder, images, features):

@@ -367,7 +367,7 @@ def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
 
     class weights:
         arch, width, mean, std, source = "resnet18", 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "step 6 of a run"
-        variables, projector_variables = encoder, projector
+        variables, heads = encoder, {"projector": projector}
 
     def fresh():
         run = loop.Pretraining(small_run, epath.Path(tmp_path / "second"), mesh)
@@ -382,7 +382,7 @@ def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
     assert (
         "the encoder and the projector begin with the weights of step 6 of a run; it was trained with data.mean" in told
     )
-    weights.projector_variables = {**projector, "params": {"linear1": {"kernel": np.zeros((8, 3))}}}
+    weights.heads = {"projector": {**projector, "params": {"linear1": {"kernel": np.zeros((8, 3))}}}}
     state, told = fresh()
     chex.assert_trees_all_equal(state.params["encoder"], first.params["encoder"])
     assert "the encoder begins with" in told and "its projector does not fit 32-32, which begins at random" in told

@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bt_jax.engine.fingerprints import compare, fingerprints, fingerprints_on_host
+from bt_jax.engine.state import listed, shape_differences
 from bt_jax.errors import UserError, first_line
 from bt_jax.runtime import processes
 from bt_jax.runtime.paths import absolute
@@ -288,50 +289,77 @@ def steps_on_disk(workdir: epath.Path) -> list[int]:
     return _steps_in(workdir / "checkpoints")
 
 
-def restore_encoder(workdir: epath.Path, like: Any, step: int | None = None) -> tuple[Any, int]:
-    """The encoder's variables from the newest readable checkpoint of a run, which is not modified.
+def restore_networks(workdir: epath.Path, encoder: Any, step: int | None = None) -> tuple[dict[str, Any], int]:
+    """The variables of a run's encoder and of its heads, from the newest checkpoint that can be read.
 
-    Warns about each newer one that cannot be read.
+    What stands on the encoder is read as it was saved, so the method that trained it need not be known here. Nothing in
+    the workdir is changed; a warning tells of each newer checkpoint that cannot be read.
 
     Args:
-      like: shapes and dtypes of the wanted modules, {"encoder": {"params": …, "batch_stats": …}, …}.
-      step: read this checkpoint and no other.
+      encoder: the shapes and dtypes that the encoder's variables must have, {"params": …, "batch_stats": …}.
+      step: that checkpoint and no other.
 
     Returns:
-      (variables structured as `like`, arrays on the first local device; the step).
+      ({"encoder": variables, head: variables, …}, the step), as arrays on the first local device. A network without
+      batch norm has no "batch_stats".
 
     Raises:
-      UserError: the run has no checkpoint, or none that can be read.
+      UserError: the run has no checkpoint, none that can be read, or one without such an encoder.
     """
     folder = workdir / "checkpoints"
     steps = _steps_in(folder)[::-1] if step is None else [step]
     if not steps:
         raise UserError(f"{workdir} holds no checkpoint yet; let the run save one first.")
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), like)
-    part = {
-        "params": {name: module["params"] for name, module in like.items()},
-        "model_state": {"batch_stats": {name: module["batch_stats"] for name, module in like.items()}},
-    }
     problem = ""
     for number in steps:
         try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                arguments = ocp.args.PyTreeRestore(
-                    item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
-                )
-                found = reader.restore(absolute(folder) / str(number) / "state", args=arguments)
-            compare(_notes(folder, number).get("fingerprints", {}), fingerprints(found))
+            networks = _networks_in(absolute(folder) / str(number) / "state")
+            wrong = shape_differences(encoder, networks.get("encoder", {}))
+            if not wrong:
+                return _read_networks(folder, number, networks), number
         except Exception as error:  # from JSON, tensorstore or the file system
             problem = problem or f"step {number}: {_why(error)}"
             if step is None:
                 warnings.warn(f"checkpoint {number} in {folder} cannot be read; trying the previous one", stacklevel=5)
             continue
-        return {
-            name: {"params": found["params"][name], "batch_stats": found["model_state"]["batch_stats"][name]}
-            for name in like
-        }, number
+        if "encoder" not in networks:
+            raise UserError(f"the checkpoint of step {number} in {folder} holds no encoder.")
+        raise UserError(
+            f"the checkpoint of step {number} in {folder} holds another encoder than the run's config describes "
+            f"({listed(wrong)})."
+        )
     raise UserError(f"none of the checkpoints in {folder} can be read ({problem}).")
+
+
+def _networks_in(state: epath.Path) -> dict[str, Any]:
+    """The shapes of the networks in a saved state, {name: {"params": …, "batch_stats": …}}, on the first local device."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    tree = ocp.PyTreeCheckpointHandler().metadata(state).tree
+    tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
+    statistics = tree.get("model_state", {}).get("batch_stats", {})
+    networks = {}
+    for name, params in tree["params"].items():
+        if isinstance(params, dict):
+            networks[name] = {"params": params} | ({"batch_stats": statistics[name]} if statistics.get(name) else {})
+    return networks
+
+
+def _read_networks(folder: epath.Path, step: int, networks: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of `networks`, once they have proved to be what was saved."""
+    part: dict[str, Any] = {"params": {name: network["params"] for name, network in networks.items()}}
+    if saved := {name: n["batch_stats"] for name, n in networks.items() if "batch_stats" in n}:
+        part["model_state"] = {"batch_stats": saved}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        arguments = ocp.args.PyTreeRestore(
+            item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
+        )
+        found = reader.restore(absolute(folder) / str(step) / "state", args=arguments)
+    compare(_notes(folder, step).get("fingerprints", {}), fingerprints(found))
+    statistics = found.get("model_state", {}).get("batch_stats", {})
+    return {
+        name: {"params": params} | ({"batch_stats": statistics[name]} if name in statistics else {})
+        for name, params in found["params"].items()
+    }
 
 
 def config_text(workdir: epath.Path, step: int | None = None) -> str | None:

@@ -69,3 +69,21 @@ def shardings_of(state: TrainState) -> TrainState:
 def count_parameters(params: Any) -> int:
     """How many numbers the parameters are; takes arrays or their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def shape_differences(expected: Any, found: Any) -> list[str]:
+    """The arrays whose shapes differ between two pytrees, a few words each; [] where none does."""
+    own, theirs = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (expected, found)
+    )
+    return [
+        f"{path} is {theirs.get(path, 'missing')} and must be {own.get(path, 'absent')}"
+        for path in sorted(own.keys() | theirs.keys())
+        if own.get(path) != theirs.get(path)
+    ]
+
+
+def listed(differences: list[str]) -> str:
+    """The first three of many."""
+    return ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")

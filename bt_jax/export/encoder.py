@@ -16,9 +16,8 @@ from bt_jax.errors import UserError
 from bt_jax.export.folder import read_exported_safetensors, read_folder
 from bt_jax.export.torch_files import read_torch
 from bt_jax.export.torch_weights import weights_of_state_dict
-from bt_jax.export.weights import EncoderWeights, encoder_shapes, sha256_of
-from bt_jax.models import Projector, ResNet
-from bt_jax.models.inputs import normalize
+from bt_jax.export.weights import EncoderWeights, sha256_of
+from bt_jax.import_path import is_import_path
 from bt_jax.runtime import mesh as mesh_lib
 
 
@@ -26,46 +25,43 @@ class Encoder:
     """A frozen encoder with its variables.
 
     Attributes:
-      arch: its name, such as resnet50.
+      arch: its name, such as resnet50, or its import path.
       width: F, the length of a feature vector.
-      input_size: side in pixels of the images that it was trained on; it takes others too.
+      input_size: side in pixels of the images that it was trained on; a ResNet takes others too.
       mean, std: of the three channels, by which uint8 images are normalised, on a scale of 0 to 1.
-      variables: the Linen variables of `module`, for those who want more than features.
+      module, variables: the Linen module and its variables, for those who want more than features.
+      heads: the variables of what stood on it in training, by name; {} where the source has none.
       step: the updates that the weights have seen; None where the source does not tell.
       source: where they come from, in words.
-      projector_variables, classifier_variables: of what stood on it, as `bt_jax.models.Projector` and `LinearClassifier` take
-        them; None where the source has none.
     """
 
-    def __init__(
-        self,
-        module: ResNet,
-        variables: Any,
-        *,
-        arch: str,
-        input_size: int,
-        mean: tuple,
-        std: tuple,
-        source: str,
-        step: int | None = None,
-        projector_variables: Any = None,
-        classifier_variables: Any = None,
-    ):
-        self.module, self.variables = module, variables
-        self.arch, self.width, self.input_size = arch, module.num_features, input_size
-        self.mean, self.std = mean, std
-        self.source, self.step = source, step
-        self.projector_variables, self.classifier_variables = projector_variables, classifier_variables
+    def __init__(self, weights: EncoderWeights):
+        """Raises UserError if the encoder's class, a user's own, cannot be imported."""
+        self.module, self.variables, self.heads = weights.module(), weights.variables, weights.heads
+        self.arch, self.width, self.input_size = weights.arch, self.module.num_features, weights.input_size
+        self.mean, self.std = weights.mean, weights.std
+        self.source, self.step = weights.source, weights.step
         self._mesh = jax.make_mesh((jax.local_device_count(),), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,),
                                    devices=jax.local_devices())  # fmt: skip
 
         def encode(variables, images):
             if images.dtype == jnp.uint8:
-                images = normalize(images, mean=mean, std=std, dtype=module.dtype)
-            return module.apply(variables, images, train=False).astype(jnp.float32)
+                images = weights.inputs().normalize(images)
+            features: Any = self.module.apply(variables, images, train=False)
+            return features.astype(jnp.float32)
 
         self._encode = jax.jit(encode, out_shardings=mesh_lib.everywhere(self._mesh))
-        self._placed = jax.device_put(variables, mesh_lib.everywhere(self._mesh))
+        self._placed = jax.device_put(self.variables, mesh_lib.everywhere(self._mesh))
+
+    @property
+    def projector_variables(self) -> Any:
+        """Of the projector, as `bt_jax.models.Projector` takes them; None where the source has none."""
+        return self.heads.get("projector")
+
+    @property
+    def classifier_variables(self) -> Any:
+        """Of the classifier, as `bt_jax.models.LinearClassifier` takes them; None where the source has none."""
+        return self.heads.get("classifier")
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
@@ -113,26 +109,15 @@ def load_encoder(path: str) -> Encoder:
     Args:
       path: local or gs://, one of
         an export folder (task `export`);
-        a run's workdir: its newest checkpoint that can be read; or one of its checkpoints, WORKDIR/checkpoints/STEP;
+        the workdir of a pre-training, of whatever method, or of an evaluation that trains a classifier: its newest
+        checkpoint that can be read; or one of its checkpoints, WORKDIR/checkpoints/STEP;
         a .safetensors file, or a .pth of torch.save, with a state dict in torchvision's names, such as the official
         resnet50.pth and checkpoint.pth. No code in a .pth is run.
 
     Raises:
       UserError: there is none of these, or it is damaged, incomplete or not what it says.
     """
-    weights = read_weights(path)
-    return Encoder(
-        weights.module(),
-        weights.variables,
-        arch=weights.arch,
-        input_size=weights.input_size,
-        mean=weights.mean,
-        std=weights.std,
-        source=weights.source,
-        step=weights.step,
-        projector_variables=weights.projector_variables,
-        classifier_variables=weights.classifier_variables,
-    )
+    return Encoder(read_weights(path))
 
 
 def read_weights(path: str) -> EncoderWeights:
@@ -152,18 +137,19 @@ def read_weights(path: str) -> EncoderWeights:
 
 
 def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
+    path = workdir / "config.json"
     try:
-        path = workdir / "config.json"
         # A checkpoint knows the config too, for those who took it without the rest of the workdir.
         text = path.read_text() if path.exists() else checkpoint.config_text(workdir, step)
-        if text is None:
-            raise FileNotFoundError
+    except OSError:
+        text = None
+    if text is None:
+        raise UserError(
+            f"{workdir} is not the workdir of a run: there is no config.json in it; nor is it an export folder, or a .pth or "
+            ".safetensors file."
+        )
+    try:
         config = config_lib.from_json(text)
-        if config.task != "pretrain":
-            raise UserError(
-                f"{workdir} is the workdir of an evaluation ({config.task}), not of a pre-training run; name the run that it "
-                f"judged, {config.init_from or 'none here'}."
-            )
         model, data = config.model, config.data
         weights = EncoderWeights(
             arch=model.arch,
@@ -178,22 +164,20 @@ def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
             std=tuple(data.std),
             config_hash=config_lib.fingerprint(config),
         )
-        like = {"encoder": encoder_shapes(weights.module())}
-        if config.method == "barlow_twins":
-            projector, features = Projector(tuple(model.projector)), jnp.zeros((1, weights.module().num_features))
-            like["projector"] = jax.eval_shape(lambda: projector.init(jax.random.key(0), features, train=False))
-    except OSError:
-        raise UserError(
-            f"{workdir} is not the workdir of a run: there is no config.json in it; nor is it an export folder, or a .pth or "
-            ".safetensors file."
-        ) from None
+        shapes = None if is_import_path(weights.arch) else weights.shapes()
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{workdir / 'config.json'} is not the config of a run ({error}).") from None
-    found, step = checkpoint.restore_encoder(workdir, like, step)
+        raise UserError(f"{path} is not the config of a run ({error}).") from None
+    shapes = shapes or weights.shapes()
+    try:
+        networks, step = checkpoint.restore_networks(workdir, shapes, step)
+    except UserError:
+        if config.task == "pretrain":
+            raise
+        raise UserError(
+            f"{workdir} is the workdir of an evaluation ({config.task}), from which no encoder can be read; name the run "
+            f"that it judged, {config.init_from or 'none here'}."
+        ) from None
+    variables = networks.pop("encoder")
     return dataclasses.replace(
-        weights,
-        variables=found["encoder"],
-        projector_variables=found.get("projector"),
-        step=step,
-        source=f"step {step} of {workdir}",
+        weights, variables=variables, heads=networks, step=step, source=f"step {step} of {workdir}"
     )

@@ -1,13 +1,14 @@
 """The export folder: an encoder to be used elsewhere, without the run that made it.
 
     encoder.json            what the encoder is, where it comes from, and the sha256 of its weights; written last
-    encoder/                an Orbax checkpoint of {"params", "batch_stats"}; likewise projector/ and classifier/
+    encoder/                an Orbax checkpoint of {"params", "batch_stats"}; likewise each head, such as projector/
     encoder.safetensors     the same in torchvision's names, a classifier as fc.*; projector.safetensors in the official ones
     encoder.jax_export      a program with the weights in it: uint8 (b, S, S, 3) for any b -> float32 (b, F)
 
 Local or `gs://`.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -30,8 +31,8 @@ from bt_jax.export.torch_weights import (
     to_torch,
     weights_of_state_dict,
 )
-from bt_jax.export.weights import EncoderWeights, Tree, encoder_shapes, sha256_of
-from bt_jax.models.inputs import normalize
+from bt_jax.export.weights import EncoderWeights, Tree, sha256_of
+from bt_jax.import_path import is_import_path
 from bt_jax.runtime.paths import absolute
 
 FORMAT = 1  # of encoder.json; counts up when an older bt_jax could not read it
@@ -56,6 +57,8 @@ def write_folder(
 
     Args:
       dtype: in which the weights are kept, float32 or bfloat16.
+      safetensors: whether they are written in PyTorch's names too: a ResNet, and of its heads a `Projector` named
+        "projector" and a `LinearClassifier` named "classifier". Other networks have no such names.
       platforms: for which the program is made; none: no program.
 
     Returns:
@@ -73,26 +76,26 @@ def write_folder(
         raise UserError(f"{folder} holds an export already; choose another --workdir, or remove it first.")
     if (folder / "config.json").exists() or (folder / "checkpoints").exists():
         raise UserError(f"{folder} is the workdir of a run; choose another --workdir for the export.")
-    kept = {"encoder": weights.variables, "projector": weights.projector_variables}
-    kept = {**kept, "classifier": weights.classifier_variables}
-    kept = {name: _cast(tree, dtype) for name, tree in kept.items() if tree is not None}
+    kept = {name: _cast(tree, dtype) for name, tree in {"encoder": weights.variables, **weights.heads}.items()}
     files = {name: name for name in kept}
+    in_torch = {name: tensors for name, tree in kept.items() if (tensors := _in_torch(name, tree, weights.arch))}
     description = {name: getattr(weights, name) for name in _FIELDS} | {
         "format": FORMAT,
         "features": weights.module().num_features,
         "weights_dtype": dtype,
         "sha256": sha256_of(_cast(kept["encoder"], "float32")),
-        "projector": list(projector_sizes(kept["projector"])) if "projector" in kept else None,
-        "classes": len(kept["classifier"]["params"]["linear"]["bias"]) if "classifier" in kept else None,
+        "heads": sorted(weights.heads),
+        "projector": list(projector_sizes(kept["projector"])) if "projector" in in_torch else None,
+        "classes": len(kept["classifier"]["params"]["linear"]["bias"]) if "classifier" in in_torch else None,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, tree in kept.items():
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
                 writer.save(absolute(folder) / name, args=ocp.args.StandardSave(tree), force=True)
-        if safetensors:
+        if safetensors and "encoder" in in_torch:
             files["safetensors"] = "encoder.safetensors"
-            _write_safetensors(folder, kept, weights.arch, dtype, description)
+            _write_safetensors(folder, in_torch, dtype, description)
         if platforms:
             files["program"] = "encoder.jax_export"
             _write_program(folder / files["program"], portable_program(weights, kept["encoder"], platforms))
@@ -115,7 +118,7 @@ def read_folder(folder: epath.Path) -> EncoderWeights:
     try:
         description = json.loads(path.read_text())
         weights = _described(description, {})
-        shapes = encoder_shapes(weights.module())
+        shapes = None if is_import_path(weights.arch) else weights.shapes()
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{path} is not the description of an export ({first_line(error)}).") from None
     if description.get("format") != FORMAT:
@@ -123,7 +126,9 @@ def read_folder(folder: epath.Path) -> EncoderWeights:
     files = description.get("files")
     if not isinstance(files, dict) or "encoder" not in files:
         raise UserError(f"{path} names no encoder among its files.")
-    parts = {name: _inside(folder, files[name]) for name in ("encoder", "projector", "classifier") if name in files}
+    shapes = shapes or weights.shapes()  # of a user's own class, whose import says itself what is wrong
+    heads = description.get("heads", ("projector", "classifier"))  # exports of 57dd817 and before do not list them
+    parts = {name: _inside(folder, files[name]) for name in ("encoder", *heads) if name in files}
     trees = {name: _cast(_read_tree(part), "float32") for name, part in parts.items()}
     found = jax.tree.map(lambda x: (x.shape, x.dtype), trees["encoder"])
     if found != jax.tree.map(lambda x: (x.shape, x.dtype), shapes):
@@ -150,7 +155,7 @@ def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
         return weights
     if (described.arch, described.width, described.small_images) != (weights.arch, weights.width, weights.small_images):
         raise UserError(f"{path} describes itself as a {described.arch}, and holds a {weights.arch}.")
-    trees = {"encoder": weights.variables, "classifier": weights.classifier_variables}
+    trees = {"encoder": weights.variables, **weights.heads}
     return _described(json.loads(metadata["bt_jax"]), trees)
 
 
@@ -160,16 +165,33 @@ def portable_program(weights: EncoderWeights, variables: Tree, platforms: Sequen
     The weights and the normalisation are in it; `jax.export.deserialize(…).call(images)` runs it on any of the platforms,
     with JAX (and flatbuffers) alone.
     """
-    module, size = weights.module(), weights.input_size
+    module, inputs, size = weights.module(), weights.inputs(), weights.input_size
     variables = jax.tree.map(np.asarray, _cast(variables, "float32"))
 
     def encode(images):
-        images = normalize(images, mean=weights.mean, std=weights.std, dtype=module.dtype)
-        return module.apply(variables, images, train=False).astype(jnp.float32)
+        features: Any = module.apply(variables, inputs.normalize(images), train=False)
+        return features.astype(jnp.float32)
 
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     return bytes(jax.export.export(jax.jit(encode), platforms=tuple(platforms))(images).serialize())
+
+
+def _in_torch(name: str, variables: Tree, arch: str) -> dict[str, np.ndarray] | None:
+    """A network's tensors by PyTorch's names; None if it has none."""
+    convert = {
+        "encoder": None if is_import_path(arch) else functools.partial(to_torch, arch=arch),
+        "projector": projector_to_torch,
+        "classifier": classifier_to_torch,
+    }.get(name)
+    if convert is None:
+        return None
+    try:
+        return convert(_cast(variables, "float32"))
+    except UserError:  # another method's head of that name
+        if name == "encoder":
+            raise
+        return None
 
 
 def _write_program(path: epath.Path, program: bytes) -> None:
@@ -192,13 +214,11 @@ def _not_what_was_written(path: epath.Path) -> UserError:
     return UserError(f"{path} was written, but what is read back is something else; export to another --workdir.")
 
 
-def _write_safetensors(folder: epath.Path, kept: dict[str, Tree], arch: str, dtype: str, description: dict) -> None:
-    tensors = to_torch(_cast(kept["encoder"], "float32"), arch)
-    if "classifier" in kept:
-        tensors |= classifier_to_torch(kept["classifier"])
-    written = {"encoder.safetensors": (tensors, {"bt_jax": json.dumps(description)})}
-    if "projector" in kept:
-        written["projector.safetensors"] = (projector_to_torch(_cast(kept["projector"], "float32")), {})
+def _write_safetensors(folder: epath.Path, in_torch: dict[str, Any], dtype: str, description: dict) -> None:
+    encoder = in_torch["encoder"] | in_torch.get("classifier", {})
+    written = {"encoder.safetensors": (encoder, {"bt_jax": json.dumps(description)})}
+    if "projector" in in_torch:
+        written["projector.safetensors"] = (in_torch["projector"], {})
     for name, (tensors, metadata) in written.items():
         path, tensors = folder / name, _cast(tensors, dtype)
         write_safetensors(path, tensors, {"format": "pt", **metadata})  # "format": the transformers library asks for it
@@ -215,7 +235,7 @@ def _cast(tree: Tree, dtype: str) -> Tree:
     return jax.tree.map(cast, tree)
 
 
-def _described(description: dict, trees: dict[str, Tree | None]) -> EncoderWeights:
+def _described(description: dict, trees: dict[str, Tree]) -> EncoderWeights:
     fields = {name: description[name] for name in _FIELDS}
     wrong = [name for name, value in fields.items() if not isinstance(value, _FIELDS[name])]
     if wrong or not all(
@@ -223,8 +243,8 @@ def _described(description: dict, trees: dict[str, Tree | None]) -> EncoderWeigh
     ):
         raise ValueError(f"its field {wrong[0] if wrong else 'mean or std'} is not of the right type")
     fields |= {name: tuple(fields[name]) for name in ("mean", "std")}
-    rest = {f"{name}_variables": trees.get(name) for name in ("projector", "classifier")}
-    return EncoderWeights(**fields, **rest, variables=trees.get("encoder", {}))
+    heads = {name: tree for name, tree in trees.items() if name != "encoder"}
+    return EncoderWeights(**fields, variables=trees.get("encoder", {}), heads=heads)
 
 
 def _inside(folder: epath.Path, name: Any) -> epath.Path:

@@ -1,14 +1,17 @@
-"""A run that starts from weights that are there: `config.init_from`."""
+"""A run that starts from existing weights: `config.init_from`."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax.engine.state import TrainState
+from bt_jax.engine.state import TrainState, listed, shape_differences
 from bt_jax.errors import UserError
 from bt_jax.export.encoder import read_weights
+from bt_jax.export.weights import Tree
 
 
 def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
@@ -25,55 +28,64 @@ def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[
         return state, []
     weights = read_weights(source)
     try:
-        state, projector = with_weights(state, weights.variables, weights.projector_variables)
+        state, taken = with_weights(state, weights.variables, weights.heads)
     except ValueError as error:
         raise UserError(
             f"init_from is {source!r}, a {weights.arch} of width {weights.width}, which does not fit the config's "
             f"{model.arch} of width {model.width} with small_images={model.small_images} ({error})."
         ) from None
-    what = "the encoder and the projector begin" if projector else "the encoder begins"
-    notices = [f"{what} with the weights of {weights.source}"]
-    if weights.projector_variables is not None and not projector:
-        notices.append(f"its projector does not fit {'-'.join(map(str, model.projector))}, which begins at random")
+    begin = "begin" if taken else "begins"
+    notices = [
+        f"{' and '.join(f'the {name}' for name in ('encoder', *taken))} {begin} with the weights of {weights.source}"
+    ]
+    notices += [
+        f"its {name} does not fit {_widths(state.params[name])}, which begins at random"
+        for name in weights.heads
+        if name in state.params and name not in taken
+    ]
     if (weights.mean, weights.std) != (tuple(data.mean), tuple(data.std)):
         notices.append(f"it was trained with data.mean={weights.mean} and data.std={weights.std}")
     return state, notices
 
 
 def with_weights(
-    state: TrainState, encoder: dict[str, Any], projector: dict[str, Any] | None
-) -> tuple[TrainState, bool]:
-    """The state with an encoder's variables from elsewhere, and a projector's where they fit.
+    state: TrainState, encoder: Tree, heads: Mapping[str, Tree] | None = None
+) -> tuple[TrainState, tuple[str, ...]]:
+    """The state with an encoder's variables from elsewhere, and those of its heads that the state has too and that fit.
 
     Args:
-      encoder: {"params": …, "batch_stats": …} of host arrays, the same on all processes; likewise projector.
+      encoder: {"params": …, "batch_stats": …} of host arrays, the same on all processes; likewise each of the heads.
 
     Returns:
-      (the state, its arrays where they were; whether the projector was taken).
+      (the state, its arrays where they were; the names of the heads that were taken).
 
     Raises:
       ValueError: the encoder is not the state's; the shapes that differ are named.
     """
-    modules = {"encoder": encoder}
-    if wrong := _misfits(state, "encoder", encoder):
-        raise ValueError(", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
-    fits = projector is not None and "projector" in state.params and not _misfits(state, "projector", projector)
-    if fits:
-        modules["projector"] = projector
+    if wrong := shape_differences(_network(state, "encoder"), encoder):
+        raise ValueError(listed(wrong))
+    fitting = {
+        name: head
+        for name, head in (heads or {}).items()
+        if name in state.params and not shape_differences(_network(state, name), head)
+    }
     params, statistics = dict(state.params), dict(state.model_state["batch_stats"])
-    for name, module in modules.items():
-        params[name] = jax.tree.map(_placed_as, params[name], module["params"])
-        statistics[name] = jax.tree.map(_placed_as, statistics[name], module["batch_stats"])
+    for name, network in {"encoder": encoder, **fitting}.items():
+        params[name] = jax.tree.map(_placed_as, params[name], network["params"])
+        if statistics.get(name):
+            statistics[name] = jax.tree.map(_placed_as, statistics[name], network["batch_stats"])
     model_state = {**state.model_state, "batch_stats": statistics}
-    return state.replace(params=params, model_state=model_state), fits
+    return dataclasses.replace(state, params=params, model_state=model_state), tuple(fitting)
 
 
-def _misfits(state: TrainState, name: str, module: dict[str, Any]) -> list[str]:
-    own = {"params": state.params[name], "batch_stats": state.model_state["batch_stats"][name]}
-    own, theirs = ({jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-                   for tree in (own, module))  # fmt: skip
-    return [f"{path} is {theirs.get(path, 'missing')} and must be {own.get(path, 'absent')}"
-            for path in sorted(own.keys() | theirs.keys()) if own.get(path) != theirs.get(path)]  # fmt: skip
+def _network(state: TrainState, name: str) -> Tree:
+    return {"params": state.params[name], "batch_stats": state.model_state["batch_stats"].get(name, {})}
+
+
+def _widths(params: Any) -> str:
+    """A head by the widths of its layers, in order: `512-512-128`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return "-".join(str(leaf.shape[-1]) for path, leaf in leaves if path[-1] == jax.tree_util.DictKey("kernel"))
 
 
 def _placed_as(there: jax.Array, value: Any) -> jax.Array:

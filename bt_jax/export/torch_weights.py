@@ -21,8 +21,8 @@ import numpy as np
 
 from bt_jax.errors import UserError
 from bt_jax.export.weights import EncoderWeights, Tree, encoder_shapes
-from bt_jax.models import Projector, make_encoder
-from bt_jax.models.resnet import BLOCKS, BOTTLENECK
+from bt_jax.models import Projector
+from bt_jax.models.resnet import BLOCKS, BOTTLENECK, make_resnet
 
 Entry = tuple[str, tuple[str, ...]]  # torch name, path in the variables
 
@@ -33,7 +33,7 @@ def from_torch(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
     Args:
       state_dict: torch tensors or numpy arrays, by torchvision's names, without the classifier's `fc.*`. The stem (7×7, or
         3×3 for small images) and the width are read from `conv1.weight`.
-      arch: as for `make_encoder`.
+      arch: resnet18, resnet34, resnet50 or resnet101.
 
     Returns:
       {"params": …, "batch_stats": …} of float32 numpy arrays.
@@ -46,7 +46,7 @@ def from_torch(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
             f"these are not the weights of a {arch}: conv1.weight, (width, 3, 7, 7) or (width, 3, 3, 3), is missing."
         )
     width, _, side, _ = np.shape(state_dict["conv1.weight"])
-    encoder = make_encoder(arch, width=width, small_images=side == 3)
+    encoder = make_resnet(arch, width=width, small_images=side == 3)
     return _convert(state_dict, _flat(encoder_shapes(encoder)), _encoder_name, f"a {arch}")
 
 
@@ -60,7 +60,7 @@ def to_torch(variables: Mapping[str, Tree], arch: str) -> dict[str, np.ndarray]:
     if "conv1" not in params:
         raise UserError(f"these are not the variables of a {arch}: params/conv1 is missing.")
     side, _, _, width = np.shape(params["conv1"]["kernel"])
-    shapes = _flat(encoder_shapes(make_encoder(arch, width=width, small_images=side == 3)))
+    shapes = _flat(encoder_shapes(make_resnet(arch, width=width, small_images=side == 3)))
     return _convert_back(variables, shapes, _encoder_name, f"a {arch}")
 
 
@@ -153,15 +153,19 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
             parts["encoder"][name.removeprefix(prefix)] = value
     arch = architecture_of(parts["encoder"], source)
     width, _, side, _ = np.shape(parts["encoder"]["conv1.weight"])
+    variables, heads = without_counters(from_torch(parts["encoder"], arch)), {}
+    if parts["projector"]:
+        heads["projector"] = without_counters(projector_from_torch(parts["projector"]))
+    if parts["classifier"]:
+        heads["classifier"] = classifier_from_torch(parts["classifier"])
     return EncoderWeights(
         arch=arch,
-        variables=without_counters(from_torch(parts["encoder"], arch)),
+        variables=variables,
         source=source,
         width=width,
         small_images=side == 3,
         input_size=32 if side == 3 else 224,
-        projector_variables=without_counters(projector_from_torch(parts["projector"])) if parts["projector"] else None,
-        classifier_variables=classifier_from_torch(parts["classifier"]) if parts["classifier"] else None,
+        heads=heads,
     )
 
 

@@ -2,31 +2,34 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax.models import ResNet, make_encoder
-from bt_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
+from bt_jax.import_path import is_import_path
+from bt_jax.models import make_encoder
+from bt_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 
 Tree = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderWeights:
-    """Variables of an encoder, and perhaps of what stood on it.
+    """Variables of an encoder, and perhaps of its heads: what stood on it.
 
     Attributes:
-      arch: resnet18, resnet34, resnet50 or resnet101.
+      arch: as for `make_encoder`.
       variables: {"params": …, "batch_stats": …} of float32 arrays.
       source: where they come from, in words.
       width, small_images, stem_stride, dtype: as for `make_encoder`; `dtype` by its name.
       input_size: side in pixels of the images that it was trained on.
       mean, std: of the three channels, by which they were normalised, on a scale of 0 to 1.
       step: the updates that the weights have seen; None where the source does not tell.
-      projector_variables, classifier_variables: as `Projector` and `LinearClassifier` take them; None where there are none.
+      heads: the variables of each head by its name, such as "projector" or "classifier".
       config_hash: of the run's config (`config.fingerprint`); None where there is no run.
     """
 
@@ -38,15 +41,28 @@ class EncoderWeights:
     stem_stride: int = 1
     dtype: str = "float32"
     input_size: int = 224
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     step: int | None = None
-    projector_variables: Tree | None = None
-    classifier_variables: Tree | None = None
+    heads: Mapping[str, Tree] = dataclasses.field(default_factory=dict)
     config_hash: str | None = None
 
-    def module(self) -> ResNet:
-        """The network that the variables belong to."""
+    @property
+    def projector_variables(self) -> Tree | None:
+        """As `Projector` takes them; None where there is no projector."""
+        return self.heads.get("projector")
+
+    @property
+    def classifier_variables(self) -> Tree | None:
+        """As `LinearClassifier` takes them; None where there is no classifier."""
+        return self.heads.get("classifier")
+
+    def module(self) -> nn.Module:
+        """The network that the variables belong to.
+
+        Raises:
+          UserError: `arch` is an import path that cannot be imported.
+        """
         return make_encoder(
             self.arch,
             small_images=self.small_images,
@@ -55,16 +71,27 @@ class EncoderWeights:
             stem_stride=self.stem_stride,
         )
 
-    def without(self, *, projector: bool, classifier: bool) -> "EncoderWeights":
-        """The same, without what is named."""
-        dropped = {"projector_variables": None} if projector else {}
-        dropped |= {"classifier_variables": None} if classifier else {}
-        return dataclasses.replace(self, **dropped)
+    def inputs(self) -> Inputs:
+        """How images are normalised for it."""
+        return Inputs(self.input_size, self.mean, self.std, jnp.dtype(self.dtype))
+
+    def shapes(self) -> Tree:
+        """The shapes and dtypes of the encoder's variables."""
+        return encoder_shapes(self.module(), self.input_size if is_import_path(self.arch) else 32)
+
+    def without(self, heads: Iterable[str]) -> "EncoderWeights":
+        """The same, without these heads."""
+        dropped = set(heads)
+        return dataclasses.replace(self, heads={name: v for name, v in self.heads.items() if name not in dropped})
 
 
-def encoder_shapes(module: Any) -> Tree:
-    """The shapes and dtypes of a module's variables, `jax.ShapeDtypeStruct` each, without computing any."""
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+def encoder_shapes(module: nn.Module, size: int = 32) -> Tree:
+    """The shapes and dtypes of a module's variables, `jax.ShapeDtypeStruct` each, without computing any.
+
+    Args:
+      size: side of an image in pixels; those of a ResNet do not depend on it.
+    """
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False))
 
 
 def sha256_of(variables: Tree) -> str:
@@ -72,5 +99,5 @@ def sha256_of(variables: Tree) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode())
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()

@@ -29,7 +29,7 @@ def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
     wanted, folder = config.export, epath.Path(workdir).expanduser()
     weights = read_weights(config.init_from)
     description = write_folder(
-        weights.without(projector=not wanted.projector, classifier=not wanted.classifier),
+        weights.without(name for name in weights.heads if not wanted.get(name, True)),
         folder,
         dtype=wanted.dtype,
         safetensors=wanted.safetensors,
