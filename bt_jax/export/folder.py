@@ -202,10 +202,10 @@ def _write_program(path: epath.Path, program: bytes) -> None:
 
 def _see_the_same(path: epath.Path, found: Tree, expected: Tree) -> None:
     """Raises the sentence for a part that does not come back bit for bit."""
-    found, expected = (jax.tree_util.tree_leaves_with_path(tree) for tree in (found, expected))
-    if [path for path, _ in found] != [path for path, _ in expected] or any(
+    leaves, wanted = (jax.tree_util.tree_leaves_with_path(tree) for tree in (found, expected))
+    if [place for place, _ in leaves] != [place for place, _ in wanted] or any(
         a.dtype != b.dtype or np.asarray(a).tobytes() != np.asarray(b).tobytes()
-        for (_, a), (_, b) in zip(found, expected, strict=True)
+        for (_, a), (_, b) in zip(leaves, wanted, strict=True)
     ):
         raise _not_what_was_written(path)
 
