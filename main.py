@@ -2,9 +2,11 @@
 
     python main.py                                                    the quickstart: minutes on a CPU, nothing to download
     python main.py --config=configs/resnet50_imagenet.py --config.data.data_dir=DIR --workdir=gs://bucket/run
+    python main.py --config=configs/quickstart.py:supervised          another method
     python main.py --config.epochs=40 --config.optimizer.weight_decay=1e-4      changes single fields
+    python main.py --fields                                           prints all fields of that run, and does nothing else
 
-Every field is listed in bt_jax/config/schema.py. The same command goes on with a run that was interrupted.
+The same command goes on with a run that was interrupted.
 """
 
 import pathlib
@@ -12,9 +14,10 @@ import pkgutil
 import sys
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
+from bt_jax.config.command_line import ConfigFileParser
 from bt_jax.errors import UserError
 from bt_jax.runtime import console
 
@@ -22,21 +25,17 @@ QUICKSTART = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file of the run.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run, local or gs://; default: runs/<name of the config>.")
+flags.FLAGS["config"].parser = ConfigFileParser(flags.FLAGS["config"].parser)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"there is no argument {argv[1]!r}; options look like --config=FILE or --config.field=value.")
     config = _CONFIG.value
-    if not isinstance(config, ConfigDict):
-        name = flags.FLAGS["config"].config_filename
-        there = pathlib.Path(name.partition(":")[0]).exists()
-        raise UserError(f"{name} {'is not a config file that can be read' if there else 'is not there'}.")
     config_lib.check(config)
     name = pathlib.Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "-")
-    task = pkgutil.resolve_name(
-        config_lib.TASKS[config.task]
-    )  # after the checks: Flax and Orbax take seconds to import
+    # After the checks: Flax and Orbax take seconds to import.
+    task = pkgutil.resolve_name(f"bt_jax.tasks.{config.task}:{config.task}")
     task(config, _WORKDIR.value or f"runs/{name}")
 
 
@@ -45,7 +44,6 @@ def parse(argv: list[str]) -> list[str]:
     if not any(arg.startswith(("--config=", "-config=")) or arg in ("--config", "-config") for arg in argv):
         argv = [argv[0], f"--config={QUICKSTART}", *argv[1:]]
     logging.set_verbosity(logging.WARNING)  # libraries tell of every file they open; --verbosity=0 shows it
-    config_lib.check_overrides(argv)
     return flags.FLAGS(argv)
 
 
@@ -59,10 +57,8 @@ def run() -> None:
 
 def _sentence(error: Exception) -> str:
     """What a config file raised reaches us as a flag's error that holds the whole traceback; its end says what is wrong."""
-    text = str(error)
-    if not isinstance(error, flags.Error) or "Traceback" not in text:
-        return text
-    return text.strip().splitlines()[-1].removeprefix("bt_jax.errors.UserError: ")
+    text = str(error.__context__ if isinstance(error.__context__, UserError) else error)
+    return text.strip().splitlines()[-1].removeprefix("bt_jax.errors.UserError: ") if "Traceback" in text else text
 
 
 if __name__ == "__main__":

@@ -12,7 +12,4 @@ from bt_jax.config import default
 
 
 def get_config():
-    config = default()
-    config.task = "export"
-    config.data.source = "photographs"  # no data is read
-    return config
+    return default("export")

@@ -13,6 +13,7 @@ Expected:  45.4 % with k = 20 and 43.9 % with k = 200 for resnet18_cifar10_cpu, 
 
 import importlib
 
+from bt_jax.config import based_on
 from bt_jax.errors import UserError
 
 ENCODERS = ("resnet50_imagenet", "resnet18_cifar10", "resnet18_cifar10_cpu", "quickstart")
@@ -21,7 +22,8 @@ ENCODERS = ("resnet50_imagenet", "resnet18_cifar10", "resnet18_cifar10_cpu", "qu
 def get_config(encoder: str = "resnet50_imagenet"):
     if encoder not in ENCODERS:
         raise UserError(f"knn.py:{encoder} is not known; it takes {', '.join(ENCODERS)}.")
-    config = importlib.import_module(f"configs.{encoder}").get_config()
-    config.task = "knn"
+    pretraining = importlib.import_module(f"configs.{encoder}").get_config()
+    config = based_on(pretraining, "knn")
+    config.pairs.update(view_a=pretraining.barlow_twins.view_a, view_b=pretraining.barlow_twins.view_b)
     config.init_from = f"runs/{encoder}"
     return config

@@ -13,6 +13,7 @@ Expected:  with linear.cached 49.8 % top-1 for the narrow encoder after its six 
 
 import importlib
 
+from bt_jax.config import based_on
 from bt_jax.errors import UserError
 
 ENCODERS = ("resnet18_cifar10", "resnet18_cifar10_cpu")
@@ -21,13 +22,12 @@ ENCODERS = ("resnet18_cifar10", "resnet18_cifar10_cpu")
 def get_config(encoder: str = "resnet18_cifar10"):
     if encoder not in ENCODERS:
         raise UserError(f"linear_cifar10.py:{encoder} is not known; it takes {' or '.join(ENCODERS)}.")
-    config = importlib.import_module(f"configs.{encoder}").get_config()
-    config.task = "linear"
+    config = based_on(importlib.import_module(f"configs.{encoder}").get_config(), "linear")
     config.init_from = f"runs/{encoder}"
     config.batch_size = 256
     config.epochs = 100
 
-    config.data.view_supervised.crop_scale = (0.2, 1.0)
+    config.supervised.view.crop_scale = (0.2, 1.0)
     config.sgd.learning_rate_head = 0.3
     config.sgd.weight_decay = 1e-6
     config.sgd.schedule = "cosine"

@@ -9,12 +9,12 @@ Hardware:  the official program takes a node of 8 GPUs. With --config.linear.cac
 Expected:  73.2 % top-1 and 91.0 % top-5 (paper, Table 1). Theirs; this has not been measured here.
 """
 
+from bt_jax.config import based_on
 from configs import resnet50_imagenet
 
 
 def get_config():
-    config = resnet50_imagenet.get_config()
-    config.task = "linear"
+    config = based_on(resnet50_imagenet.get_config(), "linear")
     config.init_from = "runs/resnet50_imagenet"
     config.batch_size = 256
     config.epochs = 100

@@ -23,8 +23,8 @@ def get_config():
     config.data.source = "photographs"
     config.data.image_size = 48
     config.data.eval_resize = 0
-    config.data.view_supervised.crop_scale = (0.2, 1.0)
-    for view in (config.data.view_a, config.data.view_b):
+    config.judge.view.crop_scale = (0.2, 1.0)
+    for view in (config.barlow_twins.view_a, config.barlow_twins.view_b):
         view.crop_scale = (0.2, 1.0)
         view.grayscale = 0.0
         view.solarize = 0.0
@@ -32,7 +32,7 @@ def get_config():
 
     config.model.arch = "resnet18"
     config.model.width = 16
-    config.model.projector = (512, 512, 512)
+    config.barlow_twins.projector = (512, 512, 512)
 
     config.optimizer.learning_rate_weights = 0.3
     config.optimizer.learning_rate_biases = 0.3

@@ -28,12 +28,12 @@ def get_config():
     config.steps_per_dispatch = 10
     config.data.mean = (0.4914, 0.4822, 0.4465)
     config.data.std = (0.2470, 0.2435, 0.2616)
-    config.data.view_a.blur = 0.0
-    config.data.view_b.blur = 0.0
+    config.barlow_twins.view_a.blur = 0.0
+    config.barlow_twins.view_b.blur = 0.0
 
     config.model.arch = "resnet18"
     config.model.small_images = True
-    config.model.projector = (2048, 2048, 2048)
+    config.barlow_twins.projector = (2048, 2048, 2048)
 
     config.optimizer.learning_rate_weights = 0.3
     config.optimizer.learning_rate_biases = 0.3

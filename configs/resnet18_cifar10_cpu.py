@@ -21,7 +21,7 @@ def get_config():
 
     config.model.width = 16
     config.model.stem_stride = 2
-    config.model.projector = (512, 512, 512)
+    config.barlow_twins.projector = (512, 512, 512)
     config.optimizer.warmup_epochs = 1
 
     config.checkpoint.every_epochs = 1

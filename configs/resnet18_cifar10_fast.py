@@ -23,7 +23,7 @@ def get_config():
     config.data.source = "arrays"
     config.data.name = ""
     config.data.data_dir = "cifar10.npz"
-    for view in (config.data.view_a, config.data.view_b):
+    for view in (config.barlow_twins.view_a, config.barlow_twins.view_b):
         view.crop_scale = (0.2, 1.0)
 
     config.optimizer.warmup_epochs = 5

@@ -27,8 +27,8 @@ def get_config():
     config.data.eval_resize = 256
 
     config.model.arch = "resnet50"
-    config.model.projector = (8192, 8192, 8192)
-    config.loss.lambd = 0.0051
+    config.barlow_twins.projector = (8192, 8192, 8192)
+    config.barlow_twins.lambd = 0.0051
 
     config.optimizer.learning_rate_weights = 0.2
     config.optimizer.learning_rate_biases = 0.0048

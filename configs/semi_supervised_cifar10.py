@@ -14,6 +14,7 @@ Expected:  for resnet18_cifar10_cpu after its six epochs, top-1 at 1 % 41.2 % (f
 
 import importlib
 
+from bt_jax.config import based_on
 from bt_jax.errors import UserError
 from configs.linear_cifar10 import ENCODERS
 
@@ -29,13 +30,12 @@ def get_config(argument: str = "1percent"):
             f"{' or '.join(ENCODERS)}."
         )
     percent, batch_size, epochs = SUBSETS[subset]
-    config = importlib.import_module(f"configs.{encoder}").get_config()
-    config.task = "finetune"
+    config = based_on(importlib.import_module(f"configs.{encoder}").get_config(), "finetune")
     config.init_from = f"runs/{encoder}"
     config.batch_size = batch_size
     config.epochs = epochs
 
-    config.data.view_supervised.crop_scale = (0.2, 1.0)
+    config.supervised.view.crop_scale = (0.2, 1.0)
     config.sgd.learning_rate_encoder = 0.1
     config.sgd.learning_rate_head = 0.5
     config.sgd.weight_decay = 0.0

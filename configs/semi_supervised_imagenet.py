@@ -16,6 +16,7 @@ Expected:  55.0 % top-1 and 79.2 % top-5 at 1 %, 69.7 and 89.3 at 10 %; from scr
            Table 2, whose supervised rows were trained by other recipes). Theirs; this has not been measured here.
 """
 
+from bt_jax.config import based_on
 from bt_jax.errors import UserError
 from configs import resnet50_imagenet
 
@@ -26,8 +27,7 @@ def get_config(subset: str = "1percent"):
     if subset not in SUBSETS:
         raise UserError(f"semi_supervised_imagenet.py:{subset} is not known; it takes {' or '.join(SUBSETS)}.")
     name, percent, rate, schedule = SUBSETS[subset]
-    config = resnet50_imagenet.get_config()
-    config.task = "finetune"
+    config = based_on(resnet50_imagenet.get_config(), "finetune")
     config.init_from = "runs/resnet50_imagenet"
     config.batch_size = 256
     config.epochs = 20

@@ -9,12 +9,12 @@ Hardware:  one or more GPUs.
 Expected:  54.1 % top-1 on Places-205 (paper, Table 3; supervised 53.2 %). Theirs; this has not been measured here.
 """
 
+from bt_jax.config import based_on
 from configs import resnet50_imagenet
 
 
 def get_config():
-    config = resnet50_imagenet.get_config()
-    config.task = "transfer"
+    config = based_on(resnet50_imagenet.get_config(), "transfer")
     config.transfer.protocol = "linear"
     config.init_from = "runs/resnet50_imagenet"
     config.batch_size = 256

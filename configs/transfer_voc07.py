@@ -9,12 +9,12 @@ Hardware:  any: 9963 images go through the encoder once, the SVMs take minutes o
 Expected:  86.2 % mAP by the 11 points (paper, Table 3; supervised 87.5 %). Theirs; this has not been measured here.
 """
 
+from bt_jax.config import based_on
 from configs import resnet50_imagenet
 
 
 def get_config():
-    config = resnet50_imagenet.get_config()
-    config.task = "transfer"
+    config = based_on(resnet50_imagenet.get_config(), "transfer")
     config.transfer.protocol = "svm"
     config.init_from = "runs/resnet50_imagenet"
     config.data.name = "voc/2007"

@@ -35,7 +35,7 @@ def _judged_run(tmp_path_factory):
 
 @pytest.fixture
 def judged(_judged_run, monkeypatch):
-    """The workdir of a small pre-trained run, and the config of an evaluation on it: see `recipes.judged_run`.
+    """The workdir of a small pre-trained run, and its config: see `recipes.judged_run` and `evaluation_of`.
 
     For as long as a test lasts a resnet18 is one of two blocks, which compiles in a fraction of the time.
     """

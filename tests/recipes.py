@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
@@ -78,7 +78,7 @@ def five_steps(mesh, *, form="auto"):
 
 
 def judged_run(folder):
-    """A pre-trained run and a labelled set to judge it on: (workdir, config of an evaluation).
+    """A pre-trained run and a labelled set to judge it on: (workdir, config of the run, which names itself as `init_from`).
 
     The encoder is a resnet18 as `bt_jax.models.resnet.BLOCKS` has it, which the fixture that calls this makes small. Of 60
     train and 25 test images of three classes, each class has a colour of its own.
@@ -94,7 +94,8 @@ def judged_run(folder):
     config = config_lib.default()
     config.batch_size, config.epochs = 8, 2
     config.data.update(source="arrays", data_dir=str(folder / "set.npz"), image_size=16, eval_resize=0, threads=2)
-    config.model.update(arch="resnet18", width=4, small_images=True, projector=(16, 16))
+    config.model.update(arch="resnet18", width=4, small_images=True)
+    config.barlow_twins.projector = (16, 16)
     config.optimizer.warmup_epochs = 1
     config.monitor.update(batch_size=16, k=5)
     config.log.update(every_steps=1, tensorboard=False)
@@ -107,3 +108,12 @@ def judged_run(folder):
     checkpoints.close()
     config.init_from = str(workdir)
     return workdir, config
+
+
+def evaluation_of(config, task):
+    """The config of an evaluation of what `judged_run` made, from the config that it gave."""
+    derived = config_lib.based_on(config, task)
+    derived.init_from, derived.features.batch_size = config.init_from, config.monitor.batch_size
+    if task != "knn":
+        derived.batch_size, derived.epochs = config.batch_size, config.epochs
+    return derived

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from recipes import evaluation_of
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.sources.make import make_source
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.errors import UserError
@@ -28,7 +29,6 @@ def mesh_of(devices):
 
 
 def training(config, workdir, rates, *, mesh=None, test=None, **more):
-    config.task = "linear"
     mesh = mesh or mesh_of(8)
     train, own_test = (make_source(config.data, split) for split in ("train", "test"))
     return ClassifierTraining(
@@ -47,7 +47,7 @@ def final_state(made):
 @pytest.mark.parametrize("rates", [FROZEN, TUNED], ids=["frozen", "tuned"])
 def test_interrupted_and_resumed_is_bit_equal(judged, tmp_path, monkeypatch, rates):
     """Weights, statistics, momentum and the counts of each epoch are those of one piece."""
-    _, config = judged
+    config = evaluation_of(judged[1], "linear")
     config.batch_size = 24  # two steps an epoch
     expected = training(config, tmp_path / "whole", rates).run()
     step, whole = final_state(training(config, tmp_path / "whole", rates))
@@ -84,7 +84,7 @@ def test_the_devices_make_no_difference(judged, tmp_path, rates):
 
     A frozen encoder is bit-equal afterwards, and so is the original of a tuned one, which others may go on to use.
     """
-    _, config = judged
+    config = evaluation_of(judged[1], "linear")
     config.batch_size = 24
     made = [training(config, tmp_path / str(devices), rates, mesh=mesh_of(devices)) for devices in (1, 8)]
     before = jax.tree.map(np.array, made[0].judged.variables)
@@ -121,7 +121,7 @@ def test_the_step_is_pytorchs_sgd():
 
 def test_schedules():
     """Cosine by the epoch as the official evaluate.py; ×0.2 after 12 and 16; ÷10 at two equal intervals of 14 epochs."""
-    sgd = config_lib.default().sgd
+    sgd = config_lib.default("linear").sgd
     cosine = [rate_factor(sgd, epoch, 100) for epoch in (0, 25, 50, 99)]
     np.testing.assert_allclose(cosine, [1, (1 + np.sqrt(0.5)) / 2, 0.5, (1 + np.cos(0.99 * np.pi)) / 2])
     sgd.schedule, sgd.decay_epochs, sgd.decay_factor = "steps", (12, 16), 0.2
@@ -138,14 +138,14 @@ def test_small_test_sets(judged, tmp_path, count):
     """Of 1 and 7 images on 8 devices each is counted once."""
     from bt_jax.data.subsets import take
 
-    _, config = judged
+    config = evaluation_of(judged[1], "linear")
     test = take(make_source(config.data, "test"), np.arange(count), "few")
     found = training(config, tmp_path / "run", FROZEN, test=test).run()
     assert found["final"]["images"] == count and (found["final"]["top1"] * count) % 1 == 0
 
 
 def test_bad_input(judged, tmp_path):
-    _, config = judged
+    config = evaluation_of(judged[1], "linear")
     config.batch_size = 12
     with pytest.raises(UserError, match="batch_size is 12, which does not divide among 8 devices"):
         training(config, tmp_path / "run", FROZEN)
@@ -156,7 +156,7 @@ def test_bad_input(judged, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_it(judged, tmp_path):
     """What is not finite is never saved."""
-    _, config = judged
+    config = evaluation_of(judged[1], "linear")
     with pytest.raises(UserError, match=r"the loss is not finite at step \d+ .*Lower the rates in sgd"):
         training(config, tmp_path / "run", {"head": 1e30, "encoder": 1e30}).run()
     assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]

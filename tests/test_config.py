@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 
 CONFIGS = sorted(
@@ -26,9 +26,14 @@ def complaint(config):
     return str(error.value)
 
 
-def test_every_field_has_a_rule():
-    """A field without a rule would go unchecked; a rule without a field would check nothing."""
-    assert config_lib.RULES.keys() == config_lib.flatten(config_lib.default()).keys()
+@pytest.mark.parametrize("task", config_lib.TASKS)
+def test_every_field_has_a_rule_and_a_meaning(task):
+    """A field without a rule would go unchecked; one that breaks its own rule would be refused where nobody set it."""
+    fields = config_lib.fields_of(config_lib.default(task))
+    assert fields.keys() == config_lib.flatten(config_lib.default(task)).keys()
+    for name, field in fields.items():
+        assert field.rule(field.default) is None, name
+        assert field.doc and not field.doc.endswith("."), name
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -46,12 +51,12 @@ def test_official_recipe():
 
     config = get_config()
     optimizer = config.optimizer
-    assert (config.batch_size, config.epochs, config.loss.lambd) == (2048, 1000, 0.0051)
+    assert (config.batch_size, config.epochs, config.barlow_twins.lambd) == (2048, 1000, 0.0051)
     assert (optimizer.learning_rate_weights, optimizer.learning_rate_biases) == (0.2, 0.0048)
     assert (optimizer.weight_decay, optimizer.momentum, optimizer.trust_coefficient) == (1e-6, 0.9, 0.001)
     assert (optimizer.warmup_epochs, optimizer.end_factor, optimizer.gradient_divisor) == (10, 1e-3, 16)
-    assert tuple(config.model.projector) == (8192, 8192, 8192)
-    a, b = config.data.view_a, config.data.view_b
+    assert tuple(config.barlow_twins.projector) == (8192, 8192, 8192)
+    a, b = config.barlow_twins.view_a, config.barlow_twins.view_b
     assert (a.blur, a.solarize, b.blur, b.solarize) == (1.0, 0.0, 0.1, 0.2)
     same = {
         "crop_scale": (0.08, 1.0),
@@ -106,29 +111,27 @@ def test_all_faults_are_told_together():
         ("data.source", "tfsd", "did you mean 'tfds'"),
         ("data.std", (0.1, 0.2), "must be 3 positive numbers"),
         ("data.std", (0.1, 0.2, 0.0), "must be 3 positive numbers"),
-        ("data.view_a.crop_scale", (0.5, 0.2), "must be two rising numbers between"),
-        ("data.view_b.flip", 1.5, "must be between 0 and 1"),
+        ("barlow_twins.view_a.crop_scale", (0.5, 0.2), "must be two rising numbers between"),
+        ("barlow_twins.view_b.flip", 1.5, "must be between 0 and 1"),
         ("data.eval_resize", 100, "must be 0 or at least data.image_size"),
-        ("model.projector", (), "must be one or more positive integers"),
-        ("model.projector", (64, "64"), "must be one or more positive integers"),
+        ("barlow_twins.projector", (), "must be one or more positive integers"),
+        ("barlow_twins.projector", (64, "64"), "must be one or more positive integers"),
         ("model.arch", "resnet5", "did you mean"),
-        ("loss.lambd", float("nan"), "must be a number"),
+        ("barlow_twins.lambd", float("nan"), "must be a number"),
         ("optimizer.gradient_divisor", 0.0, "must be a positive number"),
         ("mesh.coordinator", "10.0.0.1:1234", "must be given all three or not at all"),
         ("mesh.processes", 2, "must be given all three or not at all"),
-        ("mesh.model", 3, "must divide each of model.projector, 8192-8192-8192"),
+        ("mesh.model", 3, "must divide each of barlow_twins.projector, 8192-8192-8192"),
         ("mesh.heartbeat_seconds", 1, "must be an integer of at least 5"),
         ("mesh.join_seconds", 0, "must be an integer of at least 5"),
         ("data.data_dir", "", "must name the image folder"),
         ("data.views", "devcie", "did you mean 'device'"),
         ("data.canvas_size", -1, "must be an integer of at least 0"),
-        ("data.view_a.blur_sigma", (0.1, 2.5), "must be two rising numbers between 0.001 and 2.4"),
+        ("barlow_twins.view_a.blur_sigma", (0.1, 2.5), "must be two rising numbers between 0.001 and 2.4"),
         ("steps_per_dispatch", 0, "must be an integer of at least 1"),
         ("steps_per_dispatch", 8, "must be 1 when data.views is 'host'"),
         ("profile.after", 0, "must be an integer of at least 1"),
         ("checkpoint.every_epochs", 0, "must be an integer of at least 1"),
-        ("export.platforms", ("cpu", "gpu"), "must be one or more of 'cpu', 'cuda', 'rocm' and 'tpu'"),
-        ("export.dtype", "float16", "must be 'float32' or 'bfloat16'"),
     ],
 )
 def test_wrong_values(name, value, expected):
@@ -136,6 +139,20 @@ def test_wrong_values(name, value, expected):
     config = sound()
     with config.ignore_type():
         config.update_from_flattened_dict({name: value})
+    text = complaint(config)
+    assert name in text and expected in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("export.platforms", ("cpu", "gpu"), "must be one or more of 'cpu', 'cuda', 'rocm' and 'tpu'"),
+        ("export.dtype", "float16", "must be 'float32' or 'bfloat16'"),
+    ],
+)
+def test_wrong_values_of_an_export(name, value, expected):
+    config = config_lib.default("export")
+    config.update_from_flattened_dict({name: value})
     text = complaint(config)
     assert name in text and expected in text
 
@@ -164,7 +181,7 @@ def test_overrides_of_unknown_fields():
     with pytest.raises(UserError) as error:
         config_lib.check_overrides(argv)
     assert "'epoch' (did you mean 'epochs'?)" in str(error.value)
-    assert "'optimizer.lambd' (did you mean 'loss.lambd'?)" in str(error.value)
+    assert "'optimizer.lambd' (did you mean 'barlow_twins.lambd'?)" in str(error.value)
     assert "batch_size" not in str(error.value)
 
 

@@ -15,7 +15,7 @@ from etils import epath
 from recipes import recipe, spec_of
 
 import bt_jax
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.views.spec import ViewSpec
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
@@ -38,7 +38,8 @@ def run(tmp_path_factory):
     workdir = epath.Path(tmp_path_factory.mktemp("run"))
     config = config_lib.default()
     config.data.update(source="photographs", image_size=24)
-    config.model.update(arch="resnet18", width=4, small_images=True, projector=(16, 16))
+    config.model.update(arch="resnet18", width=4, small_images=True)
+    config.barlow_twins.projector = (16, 16)
     claim_workdir(config, workdir, write=True)
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     method = make_method(config, Facts(8, 0, 8, 20), mesh)
@@ -120,8 +121,8 @@ def test_no_run(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(bt_jax.UserError, match="is not the config of a run"):
         bt_jax.load_encoder(tmp_path)
-    evaluation = config_lib.default()
-    evaluation.update(task="finetune", init_from="runs/some")
+    evaluation = config_lib.default("finetune")
+    evaluation.init_from = "runs/some"
     claim_workdir(evaluation, epath.Path(tmp_path / "tuned"), write=True)
     with pytest.raises(bt_jax.UserError, match=r"of an evaluation \(finetune\), .* that it judged, runs/some"):
         bt_jax.load_encoder(tmp_path / "tuned")

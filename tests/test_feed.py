@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data import feed as resident
 from bt_jax.data import pipeline
 from bt_jax.data.feed import DeviceFeed, amount, eval_batches, evaluation_views
@@ -37,7 +37,7 @@ def config():
     config = config_lib.default()
     config.seed, config.batch_size = 3, BATCH
     config.data.update(views="device", image_size=16, threads=2, eval_resize=0)
-    for view in (config.data.view_a, config.data.view_b):
+    for view in (config.barlow_twins.view_a, config.barlow_twins.view_b):
         view.update(OFF)
     return config
 
@@ -63,7 +63,7 @@ def made(feed, start, total):
 def expected(source):
     """The views of steps 0 to 4, made by hand: the order's examples, a seed's draws."""
     order = Order(3, N, BATCH)
-    specs = [ViewSpec(**{**config_lib.default().data[name], **OFF}) for name in ("view_a", "view_b")]
+    specs = [ViewSpec(**{**config_lib.default().barlow_twins[name], **OFF}) for name in ("view_a", "view_b")]
     make = jax.jit(
         lambda images, epoch, examples: make_views(
             images, None, seed=3, epoch=epoch, examples=examples, specs=specs, size=16
@@ -133,7 +133,7 @@ def test_folders_of_mixed_sizes(tmp_path, config, room):
         sizes.append(size.numpy())
     assert sizes[folder.paths.index(str(tmp_path / "train/b/01.png"))].tolist() == [36, 18]
     _, examples = Order(3, 16, BATCH).batch(0)
-    specs = [ViewSpec(**config.data[name]) for name in ("view_a", "view_b")]
+    specs = [ViewSpec(**config.barlow_twins[name]) for name in ("view_a", "view_b")]
     by_hand = jax.jit(
         lambda *arrays: make_views(*arrays, seed=3, epoch=0, examples=examples.astype(np.int32), specs=specs, size=16)
     )(np.stack(images)[examples], np.stack(sizes)[examples])
@@ -177,7 +177,7 @@ def test_streams_of_mixed_sizes(record_stream, config, devices, room):
     feed = DeviceFeed(config, stream, mesh_of(devices))
     assert (feed.held is None) == (room == 0)
     canvases, sizes = (np.stack(x) for x in zip(*(on_canvas(image, 36) for image in images), strict=True))
-    specs = [ViewSpec(**config.data[name]) for name in ("view_a", "view_b")]
+    specs = [ViewSpec(**config.barlow_twins[name]) for name in ("view_a", "view_b")]
     by_hand = jax.jit(lambda *arrays, **place: make_views(*arrays, seed=3, specs=specs, size=16, **place))
     batches = made(feed, 0, 4)
     number = feed.held["label"] if feed.held else None  # of an image, by its place in the set
@@ -277,7 +277,8 @@ print(batch["views"].shape, next(eval_batches(source, config.data, batch_size=8,
 def test_views_for_evaluations_are_those_of_training(config, source, expected, monkeypatch):
     """The pair as a run draws it, for any rows and from any step on, without TensorFlow; and single views with labels."""
     monkeypatch.setattr(pipeline, "train_batches", None)
-    settings = {"seed": 3, "batch_size": BATCH}
+    specs = tuple(ViewSpec(**config.barlow_twins[name]) for name in ("view_a", "view_b"))
+    settings = {"seed": 3, "batch_size": BATCH, "specs": specs}
     rows = np.arange(BATCH)
     found = list(resident.train_batches(source, config.data, **settings, rows=rows, num_steps=5))
     for batch, other in zip(found, expected, strict=True):
@@ -285,6 +286,7 @@ def test_views_for_evaluations_are_those_of_training(config, source, expected, m
         np.testing.assert_array_equal(batch["label"], other["label"])
     (part,) = resident.train_batches(source, config.data, **settings, rows=rows[1::2], start_step=3, num_steps=1)
     np.testing.assert_array_equal(part["views"], expected[3]["views"][1::2])
-    single = next(resident.train_batches(source, config.data, **settings, rows=rows, views=("view_supervised",)))
+    settings["specs"] = (ViewSpec(**config.judge.view),)
+    single = next(resident.train_batches(source, config.data, **settings, rows=rows))
     assert single["views"].shape == (BATCH, 1, 16, 16, 3)
     np.testing.assert_array_equal(single["label"], expected[0]["label"])

@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 import bt_jax
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.export import folder as export_folder
 from bt_jax.export.folder import read_folder, write_folder

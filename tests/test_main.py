@@ -41,7 +41,7 @@ def folder_run(root, workdir, *more):
     """The quickstart's small network on an image folder."""
     return (
         "--config.data.source=folder", f"--config.data.data_dir={root}", f"--workdir={workdir}", "--config.batch_size=8",
-        "--config.monitor.batch_size=8", "--config.model.projector=(16,16)", "--config.model.width=4", *more
+        "--config.monitor.batch_size=8", "--config.barlow_twins.projector=(16,16)", "--config.model.width=4", *more
     )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def folder_run(root, workdir, *more):
     [
         (["--config.optimizer.weight_decya=1"], "there is no field 'optimizer.weight_decya' (did you mean 'optimizer.weight_decay'?)"),
         (["--config.batch_size=many"], "batch_size"),
-        (["--config.loss.lambd=-1"], "loss.lambd is -1.0, but must be a number of at least 0"),
+        (["--config.barlow_twins.lambd=-1"], "barlow_twins.lambd is -1.0, but must be a number of at least 0"),
         (["--config.data.source=photo"], "(did you mean 'photographs'?)"),
         (["--config=configs/nothing.py"], "configs/nothing.py is not there."),
         (["--config=configs/knn.py:foo"], "knn.py:foo is not known"),
@@ -115,8 +115,8 @@ def test_bad_tfds(monkeypatch, tmp_path, arguments, sentence):
 def test_workdir_of_another_config(monkeypatch, tmp_path):
     """The fields that differ are named."""
     claim_workdir(quickstart.get_config(), epath.Path(tmp_path), write=True)
-    found = run(monkeypatch, f"--workdir={tmp_path}", "--config.loss.lambd=0.1")
-    assert "holds a run with another config (loss.lambd was" in found and "is now 0.1" in found
+    found = run(monkeypatch, f"--workdir={tmp_path}", "--config.barlow_twins.lambd=0.1")
+    assert "holds a run with another config (barlow_twins.lambd was" in found and "is now 0.1" in found
 
 
 def test_a_process_exits_with_status_one():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.pipeline import eval_batches
 from bt_jax.data.sources.base import ArraySource
 from bt_jax.evaluation.metrics import Counts, average_precision, count_hits

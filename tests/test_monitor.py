@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from recipes import small_method
+from recipes import small_method, spec_of
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.sources.make import make_source
+from bt_jax.data.views.spec import VIEW_A, VIEW_B
 from bt_jax.errors import UserError
 from bt_jax.evaluation.monitor import KnnMonitor
 from bt_jax.evaluation.pairs import Pairs
@@ -42,7 +43,7 @@ def test_accuracy_of_classes_that_can_be_told_apart(tmp_path, mesh):
     method = small_method(mesh)
     monitor = KnnMonitor(config, method.encoder, make_source(config.data, "train"), mesh)
     assert monitor.raw_pixels() == 1.0
-    params, model_state, _ = method.init(jax.random.key(0), (8, 8, 3))
+    params, model_state, _ = method.init(jax.random.key(0), spec_of(method, 8))
     variables = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
     assert monitor(variables) == 1.0
     found = monitor.report(variables)
@@ -58,8 +59,8 @@ def test_accuracy_of_classes_that_can_be_told_apart(tmp_path, mesh):
 def test_how_many_pairs_there_are(tmp_path, mesh, pairs, batch_size, count):
     """None if none are wanted, or if the set is smaller than a batch; whole batches of it at most."""
     config = config_of(tmp_path, [0, 1] * 10, [0, 1])
-    config.monitor.update(pairs=pairs, batch_size=batch_size)
-    assert Pairs(make_source(config.data, "train"), config, mesh).count == count
+    wanted = {"specs": (VIEW_A, VIEW_B), "batch_size": batch_size, "count": pairs}
+    assert Pairs(make_source(config.data, "train"), config, mesh, **wanted).count == count
 
 
 @pytest.mark.parametrize(

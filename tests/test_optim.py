@@ -9,7 +9,7 @@ import optax
 import pytest
 from recipes import relative
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.optim.recipe import lars, make_optimizer, warmup_cosine
 
 

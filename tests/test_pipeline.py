@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bt_jax.config.schema import default
+from bt_jax.config import default
 from bt_jax.data import pipeline
 from bt_jax.data.order import permutation, view_seeds
 from bt_jax.data.sources.base import ArraySource, EncodedSource, StreamSource
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.sources.make import make_source
-from bt_jax.data.views.host import ViewSpec, apply_view, sample_view
+from bt_jax.data.views.host import apply_view, sample_view
+from bt_jax.data.views.spec import VIEW_A, VIEW_B
 from bt_jax.errors import UserError
 
 SIZE = 12
@@ -130,11 +131,10 @@ def test_batches_are_the_views_of_the_order_and_the_seeds():
     assert batch["label"].dtype == np.int32
     examples = permutation(3, 1, 11)[5:10]
     np.testing.assert_array_equal(batch["label"], source.labels[examples])
-    config = data_config()
     for row, seeds in enumerate(view_seeds(3, 1, examples)):
         image = source.images[examples[row]]
-        for view, name in enumerate(("view_a", "view_b")):
-            parameters = sample_view(seeds[view], 20, 23, ViewSpec(**config[name]))
+        for view, spec in enumerate((VIEW_A, VIEW_B)):
+            parameters = sample_view(seeds[view], 20, 23, spec)
             expected = apply_view(pipeline.tf.constant(image), parameters, SIZE)
             np.testing.assert_array_equal(batch["views"][row, view], expected)
 
@@ -277,8 +277,8 @@ def test_stream_draws_its_views_by_place_in_the_epoch(tfds_dir, light_views):
     batch = take(stream(tfds_dir), 1, start_step=5)[0]
     for row, seeds in enumerate(view_seeds(3, 1, np.arange(8, 16))):
         image = pipeline.tf.fill((14, 14, 3), batch["label"][row].astype(np.uint8))
-        for view, name in enumerate(("view_a", "view_b")):
-            parameters = sample_view(seeds[view], 14, 14, ViewSpec(**data_config()[name]))
+        for view, spec in enumerate((VIEW_A, VIEW_B)):
+            parameters = sample_view(seeds[view], 14, 14, spec)
             expected = pipeline.apply_views(image, [parameters], SIZE, "keyscubic")[0]
             np.testing.assert_array_equal(batch["views"][row, view], expected)
 
@@ -463,7 +463,7 @@ def test_a_program_can_end_in_the_middle():
     """An interrupted run prints its own last words, and no complaint of iterators that outlived TensorFlow."""
     program = """
 import numpy as np
-from bt_jax.config.schema import default
+from bt_jax.config import default
 from bt_jax.data.pipeline import eval_batches
 from bt_jax.data.sources.base import ArraySource
 source = ArraySource("a", np.zeros((64, 8, 8, 3), np.uint8), np.zeros(64, int))

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from recipes import five_steps, relative, small_method
 from run_process import quickstart_of
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.errors import UserError
 from bt_jax.runtime import mesh as mesh_lib
@@ -190,10 +190,12 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
 
 def test_different_configs(tmp_path):
     """Every process names who differs and in what, before any data is read."""
-    with Processes(tmp_path, "pretrain", tmp_path / "run", ({}, {"loss.lambd": 0.1, "data.threads": 3})) as both:
+    with Processes(
+        tmp_path, "pretrain", tmp_path / "run", ({}, {"barlow_twins.lambd": 0.1, "data.threads": 3})
+    ) as both:
         for i in (0, 1):
             assert both.status(i) == 1
-            assert "process 1 (loss.lambd is 0.1 and not 0.0051); start all" in both.last_words(i)
+            assert "process 1 (barlow_twins.lambd is 0.1 and not 0.0051); start all" in both.last_words(i)
             assert "Traceback" not in both.said(i) and "data.threads" not in both.said(i)
     assert not (tmp_path / "run").exists()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.evaluation import table
 from bt_jax.evaluation.results import make_result, read_results, same_encoder, summary_of_runs, write_result
@@ -16,8 +16,7 @@ CHECKPOINT = {"source": "step 7 of x", "step": 7, "sha256": "ab" * 32, "arch": "
 
 
 def result_of(task, runs, checkpoint=CHECKPOINT, **data):
-    config = config_lib.default()
-    config.task = task
+    config = config_lib.default(task)
     data = {"train": "set, train", "test": "set, test", "test_images": 25, "classes": 10} | data
     return make_result(config, protocol="words", data=data, checkpoint=checkpoint, runs=runs)
 

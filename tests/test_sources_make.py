@@ -6,7 +6,7 @@ import sys
 import pytest
 from test_sources_folder import write_folder
 
-from bt_jax.config.schema import default
+from bt_jax.config import default
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.sources.photographs import PHOTOGRAPHS
 from bt_jax.errors import UserError
@@ -44,7 +44,7 @@ def test_sources_without_tensorflow(tmp_path):
     program = f"""
 import sys
 sys.modules["tensorflow"] = None  # an import of it fails
-from bt_jax.config.schema import default
+from bt_jax.config import default
 from bt_jax.data.sources.make import make_source
 from bt_jax.errors import UserError
 config = default().data

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bt_jax.config.schema import default
+from bt_jax.config import default
 from bt_jax.data.decode import decode
 from bt_jax.data.sources.base import ArraySource, EncodedSource, StreamSource
 from bt_jax.data.sources.make import make_source

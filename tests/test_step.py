@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from recipes import SIZES, five_steps, recipe, relative, small_method, small_optimizer, spec_of
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.engine.state import TrainState, abstract_state, count_parameters, init_state
 from bt_jax.engine.step import jit_step, make_train_step
 from bt_jax.export import from_torch, projector_from_torch, projector_to_torch, to_torch

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.pipeline import eval_batches
 from bt_jax.data.sources.base import ArraySource, StreamSource
 from bt_jax.data.sources.folder import FolderSource

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from recipes import evaluation_of
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.sources.make import make_source
 from bt_jax.errors import UserError
 from bt_jax.tasks.finetune import finetune, labelled_part
@@ -14,8 +15,7 @@ from bt_jax.tasks.finetune import finetune, labelled_part
 
 @pytest.fixture
 def config(judged):
-    _, config = judged
-    config.task = "finetune"
+    config = evaluation_of(judged[1], "finetune")
     config.finetune.percent = 50.0
     config.batch_size = 24
     return config

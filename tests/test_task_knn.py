@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from recipes import evaluation_of
 from sklearn.neighbors import KNeighborsClassifier
 
 import bt_jax
@@ -15,7 +16,8 @@ from bt_jax.tasks.knn import knn
 def test_against_scikit_learn_on_real_features(judged, tmp_path, capsys):
     """The encoder's own features, brute force in float64 with the same weights."""
     workdir, config = judged
-    config.task, config.knn.k = "knn", (1, 7, 60)
+    config = evaluation_of(config, "knn")
+    config.knn.k = (1, 7, 60)
     result = knn(config, str(tmp_path / "run"))
     encoder = bt_jax.load_encoder(str(workdir))
     arrays = np.load(config.data.data_dir)

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from recipes import evaluation_of
 
 import bt_jax
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.errors import UserError
 from bt_jax.tasks.linear import linear
@@ -13,9 +14,7 @@ from bt_jax.tasks.linear import linear
 
 @pytest.fixture
 def config(judged):
-    _, config = judged
-    config.task = "linear"
-    return config
+    return evaluation_of(judged[1], "linear")
 
 
 def test_sgd(config, tmp_path, capsys):

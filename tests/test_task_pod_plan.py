@@ -9,7 +9,7 @@ import jax
 import pytest
 from recipes import small_method
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.planning.chips import parse_topology
 from bt_jax.tasks import pod_plan
@@ -19,7 +19,7 @@ def small_config(**changes):
     config = config_lib.default()
     config.task, config.batch_size, config.epochs = "pod_plan", 16, 20
     config.data.source, config.data.image_size = "photographs", 16
-    config.model.projector = (32, 64)
+    config.barlow_twins.projector = (32, 64)
     config.pod.topology, config.pod.images = "v5e:2x4", 1000
     config.update_from_flattened_dict(changes)
     return config
@@ -32,7 +32,7 @@ def planned(tmp_path_factory):
     plans = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pod_plan, "devices_of", lambda topology: jax.devices()[: topology.devices])
-        method = lambda config, facts, mesh: small_method(mesh, sizes=config.model.projector)  # noqa: E731
+        method = lambda config, facts, mesh: small_method(mesh, sizes=config.barlow_twins.projector)  # noqa: E731
         patch.setattr(pod_plan, "make_method", method)
         make = pod_plan.make_plan
         patch.setattr(pod_plan, "make_plan", lambda *args: plans.append(make(*args)) or plans[-1])
@@ -148,7 +148,7 @@ def test_search_reports_each_trial(monkeypatch, capsys, tmp_path, planned):
         ({"pod.topology": ""}, "pod.topology is empty, but must name a slice when task is 'pod_plan': v4:2x2x1"),
         ({"pod.topology": "v9:2x2"}, "the topology 'v9:2x2' is not known"),
         ({"batch_size": 12}, "batch_size is 12, which does not divide among 8 devices"),
-        ({"mesh.model": 3, "model.projector": (3, 3)}, "mesh.model is 3, which does not divide the 8 devices"),
+        ({"mesh.model": 3, "barlow_twins.projector": (3, 3)}, "mesh.model is 3, which does not divide the 8 devices"),
         ({"pod.images": 15}, "pod.images is 15, fewer than a batch of 16"),
     ],
 )
@@ -161,7 +161,7 @@ def test_bad_input(changes, sentence, monkeypatch, tmp_path):
 
 def plan_by_libtpu(workdir, **changes):
     """What the command prints and writes, in a process of its own: libtpu and JAX's profiler do not bear each other."""
-    fields = {"task": "pod_plan", "data.image_size": 32, "model.width": 4, "model.projector": "(16,)"}
+    fields = {"task": "pod_plan", "data.image_size": 32, "model.width": 4, "barlow_twins.projector": "(16,)"}
     fields |= {"model.small_images": True, **changes}
     command = [sys.executable, "main.py", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in fields.items())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -15,7 +15,7 @@ from etils import epath
 from PIL import Image
 from recipes import small_method
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.engine.checkpoint import config_text
 from bt_jax.errors import Preempted, UserError
 from bt_jax.export import init_from
@@ -59,7 +59,8 @@ def small_run(tmp_path, monkeypatch):
     config = config_lib.default()
     config.batch_size, config.epochs = 8, 2
     config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"), image_size=16, eval_resize=0, threads=2)
-    config.model.update(arch="resnet18", width=4, small_images=True, projector=(32, 32))
+    config.model.update(arch="resnet18", width=4, small_images=True)
+    config.barlow_twins.projector = (32, 32)
     config.optimizer.warmup_epochs = 1
     config.checkpoint.every_epochs = 1
     config.monitor.update(every_epochs=1, batch_size=8, k=5)
@@ -181,7 +182,7 @@ def test_views_made_on_the_device(small_run, tmp_path, monkeypatch, capsys):
     A compiler may order the sums of a loop's body otherwise than those of a single step: between one and two at a time 1e-5.
     """
     small_run.data.views = "device"
-    for view in (small_run.data.view_a, small_run.data.view_b):
+    for view in (small_run.barlow_twins.view_a, small_run.barlow_twins.view_b):
         view.update(jitter=0.0, grayscale=0.0, blur=0.0)  # quicker to compile
     monkeypatch.setitem(sys.modules, "bt_jax.data.pipeline", None)  # nothing here asks for TensorFlow
 

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from recipes import evaluation_of
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.pipeline import eval_batches
 from bt_jax.data.sources.voc import CLASSES, voc_source
 from bt_jax.errors import UserError
@@ -137,8 +138,7 @@ def test_svm_against_scikit_learn():
 
 
 def test_transfer_by_svms(judged, devkit, tmp_path, capsys):
-    _, config = judged
-    config.task = "transfer"
+    config = evaluation_of(judged[1], "transfer")
     config.transfer.update(protocol="svm", svm_costs=(0.1, 1.0))
     config.data = data_of(devkit)
     result = transfer(config, str(tmp_path / "run"))
@@ -150,8 +150,8 @@ def test_transfer_by_svms(judged, devkit, tmp_path, capsys):
 
 def test_transfer_by_a_linear_classifier(judged, tmp_path):
     """The loop of the task `linear`, under the name of this one."""
-    _, config = judged
-    config.task, config.linear.cached = "transfer", True
+    config = evaluation_of(judged[1], "transfer")
+    config.linear.cached = True
     result = transfer(config, str(tmp_path / "run"))
     assert result["task"] == "transfer" and (tmp_path / "run" / "transfer.json").exists()
     assert result["mean"]["final.top1"] > 0.9

@@ -9,7 +9,7 @@ import sys
 import pytest
 from etils import epath
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.runtime import workdir as workdir_lib
 from bt_jax.runtime.workdir import claim_workdir, held
@@ -32,11 +32,11 @@ def test_another_config_is_refused_by_field(workdir):
     config = config_lib.default()
     claim_workdir(config, workdir, write=True)
     before = (workdir / "config.json").read_text()
-    config.optimizer.weight_decay, config.model.projector = 1e-4, (64, 64)
+    config.optimizer.weight_decay, config.barlow_twins.projector = 1e-4, (64, 64)
     with pytest.raises(UserError) as error:
         claim_workdir(config, workdir, write=True)
     assert "optimizer.weight_decay was 1e-06 and is now 0.0001" in str(error.value)
-    assert "model.projector was (8192, 8192, 8192) and is now (64, 64)" in str(error.value)
+    assert "barlow_twins.projector was (8192, 8192, 8192) and is now (64, 64)" in str(error.value)
     assert "epochs" not in str(error.value)
     assert (workdir / "config.json").read_text() == before
 
@@ -67,7 +67,7 @@ def test_a_config_older_than_a_field(workdir):
     config = config_lib.default()
     claim_workdir(config, workdir, write=True)
     old = json.loads((workdir / "config.json").read_text())
-    del old["loss"]["form"], old["seed"]
+    del old["barlow_twins"]["form"], old["seed"]
     (workdir / "config.json").write_text(json.dumps(old))
     claim_workdir(config, workdir, write=False)
     config.seed = 1

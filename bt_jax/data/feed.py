@@ -18,7 +18,7 @@ are the same, the random numbers are JAX's.
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from PIL import Image
 from bt_jax.data.order import Order, evenly
 from bt_jax.data.sources.base import ArraySource, Source, StreamSource, import_tensorflow
 from bt_jax.data.views.device import make_views
-from bt_jax.data.views.spec import PAIR, ViewSpec, canvas_side, kernel_of
+from bt_jax.data.views.spec import VIEW_A, VIEW_B, ViewSpec, canvas_side, kernel_of
 from bt_jax.errors import UserError
 from bt_jax.runtime import mesh as mesh_lib
 
@@ -50,7 +50,8 @@ class DeviceFeed:
     def __init__(self, config: ConfigDict, source: Source, mesh: Mesh):
         """Raises UserError if several steps are to be started at once, and the set does not fit the devices."""
         self._config, self._source, self._mesh = config, source, mesh
-        self._specs = [ViewSpec(**config.data[name]) for name in PAIR]
+        views = config[config.method]
+        self._specs = [ViewSpec(**views[name]) for name in ("view_a", "view_b")]
         if not isinstance(source, ArraySource):
             import_tensorflow()  # says what is missing, before anything is loaded
         needs, room, device = self._needs(), *self._room()
@@ -210,20 +211,19 @@ def train_batches(
     rows: np.ndarray,
     start_step: int = 0,
     num_steps: int | None = None,
-    views: tuple[str, ...] = PAIR,
+    specs: Sequence[ViewSpec] = (VIEW_A, VIEW_B),
 ) -> Iterator[Arrays]:
     """As pipeline.train_batches; without TensorFlow where views are made on the device and the set is in memory."""
     if config.views == "device" and isinstance(source, ArraySource):
-        return _array_train_batches(source, config, seed, batch_size, rows, start_step, num_steps, views)
+        return _array_train_batches(source, config, seed, batch_size, rows, start_step, num_steps, specs)
     from bt_jax.data import pipeline
 
-    lengths = {"start_step": start_step, "num_steps": num_steps, "views": views}
+    lengths = {"start_step": start_step, "num_steps": num_steps, "specs": specs}
     return pipeline.train_batches(source, config, seed=seed, batch_size=batch_size, rows=rows, **lengths)
 
 
-def _array_train_batches(source, config, seed, batch_size, rows, start_step, num_steps, views) -> Iterator[Arrays]:
-    specs = [ViewSpec(**config[name]) for name in views]
-    settings = {"seed": seed, "specs": specs, "size": config.image_size, "kernel": kernel_of(views)}
+def _array_train_batches(source, config, seed, batch_size, rows, start_step, num_steps, specs) -> Iterator[Arrays]:
+    settings = {"seed": seed, "specs": specs, "size": config.image_size, "kernel": kernel_of(specs)}
     draw = jax.jit(lambda images, epoch, examples: make_views(images, None, epoch=epoch, examples=examples, **settings))
     order = Order(seed, len(source), batch_size)
     for step in itertools.count(start_step) if num_steps is None else range(start_step, start_step + num_steps):

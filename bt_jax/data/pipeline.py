@@ -6,7 +6,7 @@ One by one they go through TensorFlow, are read, decoded and augmented in parall
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ from bt_jax.data.order import Order, evenly, single_seed, view_seeds
 from bt_jax.data.sources.base import Source, StreamSource
 from bt_jax.data.tensorflow_import import plain, tf
 from bt_jax.data.views.host import ViewSpec, apply_views, evaluation_view, on_canvas, sample_view
-from bt_jax.data.views.spec import PAIR, canvas_side, kernel_of
+from bt_jax.data.views.spec import VIEW_A, VIEW_B, canvas_side, kernel_of
 from bt_jax.errors import UserError
 
 
@@ -31,7 +31,7 @@ def train_batches(
     rows: np.ndarray,
     start_step: int = 0,
     num_steps: int | None = None,
-    views: tuple[str, ...] = PAIR,
+    specs: Sequence[ViewSpec] = (VIEW_A, VIEW_B),
     canvas: bool = False,
 ) -> Iterator[Batch]:
     """Batches of views, two unless said otherwise, each a pure function of (seed, step): not of threads, processes or restarts.
@@ -42,7 +42,7 @@ def train_batches(
       rows: the rows of the global batch to make, (n,), rising: all of them, or this process's share.
       start_step: the step of the first batch.
       num_steps: how many; None: without end.
-      views: the fields of `config` that say how each of the V views is drawn.
+      specs: how each of the V views is drawn; the paper's two unless said otherwise.
       canvas: whether to give what a device makes views of instead: images on canvases, their sizes and their places.
 
     Yields:
@@ -59,23 +59,22 @@ def train_batches(
             f"set batch_size to at most {len(source)}."
         )
     _check_rows(rows, batch_size)
-    specs = [ViewSpec(**config[name]) for name in views]
 
     def draw_views(image, label, seeds):
         height, width = tf.shape(image)[0], tf.shape(image)[1]
         parameters = [sample_view(seeds[v], height, width, spec) for v, spec in enumerate(specs)]
-        return {"views": apply_views(image, parameters, config.image_size, kernel_of(views)), "label": label}
+        return {"views": apply_views(image, parameters, config.image_size, kernel_of(specs)), "label": label}
 
     def put_on_canvas(image, label, seeds):
         image, size = on_canvas(image, canvas_side(config))
         # As order.view_seeds put them there.
-        epoch, example = tf.bitwise.right_shift(seeds[0, 0], 32), seeds[0, 1] // len(views)
+        epoch, example = tf.bitwise.right_shift(seeds[0, 0], 32), seeds[0, 1] // len(specs)
         places = {"epoch": tf.cast(epoch, tf.int32), "example": tf.cast(example, tf.int32)}
         return {"image": image, "size": size, "label": label, **places}
 
     load = put_on_canvas if canvas else draw_views
     if isinstance(source, StreamSource):
-        epochs = _stream_epochs(source, config, load, seed, batch_size, rows, start_step, len(views))
+        epochs = _stream_epochs(source, config, load, seed, batch_size, rows, start_step, len(specs))
         return _one_after_the_other(epochs, num_steps)
 
     order = Order(seed, len(source), batch_size)
@@ -86,9 +85,9 @@ def train_batches(
 
     def fetch(step):
         mine, epoch = examples(int(step))
-        return *source.fetch(source.usable(mine)), view_seeds(seed, epoch, mine, len(views))
+        return *source.fetch(source.usable(mine)), view_seeds(seed, epoch, mine, len(specs))
 
-    specs_of_fetch = [items_spec(source), _LABEL, tf.TensorSpec((None, len(views), 2), tf.int64)]
+    specs_of_fetch = [items_spec(source), _LABEL, tf.TensorSpec((None, len(specs), 2), tf.int64)]
     pixels = pixels_of(source)
 
     def from_batch(delivered):

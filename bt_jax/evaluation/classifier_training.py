@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from bt_jax.data.feed import eval_batches, train_batches
 from bt_jax.data.sources.base import Source
 from bt_jax.data.subsets import check_labels
+from bt_jax.data.views.spec import ViewSpec
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.errors import UserError
 from bt_jax.evaluation.judged import Judged
@@ -195,7 +196,7 @@ class ClassifierTraining:
             rows=mesh_lib.process_rows(self.mesh, size),
             start_step=start_step,
             num_steps=self.total_steps - start_step,
-            views=("view_supervised",),
+            specs=(ViewSpec(**self.config.supervised.view),),
         )
         return mesh_lib.prefetch_to_mesh(_checked(host, self.train), self.mesh, size)
 
@@ -221,7 +222,7 @@ class ClassifierTraining:
     def _evaluate(self, state: ClassifierState, step: int, reporter: Reporter) -> None:
         counts = Counts()
         for local in self._tests():
-            batch = mesh_lib.put_batch(self.mesh, self.config.monitor.batch_size, local)
+            batch = mesh_lib.put_batch(self.mesh, self.config.features.batch_size, local)
             counts += Counts.of(jax.device_get(self._count(state, self._variables, batch)))
         found = counts.result()
         reporter.record(step, {f"test_{k}" if k == "loss" else k: v for k, v in found.items()})
@@ -234,7 +235,7 @@ class ClassifierTraining:
         """The test images by the batch; kept if they are few, as they are the same each time."""
         if self._test_batches is not None:
             return self._test_batches
-        size, side = self.config.monitor.batch_size, self.config.data.image_size
+        size, side = self.config.features.batch_size, self.config.data.image_size
         rows = mesh_lib.process_rows(self.mesh, size)
         batches = _checked(eval_batches(self.test, self.config.data, batch_size=size, rows=rows), self.test)
         if len(self.test) * side * side * 3 > _HELD_BYTES:

@@ -13,12 +13,13 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.feed import eval_batches
 from bt_jax.data.order import evenly
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.subsets import check_labels
+from bt_jax.data.views.spec import ViewSpec
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, first_bad_layer, frozen
 from bt_jax.evaluation.pairs import Pairs
@@ -104,7 +105,7 @@ class Evaluation:
         self._check_splits()
         counts = {f"split {i}": f"{len(s)} images" for i, s in enumerate((self.train, self.test))}
         processes.agree("data", counts)
-        mesh_lib.check_batch_size(mesh, config.monitor.batch_size, "monitor.batch_size")
+        mesh_lib.check_batch_size(mesh, config.features.batch_size, "features.batch_size")
         self.judged = judged_encoder(config, mesh)
 
     def _source(self, split: str) -> Source:
@@ -153,7 +154,7 @@ class Evaluation:
         Raises:
           UserError: features that are not finite (the image and the layer are named), labels outside the classes.
         """
-        size = self.config.monitor.batch_size
+        size = self.config.features.batch_size
         rows = mesh_lib.process_rows(self.mesh, size)
         batches = eval_batches(source, self.config.data, batch_size=size, rows=rows, limit=limit)
         try:
@@ -187,8 +188,11 @@ class Evaluation:
         )
 
     def pairs_of_views(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The features of both training views of `monitor.pairs` train images; None where there are none to be had."""
-        pairs = Pairs(self.train, self.config, self.mesh)
+        """The features of both views of `knn.pairs` train images; None where there are none to be had."""
+        config = self.config
+        specs = tuple(ViewSpec(**config.pairs[name]) for name in ("view_a", "view_b"))
+        size, count = config.features.batch_size, config.knn.pairs
+        pairs = Pairs(self.train, config, self.mesh, specs=specs, batch_size=size, count=count)
         return pairs.features(self._extract, self.judged.variables) if pairs.count else None
 
     def data_facts(self) -> Result:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from bt_jax.data.feed import eval_batches
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
+from bt_jax.data.views.spec import ViewSpec
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, frozen, raw_pixels
 from bt_jax.evaluation.health import health
@@ -49,7 +50,10 @@ class KnnMonitor:
         self._mesh = mesh
         self._input = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "dtype": jnp.dtype(config.dtype)}
         self._extract = FeatureExtractor(frozen(encoder), mesh, **self._input)
-        self._pairs = Pairs(train, config, mesh)
+        own = config[config.method]
+        specs = tuple(ViewSpec(**own[name]) for name in ("view_a", "view_b") if name in own)
+        size, count = config.monitor.batch_size, config.monitor.pairs if specs else 0
+        self._pairs = Pairs(train, config, mesh, specs=specs, batch_size=size, count=count)
 
     def __call__(self, variables: Any) -> float:
         """The accuracy, 0 to 1, of an encoder with these variables."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.engine import checkpoint
 from bt_jax.errors import UserError
 from bt_jax.export.folder import read_exported_safetensors, read_folder

@@ -38,24 +38,10 @@ def make_method(config: ConfigDict, facts: Facts, mesh: Mesh | None) -> Method:
         model.arch, small_images=model.small_images, dtype=dtype, width=model.width, stem_stride=model.stem_stride
     )
     inputs = Inputs.of(data, dtype)
-    settings = config[cls.config_group] if own else _settings(config)
+    settings = config[cls.config_group if own else config.method]
     method = cls.build(settings, encoder=encoder, inputs=inputs, facts=facts, mesh=mesh)
     if own:
         check_method(method, config.method)
     if is_import_path(model.arch):
         check_encoder(encoder, model.arch, data.image_size, [(g.num_views, g.size) for g in method.view_groups])
     return method
-
-
-def _settings(config: ConfigDict) -> ConfigDict:
-    """The group of one of bt_jax's own methods, also where a config has its fields still in other groups."""
-    if config.method in config:
-        return config[config.method]
-    return ConfigDict(
-        {
-            "projector": tuple(config.model.projector),
-            "view_a": config.data.view_a,
-            "view_b": config.data.view_b,
-            **config.loss,
-        }
-    )

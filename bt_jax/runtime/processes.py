@@ -29,19 +29,9 @@ import jax
 from jax._src.distributed import global_state
 from ml_collections import ConfigDict
 
-from bt_jax.config.schema import flatten
+from bt_jax.config import fields_of, flatten
 from bt_jax.errors import Preempted, UserError, first_line
 from bt_jax.runtime import console
-
-# Fields that may differ between the processes of a run: no weight and no collective depends on them.
-OWN_FIELDS = (
-    "mesh.process_index",
-    "mesh.coordinator",
-    "data.data_dir",
-    "data.threads",
-    "data.prefetch",
-    "data.download",
-)
 
 _ENDED = "bt_jax/ended"
 _LOST = ("Gloo", "NCCL", "Socket closed", "Connection closed", "Connection reset")  # in errors of broken collectives
@@ -206,8 +196,9 @@ def joined(config: ConfigDict, workdir: str) -> Iterator[None]:
         yield
         return
     try:
-        own = {name: value for name, value in flatten(config).items() if name not in OWN_FIELDS}
-        agree("config", {**own, "workdir": str(workdir), "JAX": jax.__version__, "code of bt_jax": _code()})
+        own = {name for name, field in fields_of(config).items() if field.own}
+        same = {name: value for name, value in flatten(config).items() if name not in own}
+        agree("config", {**same, "workdir": str(workdir), "JAX": jax.__version__, "code of bt_jax": _code()})
         yield
     except Preempted:  # all leave at this step, and each has saved its part
         raise

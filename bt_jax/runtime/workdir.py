@@ -14,25 +14,9 @@ from typing import IO, Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from bt_jax.config.schema import default, flatten, from_json, to_json
+from bt_jax.config import fields_of, flatten, from_json, plain, to_json
 from bt_jax.errors import UserError
 from bt_jax.runtime.files import read_object, write_whole
-
-# Fields that may change when a run is resumed: none of them affects a weight.
-FREE_ON_RESUME = ("mesh.", "checkpoint.", "monitor.", "log.", "pod.", "export.", "data.data_dir", "data.download", "data.threads",
-                  "data.prefetch", "data.in_memory_bytes", "data.cache_bytes", "data.max_bad_fraction",
-                  "steps_per_dispatch", "profile.")  # fmt: skip
-
-# In a pre-training run these affect no weight either: only evaluations use them.
-FREE_WHEN_PRETRAINING = (
-    "sgd.",
-    "linear.",
-    "finetune.",
-    "knn.",
-    "transfer.",
-    "repeats",
-    "data.view_supervised.",
-)
 
 
 def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> None:
@@ -49,27 +33,33 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> No
         there = from_json(path.read_text()) if path.exists() else None
     except ValueError:
         raise UserError(f"{path} is not valid JSON; repair it or choose another --workdir.") from None
-    if there is not None:
-        # A field that is newer than the run counts as its default, which is how the code of that time behaved.
-        old, new = {**flatten(default()), **flatten(there)}, flatten(config)
-        # Evaluations identify the encoder by its hash, wherever it is stored.
-        free = FREE_ON_RESUME + (FREE_WHEN_PRETRAINING if config.task == "pretrain" else ("init_from",))
-        differ = [
-            f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
-            for name in sorted(old.keys() | new.keys())
-            if _plain(old.get(name)) != _plain(new.get(name)) and not name.startswith(free)
-        ]
-        if differ:
-            raise UserError(
-                f"{workdir} holds a run with another config ({'; '.join(differ)}); choose another --workdir, "
-                "or resume it with the old config."
-            )
+    if there is not None and (differ := _differences(there, config)):
+        raise UserError(
+            f"{workdir} holds a run with another config ({'; '.join(differ)}); choose another --workdir, "
+            "or resume it with the old config."
+        )
     if write:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             write_whole(path, to_json(config))
         except OSError as error:
             raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}.") from None
+
+
+def _differences(there: ConfigDict, config: ConfigDict) -> list[str]:
+    """Why a run with the config `there` cannot be resumed with `config`: the fields that differ."""
+    new, fields = flatten(config), fields_of(config)
+    # A field that is newer than the run counts as its default, which is how the code of that time behaved.
+    old = {**{name: field.default for name, field in fields.items()}, **flatten(there)}
+    for name in ("task", "method"):  # another kind of run differs in many fields; this one says why
+        if old.get(name) != new.get(name):
+            return [f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"]
+    free = {name for name, field in fields.items() if field.resume == "free"}
+    return [
+        f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if plain(old.get(name)) != plain(new.get(name)) and name not in free
+    ]
 
 
 BEAT_SECONDS = 5  # between two heartbeats of the run that holds a workdir
@@ -209,7 +199,3 @@ def _busy(path: epath.Path, other: dict[str, Any]) -> UserError:
     return UserError(
         f"another run is using {path.parent}: {who}; wait for it or stop it first, or choose another --workdir."
     )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -5,7 +5,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.folder import write_folder

@@ -12,15 +12,11 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.runtime import processes
 from bt_jax.tasks.finetune import evaluate_finetune
 from bt_jax.tasks.linear import evaluate_linear
-
-LABELS_A_CLASS = 10  # or as many as the smallest class has
-EPOCHS = 20  # a short training: the longer it is, the more a new encoder makes up for what it lacks at the start
-RATE = 0.5  # of all parts of both, for a batch of 256
-BATCH = 32  # or what divides among the devices, and no more than there are labels
 
 
 def judge_at_end(
@@ -44,16 +40,16 @@ def judge_at_end(
       {"linear_top1", "finetune_top1", "from_scratch_top1", "labels_a_class"}, without those that were left out; {} on
       processes other than the first.
     """
-    counts = (
-        np.unique(labels, return_counts=True)[1] if labels is not None and len(labels) else np.array([LABELS_A_CLASS])
-    )
-    per_class = int(min(LABELS_A_CLASS, counts.min()))
-    most = BATCH if labels is None else min(BATCH, per_class * len(counts))
+    wanted, most = config.judge.labels_a_class, config.judge.batch_size
+    counts = np.unique(labels, return_counts=True)[1] if labels is not None and len(labels) else np.array([wanted])
+    per_class = int(min(wanted, counts.min()))
+    most = most if labels is None else min(most, per_class * len(counts))
     batch = max(1, most // mesh.size) * mesh.size
 
     def top1(what, task, name, **fields):
-        derived = _derived(config, workdir, task, per_class, batch)
-        derived.finetune.update(fields)
+        derived = _derived(config, workdir, task, batch)
+        if task == "finetune":
+            derived.finetune.update(per_class=per_class, **fields)
         found, problem = {}, ""
         try:
             evaluate = evaluate_linear if task == "linear" else evaluate_finetune
@@ -74,20 +70,25 @@ def judge_at_end(
     return (linear or {}) | (tuned | scratch | {"labels_a_class": per_class} if tuned and scratch else {})
 
 
-def _derived(config: ConfigDict, workdir: epath.Path, task: str, per_class: int, batch: int) -> ConfigDict:
-    derived = config.copy_and_resolve_references()
-    with derived.unlocked():
-        derived.task, derived.init_from, derived.repeats = task, str(workdir), 1
+def _derived(config: ConfigDict, workdir: epath.Path, task: str, batch: int) -> ConfigDict:
+    """The config of an evaluation by what `config.judge` says."""
+    judge, derived = config.judge, config_lib.based_on(config, task)
+    derived.init_from = str(workdir)
+    derived.batch_size, derived.epochs = batch, judge.epochs
+    derived.supervised.view.update(judge.view)
+    derived.features.batch_size = config.monitor.batch_size
+    derived.sgd.update(
+        learning_rate_head=judge.learning_rate,
+        learning_rate_encoder=judge.learning_rate,
+        weight_decay=0.0,
+        evaluate_every_epochs=judge.epochs,
+    )
+    if task == "linear":
         derived.linear.cached = True
-        derived.batch_size = batch
-        derived.epochs = EPOCHS
-        derived.sgd.update(learning_rate_head=RATE, learning_rate_encoder=RATE, schedule="cosine", weight_decay=0.0)
-        derived.sgd.evaluate_every_epochs = EPOCHS
-        derived.finetune.update(
-            chosen_by="seed", per_class=per_class, learning_rate_from_scratch=RATE, from_scratch=False
-        )
-        derived.checkpoint.every_epochs = EPOCHS
-        derived.log.tensorboard = False
+    else:
+        derived.finetune.learning_rate_from_scratch = judge.learning_rate
+    derived.checkpoint.every_epochs = judge.epochs
+    derived.log.tensorboard = False
     return derived
 
 

@@ -20,7 +20,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.state import abstract_state, count_parameters
@@ -29,7 +29,7 @@ from bt_jax.errors import UserError, first_line
 from bt_jax.facts import Facts
 from bt_jax.methods import make_method
 from bt_jax.optim.recipe import make_optimizer
-from bt_jax.planning.chips import Topology, parse_topology
+from bt_jax.planning.chips import Topology, known, parse_topology
 from bt_jax.planning.compiled import KINDS, collectives, memory_traffic
 from bt_jax.runtime import mesh as mesh_lib
 
@@ -101,6 +101,8 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """
     config_lib.check(config)
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and libtpu shall not look for chips
+    if not config.pod.topology:
+        raise UserError(f"pod.topology is empty, but must name a slice when task is 'pod_plan': {known()}.")
     topology = parse_topology(config.pod.topology)
     images = config.pod.images or len(make_source(config.data, "train"))
     if images < config.batch_size:

@@ -27,7 +27,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.feed import DeviceFeed
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
@@ -277,6 +277,7 @@ class Pretraining:
         host = train_batches(
             self.source,
             self.config.data,
+            specs=self.method.view_groups[0].draws,
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             rows=mesh_lib.process_rows(self.mesh, self.config.batch_size),

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--folder", default=None)
     arguments = parser.parse_args()
     config = resnet50_imagenet.get_config()
-    config.model.projector = tuple(map(int, arguments.projector.split(",")))
+    config.barlow_twins.projector = tuple(map(int, arguments.projector.split(",")))
     mesh = mesh_lib.make_mesh(config.mesh)
     optimizer = make_optimizer(config.optimizer, batch_size=2048, steps_per_epoch=625, epochs=1000)
     rng = np.random.default_rng(0)

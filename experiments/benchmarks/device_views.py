@@ -17,7 +17,7 @@ import time
 import jax
 import numpy as np
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.feed import DeviceFeed
 from bt_jax.data.sources.base import ArraySource
 from bt_jax.runtime import mesh as mesh_lib
@@ -69,7 +69,7 @@ def main() -> None:
     config = config_lib.default()
     config.batch_size, config.data.views, config.data.image_size = arguments.batch_size, "device", arguments.size
     if not arguments.blur:
-        config.data.view_a.blur = config.data.view_b.blur = 0.0
+        config.barlow_twins.view_a.blur = config.barlow_twins.view_b.blur = 0.0
     side = arguments.stored or arguments.size
     images = np.random.default_rng(0).integers(
         0, 256, (max(arguments.images, arguments.batch_size), side, side, 3), np.uint8

@@ -19,12 +19,13 @@ import time
 
 import numpy as np
 
-from bt_jax.config.schema import default
+from bt_jax.config import default
 from bt_jax.data import pipeline
 from bt_jax.data.decode import decode
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.tensorflow_import import plain, tf
 from bt_jax.data.views import host as views
+from bt_jax.data.views.spec import VIEW_A, VIEW_B
 
 # Images a second that a chip takes in training ResNet-50 at 224 with two views an image: estimates from published
 # rates of supervised ResNet-50 training (one view), halved.
@@ -33,7 +34,7 @@ CHIPS = {"TPU v5e": 1000, "H200": 1700}
 
 def stages(config) -> dict:
     """What is done to a file up to and including each stage."""
-    specs = [views.ViewSpec(**config[name]) for name in ("view_a", "view_b")]
+    specs = [VIEW_A, VIEW_B]
     off = {"flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "solarize": 0.0}
     spec_of = {
         "crop": lambda spec: vars(spec) | off,

@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from bt_jax.config.schema import default
+from bt_jax.config import default
 from bt_jax.data.pipeline import train_batches
 from bt_jax.data.sources.folder import FolderSource
 

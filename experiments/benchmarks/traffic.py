@@ -85,7 +85,7 @@ def main() -> None:
 
     config = runpy.run_path(arguments.config)["get_config"]()
     config.mesh.model = arguments.model
-    n, d, side = config.batch_size, config.model.projector[-1], config.data.image_size
+    n, d, side = config.batch_size, config.barlow_twins.projector[-1], config.data.image_size
     print(f"{config.model.arch} at {side}×{side}, D = {d}, batch {n}; MB that leave each device in a step")
     print(
         f"{'devices':>8} {'program':<10} {'gradients':>10} {'loss':>8} {'statistics':>11} {'between layers':>15} {'all':>8}"

@@ -26,7 +26,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants
 import jax
 import numpy as np
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.data.feed import DeviceFeed
 from bt_jax.data.sources.base import ArraySource
 from bt_jax.data.views.spec import batch_spec
@@ -110,9 +110,10 @@ class Case:
             self.size,
         )
         config.data.device_bytes = 2**40  # the batches are there already
-        config.model.update(arch=self.arch, small_images=self.small, projector=self.projector)
+        config.model.update(arch=self.arch, small_images=self.small)
+        config.barlow_twins.projector = self.projector
         if self.small:
-            config.data.view_a.blur = config.data.view_b.blur = 0.0  # as configs/resnet18_cifar10.py
+            config.barlow_twins.view_a.blur = config.barlow_twins.view_b.blur = 0.0  # as configs/resnet18_cifar10.py
         return config
 
     def batches(self) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import bt_jax
-import bt_jax.config.schema
+import bt_jax.config
 from bt_jax.data.order import evenly
 from bt_jax.data.sources.make import make_source
 from bt_jax.evaluation.cached_probe import CachedProbe
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=5000)
     parser.add_argument("--test", type=int, default=2000)
     arguments = parser.parse_args()
-    config = bt_jax.config.schema.from_json((epath.Path(arguments.run) / "config.json").read_text())
+    config = bt_jax.config.from_json((epath.Path(arguments.run) / "config.json").read_text())
     if arguments.data_dir:
         config.data.data_dir = arguments.data_dir
     encoder = bt_jax.load_encoder(arguments.run)

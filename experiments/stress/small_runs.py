@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tensorflow  # noqa: F401  (before the forks)
 
-from bt_jax.config import schema as config_lib
+from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.tasks import pretrain as loop
 
@@ -41,7 +41,8 @@ def config_of(folder: pathlib.Path, **changes):
     config = config_lib.default()
     config.batch_size, config.epochs = 8, EPOCHS
     config.data.update(source="arrays", data_dir=str(folder / "set.npz"), image_size=16, eval_resize=0, threads=2)
-    config.model.update(arch="resnet18", width=4, small_images=True, projector=(32, 32))
+    config.model.update(arch="resnet18", width=4, small_images=True)
+    config.barlow_twins.projector = (32, 32)
     config.optimizer.warmup_epochs = 1
     config.checkpoint.every_steps = 1
     config.monitor.update(every_epochs=2, batch_size=16, k=5)

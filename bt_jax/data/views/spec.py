@@ -206,9 +206,8 @@ def canvas_side(config: ConfigDict) -> int:
 
 VIEW_A = ViewSpec()
 VIEW_B = ViewSpec(blur=0.1, solarize=0.2)
-PAIR = ("view_a", "view_b")  # the fields of `config.data` that say how pre-training's views are drawn
 
 
-def kernel_of(views: Sequence[str]) -> str:
-    """How crops are resized: bicubic for pre-training (official main.py), bilinear for supervised training (evaluate.py)."""
-    return "keyscubic" if tuple(views) == PAIR else "triangle"
+def kernel_of(specs: Sequence[ViewSpec]) -> str:
+    """How crops are resized, in TensorFlow's words; all views of a batch alike."""
+    return {"bicubic": "keyscubic", "bilinear": "triangle"}[specs[0].interpolation]

@@ -1,0 +1,154 @@
+"""A wrong config ends here, with one sentence for everything that is wrong in it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bt_jax.config.field import Field
+from bt_jax.config.methods import METHODS
+from bt_jax.config.optimizers import OPTIMIZERS
+from bt_jax.config.renamed import new_name
+from bt_jax.config.rules import is_number, listed, nearest
+from bt_jax.config.schema import complete, contradictions_of, declared, default, fields_of, flatten
+from bt_jax.config.tasks import TASKS
+from bt_jax.errors import UserError
+
+
+def check(config: ConfigDict) -> None:
+    """Looks at every field; first completes the config with its method's fields, as `complete` does.
+
+    Raises:
+      UserError: what is wrong, all together: fields that are unknown or missing, or another task's or method's; values of
+        the wrong type or out of range, or at odds with others.
+    """
+    complete(config)
+    given, expected = flatten(config), fields_of(config)
+    _is_of_its_task(config, given, expected)
+    wrong = unknown_fields(given, config) + _missing(given, expected)
+    sound = {}
+    for name, field in expected.items():
+        if name not in given:
+            continue
+        value, kind = given[name], type(field.default)
+        if not _has_type(value, kind):
+            wrong.append(f"{name} is {value!r}, but must be {_TYPE_NAMES[kind]}")
+        elif problem := field.rule(value):
+            wrong.append(f"{name} is {value!r}, but {problem}")
+        else:
+            sound[name] = value
+    for found in contradictions_of(config):
+        if sound.keys() >= set(found.fields) and (problem := found.find(*(sound[name] for name in found.fields))):
+            wrong.append(problem)
+    if wrong:
+        raise _wrong(wrong)
+
+
+def check_overrides(argv: Iterable[str], config: ConfigDict | None = None) -> None:
+    """Looks at the names in `--config.a.b=value` arguments before they are parsed, to name all wrong ones at once.
+
+    Args:
+      config: that they change; by default that of a pre-training.
+
+    Raises:
+      UserError: names that are no fields of it; the method, which cannot be changed so.
+    """
+    names = [arg.lstrip("-").partition("=")[0] for arg in argv if arg.startswith(("--config.", "-config."))]
+    names = [name.removeprefix("config.") for name in names]
+    wrong = unknown_fields(names, default() if config is None else config)
+    if "method" in names:
+        wrong.append(
+            "the method brings fields of its own and is chosen with the config file: --config=FILE:METHOD, such as "
+            "--config=configs/quickstart.py:supervised, and not by --config.method"
+        )
+    if wrong:
+        raise _wrong(wrong)
+
+
+def unknown_fields(names: Iterable[str], config: ConfigDict) -> list[str]:
+    """A sentence for each of these names that is no field, and no group of fields, of such a config."""
+    fields = fields_of(config)
+    known = fields.keys() | _groups(fields)
+    return list(dict.fromkeys(_unknown(name, fields, config) for name in names if name not in known))
+
+
+def _unknown(name: str, fields: Mapping[str, Field], config: ConfigDict) -> str:
+    task = config.get("task")
+    if (now := new_name(name, task)) and now != name:
+        return f"{name} is called {now} now" + ("" if now in fields else f", and {_belongs(now, config)}")
+    if words := _belongs(name, config):
+        return f"{name} cannot be set: it {words}"
+    group = name.partition(".")[0]
+    if "." in name and group not in _groups(fields):
+        if (near := nearest(name, fields)) or not (near := nearest(group, _groups(fields))):
+            return f"there is no field {name!r}{near}"
+        return f"there is no group {group!r}{near}"
+    return f"there is no field {name!r}{nearest(name, fields)}"
+
+
+def _belongs(name: str, config: ConfigDict) -> str:
+    """Whose field a name is if it is not this config's; "" if nobody's."""
+    task = config.get("task")
+    trains = TASKS[task].trains
+    for method, brought in METHODS.items():
+        if trains and _has(brought.group.named(), name):
+            return f"belongs to the method {method!r}, and this run's method is {config.method!r}"
+    for optimizer, group in OPTIMIZERS.items():
+        if trains and _has(group.named(), name):
+            return f"belongs to the optimizer {optimizer!r}, and this run's is {config.optimizer.name!r}"
+    owners = [other for other in TASKS if other != "pod_plan" and _has(declared(other), name)]
+    for method in METHODS:
+        if not owners and _has(declared("pretrain", method), name):
+            owners = ["pretrain"]
+    if not owners:
+        return ""
+    several = "s" if len(owners) > 1 else ""
+    return f"belongs to the task{several} {listed(owners, 'and')}, and this run's task is {task!r}"
+
+
+def _has(fields: Mapping[str, Field], name: str) -> bool:
+    return name in fields or name in _groups(fields)
+
+
+def _groups(fields: Iterable[str]) -> set[str]:
+    """The names of all groups, and groups within groups, that these fields stand in."""
+    return {".".join(parts[:n]) for parts in (name.split(".") for name in fields) for n in range(1, len(parts))}
+
+
+def _is_of_its_task(config: ConfigDict, given: Mapping[str, Any], expected: Mapping[str, Field]) -> None:
+    """A config whose `task` was set to another one has none of the fields of that; one sentence is enough."""
+    if given.keys() == expected.keys():
+        return
+    task = config.task
+    made_for = next((other for other in TASKS if other != task and given.keys() == declared(other).keys()), None)
+    if made_for is not None:
+        raise UserError(
+            f"task is {task!r}, but this config has the fields of the task {made_for!r}; make it by default({task!r}), "
+            f"or by based_on(config, {task!r}), both of bt_jax.config."
+        )
+
+
+def _missing(given: Mapping[str, Any], expected: Mapping[str, Field]) -> list[str]:
+    missing = [name for name in expected if name not in given]
+    there = _groups(given)
+    return list(dict.fromkeys(
+        f"the group {group} is missing" if (group := name.partition(".")[0]) != name and group not in there
+        else f"{name} is missing"
+        for name in missing
+    ))  # fmt: skip
+
+
+def _wrong(sentences: list[str]) -> UserError:
+    return UserError("the config is wrong: " + "; ".join(sentences) + ".")
+
+
+_TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a tuple"}
+
+
+def _has_type(value: Any, kind: type) -> bool:
+    if kind is float:
+        return is_number(value) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, (tuple, list)) if kind is tuple else isinstance(value, kind)

@@ -1,0 +1,1 @@
+"""Groups of fields that more than one task has."""

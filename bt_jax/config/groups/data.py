@@ -1,0 +1,110 @@
+"""The images: where they come from, how large they are, and where their views are made."""
+
+from bt_jax.config.field import Field, Group, contradiction
+from bt_jax.config.rules import anything, at_least, between, is_number, one_of, values
+
+SOURCES = ("photographs", "tfds", "folder", "arrays")
+
+
+@contradiction("data.source", "data.name")
+def _tfds_needs_a_name(source, name):
+    if source == "tfds" and name == "":
+        return "data.name is empty, but must name the TFDS data set when data.source is 'tfds'"
+    return None
+
+
+@contradiction("data.source", "data.data_dir")
+def _files_need_a_place(source, data_dir):
+    if source in ("folder", "arrays") and data_dir == "":
+        what = "the image folder" if source == "folder" else "the .npz file"
+        return f"data.data_dir is empty, but must name {what} when data.source is {source!r}"
+    return None
+
+
+@contradiction("data.eval_resize", "data.image_size")
+def _resize_before_the_crop(eval_resize, image_size):
+    if 0 < eval_resize < image_size:
+        return f"data.eval_resize is {eval_resize}, but must be 0 or at least data.image_size, which is {image_size}"
+    return None
+
+
+DATA = Group(
+    "data",
+    "the images",
+    {
+        "source": Field("folder", one_of(SOURCES), "Kind of source: photographs, tfds, folder or arrays"),
+        "name": Field("", anything, "Name of the TFDS data set, for the source tfds"),
+        "data_dir": Field(
+            "",
+            anything,
+            "Folder of TFDS, image folder, or .npz file with x_train, y_train, x_test and y_test, as the source is",
+            resume="free",
+            own=True,
+        ),
+        "train_split": Field("train", lambda v: None if v else "must name a split", "Split of the images to train on"),
+        "test_split": Field(
+            "test", anything, "Split of the images to test on; empty for none, and then there is no kNN monitor"
+        ),
+        "image_size": Field(224, at_least(8), "Height and width of a view, in pixels"),
+        "eval_resize": Field(
+            256,
+            at_least(0),
+            "Evaluations resize an image's shorter side to this and take the centre; 0 resizes the whole image to image_size",
+        ),
+        "mean": Field(
+            (0.485, 0.456, 0.406),
+            values(3, "numbers", is_number),
+            "Mean of the channels red, green and blue, from 0 to 1: subtracted from each view",
+        ),
+        "std": Field(
+            (0.229, 0.224, 0.225),
+            values(3, "positive numbers", lambda x: is_number(x) and x > 0),
+            "Standard deviation of the channels, by which views are divided",
+        ),
+        "download": Field(False, anything, "Whether TFDS may download the data set", resume="free", own=True),
+        "max_bad_fraction": Field(
+            0.001,
+            between(0, 1),
+            "Share of the images that may fail to decode; others stand in for them, and they are reported",
+            resume="free",
+        ),
+        "in_memory_bytes": Field(
+            4 * 2**30,
+            at_least(0),
+            "TFDS sets whose images have one size are held decoded in the host's memory up to this many bytes",
+            resume="free",
+        ),
+        "cache_bytes": Field(
+            0,
+            at_least(0),
+            "Encoded images that a process may keep in memory, in bytes; for sets that come over a network",
+            resume="free",
+        ),
+        "shuffle_buffer": Field(
+            16384, at_least(1), "Examples in the shuffle buffer of large TFDS sets, which are read as a stream"
+        ),
+        "threads": Field(
+            0, at_least(0), "Threads of the host's pipeline; 0 for as many as there are cores", resume="free", own=True
+        ),
+        "prefetch": Field(2, at_least(1), "Batches that wait ready on the host", resume="free", own=True),
+        "views": Field(
+            "host",
+            one_of(("host", "device")),
+            "Where views are made: on the host, in Pillow's arithmetic, or on the device, for a weak host",
+        ),
+        "device_bytes": Field(
+            0,
+            at_least(0),
+            "With views on the device, sets of up to this many bytes lie in each device's memory; 0 for a quarter of it",
+        ),
+        "canvas_size": Field(
+            0,
+            at_least(0),
+            "With views on the device, files are decoded to fit a square of this side, in pixels; 0 for 16/7 of image_size",
+        ),
+        "photographs.size": Field(48, at_least(8), "For the source photographs: side of a stored crop, in pixels"),
+        "photographs.train_per_class": Field(300, at_least(1), "For the source photographs: train crops a class"),
+        "photographs.test_per_class": Field(60, at_least(1), "For the source photographs: test crops a class"),
+    },
+    (_tfds_needs_a_name, _files_need_a_place, _resize_before_the_crop),
+)

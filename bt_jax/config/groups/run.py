@@ -1,0 +1,99 @@
+"""The fields on top of a config, and what a run writes while it goes on."""
+
+from bt_jax.config.field import Field, Group, contradiction
+from bt_jax.config.rules import anything, at_least, between, one_of
+
+RUN = Group(
+    "",
+    "what every run has that computes something",
+    {
+        "seed": Field(0, between(0, 2**31 - 1), "Seed of the weights, the order of the images and their views"),
+        "dtype": Field(
+            "float32",
+            one_of(("float32", "bfloat16")),
+            "Type that the network computes in, float32 or bfloat16; parameters, statistics and the loss stay float32",
+        ),
+    },
+)
+
+INIT_FROM = Group(
+    "",
+    "where weights come from",
+    {
+        "init_from": Field(
+            "",
+            anything,
+            "Weights to begin with, or to evaluate or export: a run's workdir, one of its checkpoints, an export folder, or "
+            "a .pth or .safetensors file of torchvision's or the official project's; empty for random weights",
+        ),
+    },
+)
+
+LENGTHS = Group(
+    "",
+    "how long a training is",
+    {
+        "batch_size": Field(2048, at_least(2), "Images in a step, over all devices"),
+        "epochs": Field(1000, at_least(1), "Passes over the training images"),
+    },
+)
+
+
+@contradiction("steps_per_dispatch", "data.views")
+def _dispatches_need_the_set_on_the_device(steps, views):
+    if steps > 1 and views == "host":
+        return (
+            f"steps_per_dispatch is {steps}, but must be 1 when data.views is 'host'; "
+            "set data.views to 'device' to make views where the set is"
+        )
+    return None
+
+
+DISPATCH = Group(
+    "",
+    "how steps are started",
+    {
+        "steps_per_dispatch": Field(
+            1,
+            at_least(1),
+            "Steps that the host starts at once, where data.views is 'device' and the set lies in the device's memory; on a "
+            "CPU it is always 1",
+            resume="free",
+        ),
+    },
+    (_dispatches_need_the_set_on_the_device,),
+)
+
+REPEATS = Group(
+    "",
+    "how often an evaluation is made",
+    {
+        "repeats": Field(
+            1,
+            at_least(1),
+            "How often to repeat what is learnt, with the seeds seed, seed + 1, …, for a mean and a spread",
+        ),
+    },
+)
+
+LOG = Group(
+    "log",
+    "what is written while a run goes on",
+    {
+        "every_steps": Field(
+            50, at_least(1), "Steps from one line of progress and of metrics.jsonl to the next", resume="free"
+        ),
+        "tensorboard": Field(True, anything, "Whether to write TensorBoard events too", resume="free"),
+    },
+)
+
+PROFILE = Group(
+    "profile",
+    "a trace of some steps, for TensorBoard and Perfetto",
+    {
+        "steps": Field(0, at_least(0), "Steps to trace into WORKDIR/profile, at least; 0 for no trace", resume="free"),
+        "after": Field(
+            20, at_least(1), "Steps before the trace begins: the first ones compile and fill caches", resume="free"
+        ),
+    },
+)

@@ -1,0 +1,23 @@
+"""The tasks, and the fields that each takes, a module each."""
+
+from bt_jax.config.field import Field, Group, Task
+from bt_jax.config.rules import one_of
+from bt_jax.config.tasks import export, finetune, knn, linear, pod_plan, pretrain, transfer
+
+# pod_plan stands in the config of a pre-training, and takes no other.
+_ALL = (
+    pretrain.TASK,
+    pod_plan.TASK,
+    linear.TASK,
+    finetune.TASK,
+    knn.TASK,
+    transfer.TASK,
+    export.TASK,
+)
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+
+TASK = Group(
+    "",
+    "what to do",
+    {"task": Field("pretrain", one_of(TASKS), f"What the run does: {', '.join(TASKS)}")},
+)

@@ -1,0 +1,44 @@
+"""The task `knn`: nearest neighbours on frozen features, and the health of these. Nothing is trained."""
+
+from bt_jax.config.field import Field, Group, Task
+from bt_jax.config.groups.data import DATA
+from bt_jax.config.groups.evaluation import FEATURES, needs_a_test_split, needs_an_encoder
+from bt_jax.config.groups.mesh import MESH
+from bt_jax.config.groups.model import MODEL
+from bt_jax.config.groups.monitor import pairs_rule
+from bt_jax.config.groups.run import INIT_FROM, RUN
+from bt_jax.config.groups.views import view_fields
+from bt_jax.config.rules import above_zero, at_least, positive_integers
+
+KNN = Group(
+    "knn",
+    "a weighted kNN classifier, and the health of the features",
+    {
+        "k": Field(
+            (10, 20, 50, 100, 200), positive_integers, "Numbers of neighbours that vote; one search answers all of them"
+        ),
+        "temperature": Field(0.1, above_zero, "A neighbour's vote weighs exp(cosine / temperature)"),
+        "health_examples": Field(
+            25600, at_least(2), "Test images at most by which RankMe, correlation and dead features are told"
+        ),
+        "pairs": Field(
+            1024,
+            pairs_rule,
+            "Train images by whose two views alignment and uniformity are told; 0 to leave them out",
+        ),
+    },
+)
+
+PAIRS = Group(
+    "pairs",
+    "the two views by which alignment is told: the paper's, unless set",
+    {**view_fields("view_a"), **view_fields("view_b", blur=0.1, solarize=0.2)},
+)
+
+TASK = Task(
+    "knn",
+    "classifies by nearest neighbours among the encoder's features",
+    (RUN, INIT_FROM, DATA, MODEL, KNN, PAIRS, FEATURES, MESH),
+    free=("init_from",),
+    contradictions=(needs_an_encoder, needs_a_test_split),
+)

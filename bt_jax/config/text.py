@@ -1,0 +1,39 @@
+"""Configs as text: the config.json of a run."""
+
+import hashlib
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bt_jax.config.renamed import is_old, migrate
+from bt_jax.config.schema import default, flatten, nested
+
+
+def to_json(config: ConfigDict) -> str:
+    """The fields as JSON text, nested as they are."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The inverse of `to_json`: lists become tuples, as in `default()`. Configs of earlier versions get the names of now.
+
+    Raises:
+      ValueError: this is not JSON, or names an unknown task.
+    """
+    config = ConfigDict(_with_tuples(json.loads(text)))
+    fields = flatten(config)
+    if not is_old(fields):
+        return config
+    return ConfigDict(nested(migrate(fields, flatten(default(config.task)))))
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """The sha256 of the fields as JSON: equal for equal configs."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _with_tuples(v) for k, v in value.items()}
+    return tuple(_with_tuples(x) for x in value) if isinstance(value, list) else value
