@@ -1,6 +1,7 @@
 """bt_jax/export/folder.py and task.py: what is exported comes back, is checked, and runs without the run."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -263,3 +264,41 @@ class Unequal(bytes):
 
     def __ne__(self, other):
         return True
+
+
+@pytest.mark.parametrize("where", ["tree", "tensors", "program", "description"])
+def test_a_full_disk(weights, tmp_path, monkeypatch, where):
+    """One sentence, and nothing of the export is left, nor the folder if it was empty; what else is there stays."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    name = {
+        "tree": "_see_the_same",
+        "tensors": "write_safetensors",
+        "program": "_write_program",
+        "description": "write_whole",
+    }[where]
+
+    def fail(*_, **__):
+        raise full if where != "tree" else ValueError("RESOURCE_EXHAUSTED: No space left on device [source]")
+
+    monkeypatch.setattr(export_folder, name, fail)
+    for others in (set(), {"notes.txt", "encoder.py"}):
+        folder = tmp_path / f"out{len(others)}"
+        if others:
+            folder.mkdir()
+        for other in others:
+            (folder / other).write_text("")
+        with pytest.raises(
+            UserError, match=r"the export cannot be written to .* \(No space left.*\); nothing of it was left"
+        ):
+            write_folder(weights, epath.Path(folder), platforms=("cpu",))
+        assert folder.exists() == bool(others)
+        assert {path.name for path in folder.iterdir()} == others if others else True
+
+
+@pytest.mark.parametrize("name", ["encoder", "encoder.safetensors", "projector.safetensors", "encoder.jax_export"])
+def test_what_else_lies_in_the_folder(weights, tmp_path, name):
+    """Is not replaced."""
+    (tmp_path / name).mkdir() if name == "encoder" else (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name} already, which the export would replace; choose another"):
+        write_folder(weights, epath.Path(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -1,6 +1,7 @@
 """bt_jax/evaluation/results.py and table.py: the files, mean and spread, and the paper-shaped tables."""
 
 import contextlib
+import errno
 import json
 
 import numpy as np
@@ -48,6 +49,23 @@ def test_files(tmp_path):
         read_results(str(tmp_path))
     with pytest.raises(UserError, match="holds no result of an evaluation"):
         read_results(str(tmp_path / "nowhere"))
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    """The result before stays, and the sentence says where the numbers are."""
+    folder = epath.Path(tmp_path)
+    write_result(folder, result_of("linear", [run(0, 0.5)]))
+    before = (tmp_path / "linear.json").read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(
+        UserError, match=r"linear.json cannot be written \(No space left on device\), so the numbers are in what"
+    ):
+        write_result(folder, result_of("linear", [run(0, 0.6)]))
+    assert (tmp_path / "linear.json").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_tables(tmp_path, capsys):

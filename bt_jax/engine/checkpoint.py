@@ -12,10 +12,7 @@ systems and Orbax notice files that are cut off, but not flipped bits: hence the
 read, or differ from what was saved, are moved to WORKDIR/damaged_checkpoints and never deleted.
 """
 
-import errno
-import functools
 import json
-import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +24,9 @@ from etils import epath
 
 from bt_jax.engine.fingerprints import compare, fingerprints, fingerprints_on_host
 from bt_jax.engine.state import listed, shape_differences
-from bt_jax.errors import UserError, first_line
+from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax, steps_in
+from bt_jax.engine.storage import storage_failure as storage_failure  # known from here as well
+from bt_jax.errors import UserError
 from bt_jax.runtime import processes
 from bt_jax.runtime.paths import absolute
 
@@ -42,11 +41,11 @@ class Checkpoints:
         keep_every_steps: checkpoints at multiples of this are kept forever; 0: none.
         keep_best: how many of the checkpoints with the highest scores to keep as well.
         """
-        _quiet_orbax()
+        quiet_orbax()
         self.folder = workdir / "checkpoints"
         self._damaged = workdir / "damaged_checkpoints"
         self._scores = {
-            step: score for step in _steps_in(self.folder) if (score := _score(self.folder, step)) is not None
+            step: score for step in steps_in(self.folder) if (score := _score(self.folder, step)) is not None
         }
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep)]
         if keep_every_steps:
@@ -132,16 +131,16 @@ class Checkpoints:
             compare(expected, fingerprints_on_host(found))
         except Exception as error:  # whatever JSON, tensorstore or the file system raises
             raise UserError(
-                f"the checkpoint of step {step} was written to {self.folder}, but cannot be read back ({_why(error)}), so "
+                f"the checkpoint of step {step} was written to {self.folder}, but cannot be read back ({cause_of(error)}), so "
                 "nothing saved there can be relied on; choose another --workdir."
             ) from error
 
     def _cannot_write(self, what: str, error: Exception) -> None:
         """Raises a UserError for an error of the storage; any other is a bug, which the caller raises."""
-        if _of_storage(error) and not isinstance(error, UserError):
-            good = _steps_in(self.folder)
+        if of_storage(error) and not isinstance(error, UserError):
+            good = steps_in(self.folder)
             kept = f"the last good one is step {good[-1]}" if good else "no checkpoint has been saved yet"
-            raise UserError(f"{what} could not be written to {self.folder} ({_why(error)}); {kept}.") from error
+            raise UserError(f"{what} could not be written to {self.folder} ({cause_of(error)}); {kept}.") from error
 
     def restore_newest(self, like: Any) -> tuple[Any, int | None, list[str]]:
         """The newest state that can be read and matches its fingerprints.
@@ -165,7 +164,7 @@ class Checkpoints:
                 if expected is not None:
                     compare(expected, fingerprints(restored.state))
             except Exception as error:  # Orbax passes on errors of JSON, tensorstore and the file system
-                damaged[step] = _why(error)
+                damaged[step] = cause_of(error)
                 processes.agree("readable checkpoints", {"the damaged one": step}, seconds=60)
                 continue
             return restored.state, step, [self._set_aside(bad, why, step) for bad, why in damaged.items()]
@@ -221,13 +220,6 @@ class _Best:
         return [checkpoint.step in best for checkpoint in checkpoints]
 
 
-@functools.cache
-def _quiet_orbax() -> None:
-    """Hides what Orbax logs about a failed save, tracebacks among it: the UserError says it. `--verbosity=0` shows it."""
-    logger = logging.getLogger("absl")
-    logger.addFilter(lambda record: logger.isEnabledFor(logging.INFO) or "/orbax/" not in record.pathname)
-
-
 def _notes(folder: epath.Path, step: int) -> dict[str, Any]:
     """The JSON of `run`, {} if the checkpoint has none; read directly, without the barriers of a restore."""
     item = folder / str(step) / "run"
@@ -241,52 +233,9 @@ def _score(folder: epath.Path, step: int) -> float | None:
         return None
 
 
-def _steps_in(folder: epath.Path) -> list[int]:
-    """The steps on disk, in increasing order: a step's folder gets its plain name only when it is complete."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
-
-
-_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
-# Texts in the errors of file systems, tensorstore and object stores.
-_STORAGE_SIGNS = (
-    "No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Read-only file system", "Permission denied", "PERMISSION_DENIED",
-    "No such file or directory", "NOT_FOUND", "Input/output error", "Stale file handle", "File too large", "UNAVAILABLE",
-)  # fmt: skip
-
-
-def storage_failure(workdir: epath.Path, error: OSError) -> str:
-    """The error message for a workdir that is full, no longer writable or gone; "" for errors about other files."""
-    elsewhere = error.filename is not None and not str(error.filename).startswith(str(workdir))
-    gone = not workdir.exists()
-    if elsewhere or not (gone or error.errno in _ERRNOS):
-        return ""
-    good = steps_on_disk(workdir)
-    kept = f"the last good checkpoint is step {good[-1]}" if good else "no checkpoint has been saved yet"
-    why = "it no longer exists" if gone else error.strerror
-    return f"the workdir {workdir} can no longer be written ({why}); {kept}."
-
-
-def _of_storage(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) or any(sign in str(error) for sign in _STORAGE_SIGNS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _why(error: BaseException) -> str:
-    """The first cause in a few words, without tensorstore's file specification and source location."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error)
-    return next(
-        (sign for sign in _STORAGE_SIGNS if sign in text and sign[1].islower()), first_line(error).partition(" [")[0]
-    )
-
-
 def steps_on_disk(workdir: epath.Path) -> list[int]:
     """The steps with a complete checkpoint, in increasing order."""
-    return _steps_in(workdir / "checkpoints")
+    return steps_in(workdir / "checkpoints")
 
 
 def restore_networks(workdir: epath.Path, encoder: Any, step: int | None = None) -> tuple[dict[str, Any], int]:
@@ -307,7 +256,7 @@ def restore_networks(workdir: epath.Path, encoder: Any, step: int | None = None)
       UserError: the run has no checkpoint, none that can be read, or one without such an encoder.
     """
     folder = workdir / "checkpoints"
-    steps = _steps_in(folder)[::-1] if step is None else [step]
+    steps = steps_in(folder)[::-1] if step is None else [step]
     if not steps:
         raise UserError(f"{workdir} holds no checkpoint yet; let the run save one first.")
     problem = ""
@@ -318,7 +267,7 @@ def restore_networks(workdir: epath.Path, encoder: Any, step: int | None = None)
             if not wrong:
                 return _read_networks(folder, number, networks), number
         except Exception as error:  # from JSON, tensorstore or the file system
-            problem = problem or f"step {number}: {_why(error)}"
+            problem = problem or f"step {number}: {cause_of(error)}"
             if step is None:
                 warnings.warn(f"checkpoint {number} in {folder} cannot be read; trying the previous one", stacklevel=5)
             continue
@@ -364,7 +313,7 @@ def _read_networks(folder: epath.Path, step: int, networks: dict[str, Any]) -> d
 
 def config_text(workdir: epath.Path, step: int | None = None) -> str | None:
     """The config in a checkpoint as JSON: that of `step`, or of the newest one that has it; None if none does."""
-    for number in _steps_in(workdir / "checkpoints")[::-1] if step is None else [step]:
+    for number in steps_in(workdir / "checkpoints")[::-1] if step is None else [step]:
         try:
             return json.dumps(_notes(workdir / "checkpoints", number)["config"])
         except (OSError, ValueError, KeyError):

@@ -66,9 +66,21 @@ def make_result(
 
 
 def write_result(workdir: epath.Path, result: Result) -> None:
-    """Writes WORKDIR/<task>.json: never half a file, and without NaN, which JSON does not know."""
+    """Writes WORKDIR/<task>.json: never half a file, and without NaN, which JSON does not know.
+
+    The numbers are printed before: they shall not be lost with the file.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     path = workdir / f"{result['task']}.json"
-    write_whole(path, json.dumps(_clean(result), indent=1, allow_nan=False) + "\n")
+    try:
+        write_whole(path, json.dumps(_clean(result), indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}), so the numbers are in what was printed alone; make room, "
+            "and run the same command again."
+        ) from error
 
 
 def read_results(workdir: str) -> list[Result]:

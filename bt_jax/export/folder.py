@@ -8,6 +8,7 @@
 Local or `gs://`.
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -22,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax
 from bt_jax.errors import UserError, first_line
 from bt_jax.export.safetensors_files import read_safetensors, write_safetensors
 from bt_jax.export.torch_weights import (
@@ -33,6 +35,7 @@ from bt_jax.export.torch_weights import (
 )
 from bt_jax.export.weights import EncoderWeights, Tree, sha256_of
 from bt_jax.import_path import is_import_path
+from bt_jax.runtime.files import write_whole
 from bt_jax.runtime.paths import absolute
 
 FORMAT = 1  # of encoder.json; counts up when an older bt_jax could not read it
@@ -65,7 +68,8 @@ def write_folder(
       What encoder.json holds.
 
     Raises:
-      UserError: the folder holds an export already, or cannot be written; a package that the program takes is missing.
+      UserError: the folder holds an export already, or files of the names that it would write; it cannot be written (then
+        nothing of the export is left in it); a package that the program takes is missing.
     """
     if platforms and importlib.util.find_spec("flatbuffers") is None:
         raise UserError(
@@ -88,24 +92,44 @@ def write_folder(
         "projector": list(projector_sizes(kept["projector"])) if "projector" in in_torch else None,
         "classes": len(kept["classifier"]["params"]["linear"]["bias"]) if "classifier" in in_torch else None,
     }
+    if safetensors and "encoder" in in_torch:
+        files["safetensors"] = "encoder.safetensors"
+    if platforms:
+        files["program"] = "encoder.jax_export"
+    written = [folder / name for name in (*files.values(), "projector.safetensors")]
+    if there := [path.name for path in written if path.exists() and not (path / "_METADATA").exists()]:
+        raise UserError(f"{folder} holds {there[0]} already, which the export would replace; choose another --workdir.")
+    quiet_orbax()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, tree in kept.items():
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
                 writer.save(absolute(folder) / name, args=ocp.args.StandardSave(tree), force=True)
-        if safetensors and "encoder" in in_torch:
-            files["safetensors"] = "encoder.safetensors"
+        if "safetensors" in files:
             _write_safetensors(folder, in_torch, dtype, description)
-        if platforms:
-            files["program"] = "encoder.jax_export"
+        if "program" in files:
             _write_program(folder / files["program"], portable_program(weights, kept["encoder"], platforms))
         for name, tree in kept.items():
             _see_the_same(folder / name, _read_tree(folder / name), tree)
         description["files"] = files
-        (folder / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"the export cannot be written to {folder} ({error.strerror or error}).") from None
+        write_whole(folder / "encoder.json", json.dumps(description, indent=2) + "\n")
+    except Exception as error:
+        _remove(folder, [path.name for path in written])
+        if isinstance(error, UserError) or not of_storage(error):
+            raise
+        raise UserError(
+            f"the export cannot be written to {folder} ({cause_of(error)}); nothing of it was left there."
+        ) from error
     return description
+
+
+def _remove(folder: epath.Path, names: Sequence[str]) -> None:
+    """Removes what an export that failed has written, and the folder if nothing else is in it."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the folder holds something else
+        for path in list(folder.iterdir()):
+            if path.name.partition(".orbax-checkpoint-tmp")[0] in names:
+                path.rmtree() if path.is_dir() else path.unlink()
+        folder.rmdir()
 
 
 def read_folder(folder: epath.Path) -> EncoderWeights:

@@ -1,0 +1,63 @@
+"""Errors of file systems and object stores, told from bugs and put in a few words."""
+
+import errno
+import functools
+import logging
+
+from etils import epath
+
+from bt_jax.errors import first_line
+
+_ERRNOS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO,
+    errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG,
+}  # fmt: skip
+# Texts in the errors of file systems, tensorstore and object stores.
+_SIGNS = (
+    "No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Read-only file system", "Permission denied", "PERMISSION_DENIED",
+    "No such file or directory", "NOT_FOUND", "Input/output error", "Stale file handle", "File too large", "UNAVAILABLE",
+)  # fmt: skip
+
+
+def of_storage(error: BaseException | None) -> bool:
+    """Whether the error, or one that it followed from, is the storage's; all others are bugs."""
+    while error is not None:
+        if isinstance(error, OSError) or any(sign in str(error) for sign in _SIGNS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def cause_of(error: BaseException) -> str:
+    """The first cause in a few words, without tensorstore's file specification and source location."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error)
+    if sign := next((sign for sign in _SIGNS if sign in text and sign[1].islower()), None):
+        return sign
+    return getattr(error, "strerror", None) or first_line(error).partition(" [")[0]
+
+
+def storage_failure(workdir: epath.Path, error: OSError) -> str:
+    """The error message for a workdir that is full, no longer writable or gone; "" for errors about other files."""
+    elsewhere = error.filename is not None and not str(error.filename).startswith(str(workdir))
+    gone = not workdir.exists()
+    if elsewhere or not (gone or error.errno in _ERRNOS):
+        return ""
+    good = steps_in(workdir / "checkpoints")
+    kept = f"the last good checkpoint is step {good[-1]}" if good else "no checkpoint has been saved yet"
+    what = "it no longer exists" if gone else f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    return f"the workdir {workdir} can no longer be written ({what}); {kept}."
+
+
+def steps_in(folder: epath.Path) -> list[int]:
+    """The steps on disk, in increasing order: a step's folder gets its plain name only when it is complete."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+
+
+@functools.cache
+def quiet_orbax() -> None:
+    """Hides what Orbax logs about a failed save, tracebacks among it: the UserError says it. `--verbosity=0` shows it."""
+    logger = logging.getLogger("absl")
+    logger.addFilter(lambda record: logger.isEnabledFor(logging.INFO) or "/orbax/" not in record.pathname)

@@ -1,0 +1,71 @@
+"""bt_jax/engine/storage.py: what storage says is told from bugs, in a few words."""
+
+import errno
+import logging
+
+import pytest
+from etils import epath
+
+from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax, storage_failure
+
+
+def chained(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+TENSORSTORE = ValueError('RESOURCE_EXHAUSTED: Error writing "x": No space left on device [tensorstore_spec={…}]')
+
+
+@pytest.mark.parametrize(
+    ("error", "storage", "words"),
+    [
+        (FULL, True, "No space left"),
+        (OSError(errno.EISDIR, "Is a directory"), True, "Is a directory"),
+        (TENSORSTORE, True, "No space left"),
+        (chained(RuntimeError("save failed"), FULL), True, "No space left"),
+        (ValueError('NOT_FOUND: Error opening "x" [place]'), True, 'NOT_FOUND: Error opening "x"'),
+        (ValueError("a bug\nsecond line"), False, "a bug"),
+    ],
+)
+def test_storage_and_bugs(error, storage, words):
+    assert of_storage(error) == storage and cause_of(error) == words
+
+
+def test_the_workdirs_message(tmp_path):
+    """For what goes wrong in it alone: full, gone, or with a folder where a file should be."""
+    workdir = epath.Path(tmp_path)
+    assert storage_failure(workdir, FULL) == (
+        f"the workdir {workdir} can no longer be written (No space left on device); no checkpoint has been saved yet."
+    )
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
+    odd = OSError(errno.EISDIR, "Is a directory", str(tmp_path / "metrics.jsonl"))
+    assert f"(Is a directory: {tmp_path}/metrics.jsonl); the last good checkpoint is step 7." in storage_failure(
+        workdir, odd
+    )
+    assert storage_failure(workdir, OSError(errno.ENOENT, "No such file", "/data/image.jpg")) == ""
+    assert storage_failure(workdir, OSError(errno.ENOENT, "No such file")) == ""
+    assert "it no longer exists" in storage_failure(workdir / "gone", OSError(errno.ENOENT, "No such file"))
+
+
+def test_orbax_is_quiet(caplog):
+    """Others are not, nor is it where --verbosity asks for more."""
+    quiet_orbax()
+    logger = logging.getLogger("absl")
+
+    def logged(path):
+        caplog.clear()
+        with caplog.at_level(logging.NOTSET):
+            logger.handle(logging.LogRecord("absl", logging.ERROR, path, 1, "words", None, None))
+        return len(caplog.records)
+
+    before = logger.level
+    try:
+        logger.setLevel(logging.WARNING)
+        assert (logged("/x/orbax/checkpoint/a.py"), logged("/x/other/a.py")) == (0, 1)
+        logger.setLevel(logging.INFO)
+        assert logged("/x/orbax/checkpoint/a.py") == 1
+    finally:
+        logger.setLevel(before)
