@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Everything that is to be measured on one GPU, by one command; numbers and logs go to a folder.
+# Runs every GPU benchmark on one GPU; numbers and logs go to a folder.
 #   OUT=numbers experiments/gpu_session.sh CIFAR10.npz    x_train, y_train, x_test, y_test, uint8 NHWC; about 25 minutes
-#   SMALL=1 OUT=numbers experiments/gpu_session.sh        tries the whole of it in minutes on a CPU, on the photographs
+#   SMALL=1 OUT=numbers experiments/gpu_session.sh        tries all of it in minutes on a CPU, with the photographs
 # Needs JAX, Flax, Optax, Orbax, ml-collections, NumPy, scikit-learn, scikit-image and Pillow; no TensorFlow, no network.
-# PyTorch, where it is there, is the peer. PYTHON names the interpreter. A part that fails does not stop the others.
-#   PARTS="types step views train" chooses some, to fit them into several short sessions.
+# PyTorch is the peer if it is installed. PYTHON names the interpreter. A part that fails does not stop the others.
+#   PARTS="types step views train" selects parts, for several short sessions.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -16,7 +16,7 @@ out=$(cd "$out" && pwd)
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 failed=()
 
-part() { # NAME COMMAND...: its output to the screen and to NAME.log
+part() { # NAME COMMAND...: runs it, with output on the screen and in NAME.log
   local name=$1
   shift
   [[ " $parts " == *" ${name%%_*} "* ]] || return 0
@@ -48,7 +48,7 @@ if [[ -n ${SMALL:-} ]]; then
     --config.log.tensorboard=False)
   profile=()
 else
-  # The first part also warms the device up.
+  # The first part also warms up the device.
   part types "$python" $steps --cases resnet18@32:512 --dtypes float32 bfloat16 --check-steps 50 \
     --out "$out/types.json"
   # shellcheck disable=SC2086
@@ -61,7 +61,7 @@ else
   part views_32 "$python" experiments/benchmarks/device_views.py --images 50000 --out "$out/views_32.json"
   train=(--config=configs/resnet18_cifar10_fast.py "--config.data.data_dir=$cifar" --config.log.tensorboard=False)
   profile=(--config.profile.steps=20 --config.profile.after=200)
-  [[ -n $cifar ]] || { echo "no .npz of CIFAR-10 was named: the training is left out"; parts=${parts/train/}; }
+  [[ -n $cifar ]] || { echo "no .npz of CIFAR-10 was given, so training is skipped"; parts=${parts/train/}; }
 fi
 part train "$python" main.py "${train[@]}" "${profile[@]}" "--workdir=$out/run"
 part train_linear "$python" main.py "${train[@]}" --config.task=linear --config.linear.cached=True \
@@ -75,4 +75,4 @@ if ((${#failed[@]})); then
   echo "failed: ${failed[*]}; see the logs in $out"
   exit 1
 fi
-echo "all is in $out"
+echo "all numbers are in $out"

@@ -1,4 +1,4 @@
-"""Draws a run: its loss with the two parts, and its kNN accuracy, by epoch.
+"""Plots a run by epoch: its loss with the two parts, and its kNN accuracy.
 
     python experiments/plot_run.py runs/resnet18_cifar10_cpu --out run.png
 
@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     metrics, config = arguments.workdir / "metrics.jsonl", arguments.workdir / "config.json"
     if not metrics.exists():
-        sys.exit(f"error: {arguments.workdir} is not the workdir of a run: there is no metrics.jsonl in it.")
+        sys.exit(f"error: {arguments.workdir} is not the workdir of a run: it has no metrics.jsonl.")
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     lambd = json.loads(config.read_text())["loss"]["lambd"]
     steps = [r for r in records if r.get("loss") is not None]

@@ -1,17 +1,17 @@
-"""Step time by the number of chips, on paper: what a few pod plans tell of all sizes in between and beyond.
+"""Step time by number of chips, on paper: extends a few pod plans to all sizes between and beyond them.
 
     python experiments/scaling.py experiments/results/pod_plans/*v4*.json
 
-The plans (bt_jax/tasks/pod_plan.py) are of one config and one kind of chip, with different numbers of images a device. What a
-device computes, and what it moves to and from its memory, is taken along the line between the two plans nearest in images
-a device; what it sends follows from how the step is made:
+The plans (bt_jax/tasks/pod_plan.py) are of one config and one kind of chip, with different numbers of images per device. A
+device's FLOPs and memory traffic are interpolated linearly between the two plans nearest in images per device; what it sends
+follows from the step:
 
-    gradients     2 · G · (P-1)/P bytes, G as the plans have it
+    gradients     2 · G · (P-1)/P bytes, with G from the plans
     the loss      8 · N·D/P bytes for its all-to-alls in bfloat16, 2 · 8N² · (P-1)/P for its Gram matrices; or
-                  2 · 4D² · (P-1)/P for C, where form "auto" takes that
-    each of the plans' collectives waits at least 1 µs a chip on each axis of the slice
+                  2 · 4D² · (P-1)/P for C, if form "auto" picks that
+    latency       at least 1 µs per chip on each axis of the slice, for each of the plans' collectives
 
-Two bounds come out: all three overlap perfectly, or not at all.
+This gives two bounds: all three overlap perfectly, or not at all.
 """
 
 import argparse
@@ -24,11 +24,11 @@ import numpy as np
 from bt_jax.losses import choose_form
 from bt_jax.planning.chips import Topology, parse_topology
 
-STOPS_PAYING = 1.3  # twice the chips, but not so much as this many times the speed
+PAYS_OFF = 1.3  # twice the chips pay off if they give at least this speed-up
 
 
 def shape_of(chips: int, axes: int) -> tuple[int, ...]:
-    """The roundest shape of a power of two."""
+    """The most even shape with a power of two of chips."""
     power = round(math.log2(chips))
     return tuple(2 ** ((power + i) // axes) for i in range(axes))
 
@@ -39,7 +39,8 @@ class Model:
     def __init__(self, plans: list[dict]):
         self.chip = parse_topology(plans[0]["topology"]).chip
         self.generation = plans[0]["topology"].partition(":")[0]
-        self.d = plans[0]["config"]["model"]["projector"][-1]
+        config = plans[0]["config"]
+        self.d = config.get("barlow_twins", config["model"])["projector"][-1]  # older plans have it under model
         plans = sorted(plans, key=self._images)
         self.images = np.array([self._images(plan) for plan in plans])
         self.flops = np.array([plan["flops"] - plan["loss_flops"] for plan in plans])
@@ -53,7 +54,7 @@ class Model:
         return plan["batch_size"] / math.prod(plan["mesh"].values())
 
     def _along(self, values: np.ndarray, images: float) -> float:
-        """What the plans' values are at a number of images a device, by the nearest two."""
+        """The plans' values for a number of images per device, interpolated from the nearest two."""
         if len(values) == 1:
             return float(values[0] * images / self.images[0])
         i = int(np.clip(np.searchsorted(self.images, images), 1, len(values) - 1))
@@ -61,7 +62,7 @@ class Model:
         return float(values[i - 1] + slope * (images - self.images[i - 1]))
 
     def times(self, topology: Topology, n: int) -> dict[str, float]:
-        """Seconds of a step at batch `n`: products, memory, links."""
+        """Seconds per step at batch `n` for products, memory and links."""
         p, chip = topology.devices, self.chip
         if choose_form(n, self.d, p) == "gram":
             loss, summed, exchanged = 8 * n * n * self.d / p, 8 * n * n, 8 * n * self.d / p
@@ -76,7 +77,7 @@ class Model:
 
 
 def rows(model: Model, batch_of: dict[int, int]) -> str:
-    """The table's lines; a row a number of chips, with its batch."""
+    """The table's rows, one for each number of chips and its batch."""
     lines, before = [], None
     for chips, n in batch_of.items():
         shape = shape_of(chips, model.chip.axes)
@@ -85,7 +86,7 @@ def rows(model: Model, batch_of: dict[int, int]) -> str:
         bound, after_another = max(times.values()), sum(times.values())
         rate = n / after_another
         gain = f"{rate / before:.2f}" if before else ""
-        note = " stops paying" if before and rate / before < STOPS_PAYING else ""
+        note = " no longer pays off" if before and rate / before < PAYS_OFF else ""
         cells = [f"{1000 * times[part]:.2f}" for part in ("products", "memory", "links")]
         cells += [f"{1000 * bound:.2f} to {1000 * after_another:.2f}", f"{rate:,.0f} to {n / bound:,.0f}", gain + note]
         name = topology.name.partition(":")[2]
@@ -94,21 +95,21 @@ def rows(model: Model, batch_of: dict[int, int]) -> str:
     return "\n".join(lines)
 
 
-HEAD = """| chips | shape | batch | images a device | products, ms | memory, ms | links, ms | step, ms | images/s | gain by doubling |
+HEAD = """| chips | shape | batch | images per device | products, ms | memory, ms | links, ms | step, ms | images/s | gain from doubling |
 |---|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Step time by the number of chips, on paper.")
+    parser = argparse.ArgumentParser(description="Step time by number of chips, on paper.")
     parser.add_argument("plans", nargs="+", type=pathlib.Path, help="of one config and one kind of chip")
     parser.add_argument("--batch", type=int, default=2048, help="the fixed batch")
-    parser.add_argument("--per-device", type=int, default=32, help="the fixed number of images a device")
-    parser.add_argument("--most", type=int, default=1024, help="chips")
+    parser.add_argument("--per-device", type=int, default=32, help="the fixed number of images per device")
+    parser.add_argument("--most", type=int, default=1024, help="the largest number of chips")
     arguments = parser.parse_args()
     plans = [json.loads(path.read_text()) for path in arguments.plans]
     model = Model(plans)
     sizes = [2**i for i in range(3, round(math.log2(arguments.most)) + 1)]
-    print(f"{model.generation}; the model beside its plans, milliseconds:\n")
+    print(f"{model.generation}; the model and its plans, milliseconds:\n")
     print("| plan | batch | products | memory | links |\n|---|---|---|---|---|")
     for plan in plans:
         found = model.times(parse_topology(plan["topology"]), plan["batch_size"])
@@ -116,7 +117,7 @@ def main() -> None:
         print(f"| {plan['topology']} | {plan['batch_size']} | " + " | ".join(cells) + " |")
     print(f"\nBatch {arguments.batch}:\n\n{HEAD}\n" + rows(model, dict.fromkeys(sizes, arguments.batch)))
     grown = {chips: chips * model.chip.devices * arguments.per_device for chips in sizes}
-    print(f"\n{arguments.per_device} images a device:\n\n{HEAD}\n" + rows(model, grown))
+    print(f"\n{arguments.per_device} images per device:\n\n{HEAD}\n" + rows(model, grown))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How long a checkpoint of ResNet-50 with its optimiser holds up the training loop, asynchronous and synchronous.
+"""How long a checkpoint of ResNet-50 with its optimizer state pauses training, asynchronous and synchronous.
 
     python experiments/benchmarks/checkpoint_pause.py [--projector 8192,8192,8192] [--turns 5] [--folder DIR]
 
-The state has the shapes of configs/resnet50_imagenet.py and random numbers. Asynchronous is what a run does: `save` returns
-when the arrays are copied, and the next step may overwrite them. Synchronous waits until they are on disk. In turns.
+The state has the shapes of configs/resnet50_imagenet.py and random numbers. A run saves asynchronously: `save` returns when the
+arrays are copied, and the next step may overwrite them. A synchronous save waits until they are on disk. Both take turns.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> None:
                 held = time.perf_counter() - begin
                 checkpoints.wait()
                 total = time.perf_counter() - begin
-                if turn:  # the first opens what is opened once
+                if turn:  # the first includes one-time work
                     seconds[kind].append(held if kind == "asynchronous" else total)
             begin = time.perf_counter()
             fingerprints(state)

@@ -1,11 +1,11 @@
-"""Memory and speed of the exact kNN search against the usual way, which holds all similarities of a block of test images.
+"""Memory and speed of the exact kNN search, compared with the usual way, which holds a block's similarities with all images.
 
     python experiments/benchmarks/knn.py [--train 50000] [--features 512] [--test 2048] [--k 200] [--devices 1]
 
-Each way runs in a process of its own, so that the peak of its resident memory is its own; what the process held before the
-search (the interpreter, the libraries, the features as numpy arrays) is taken off. The peer is what most programs do: one
-product of a block of test images with all train images, and a top-k over all of it, in the same JAX. scikit-learn's brute
-force in float32 stands beside both. The answers of all are compared.
+Each implementation runs in a separate process, so that its peak of resident memory can be measured; memory held before the
+search (the interpreter, the libraries, the features as numpy arrays) is subtracted. The peer is what most programs do, in the
+same JAX: one product of a block of test images with all train images, and a top-k over all of it. scikit-learn's brute force in
+float32 is the third. All predictions are compared.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def scikit_learn(train, labels, test, k):
     def unit(x):
         return x / np.linalg.norm(x, axis=1, keepdims=True)
 
-    # On the sphere the squared distance is 2 - 2·similarity.
+    # On the unit sphere the squared distance is 2 - 2·similarity.
     peer = KNeighborsClassifier(k, algorithm="brute", weights=lambda d: np.exp(-np.square(d) / 2 / 0.1))
     return peer.fit(unit(train), labels).predict(unit(test))
 
@@ -79,12 +79,12 @@ def resident() -> int:
 
 
 def measured(way: str, arguments: argparse.Namespace) -> dict:
-    """In this process: seconds, and bytes of the peak above what was held before."""
+    """Measures in this process: seconds, and peak memory in bytes above what was held before."""
     train, labels = features(arguments.train, arguments.features, 1)
     test, _ = features(arguments.test, arguments.features, 2)
     WAYS[way](
         train[:4096], labels[:4096], test[:BLOCK], min(arguments.k, 4096)
-    )  # imports, and what they allot for good
+    )  # imports, and their permanent allocations
     before, peak, done = resident(), [0], threading.Event()
 
     def watch():
@@ -125,7 +125,9 @@ def main() -> None:
     print(
         f"{n} × {f} train features ({4 * n * f / 2**20:.0f} MiB), {arguments.test} test images, k = {k}, {p} device(s)\n"
     )
-    print("| way | peak above the inputs, MiB | test images a second | time against bt_jax | same answers |")
+    print(
+        "| implementation | peak above the inputs, MiB | test images per second | time relative to bt_jax | same predictions |"
+    )
     print("|---|---|---|---|---|")
     ours = None
     for way in WAYS:

@@ -1,14 +1,14 @@
-"""Time and memory of the loss and both gradients: each form against the literal one, measured in the same run.
+"""Time and memory of the loss and both gradients: each form compared with the literal one, in the same run.
 
     python experiments/benchmarks/loss.py [--sizes 256x8192 2048x8192] [--repeats 5] [--peer torch]
 
-The literal form is what anyone would write: standardise, build C, add up its two parts, and let autodiff do the rest.
-Forms take turns, so that whatever else the machine does hits all of them; a ratio is that of the median times, with the
-smallest and largest of the single turns' ratios in brackets. Memory is what the compiled program allots beside its
-inputs: temporaries and results. Above 1 the form is faster, or smaller, than the literal one.
+The literal form is the straightforward one: standardise, build C, add up its two parts, and let autodiff do the rest. Forms
+take turns, so that other load on the machine affects all of them; a ratio is that of the median times, with the smallest and
+largest ratio of single turns in brackets. Memory is what the compiled program allocates in addition to its inputs: temporaries
+and results. Above 1 the form is faster, or smaller, than the literal one.
 
-Where the literal form would take more than --literal-gb it is left out, and only the other's memory is told. With
-`--peer torch` PyTorch's autograd of the official form takes its turns too, if PyTorch can be imported.
+If the literal form would take more than --literal-gb it is left out, and only the other's memory is reported. With
+`--peer torch` PyTorch's autograd of the official form takes turns too, if PyTorch can be imported.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LAMBD = 0.0051
 
 
 def literal(z_a: jax.Array, z_b: jax.Array) -> jax.Array:
-    """The loss as the paper's pseudo-code has it."""
+    """The loss as in the paper's pseudo-code."""
     a, b = ((z - z.mean(0)) / jnp.sqrt(z.var(0) + 1e-5) for z in (z_a, z_b))
     c = a.T @ b / len(a)
     on = jnp.sum((jnp.diagonal(c) - 1) ** 2)
@@ -42,13 +42,13 @@ def compiled(loss: Callable, n: int, d: int) -> jax.stages.Compiled:
 
 
 def allotted(program: jax.stages.Compiled) -> int:
-    """Bytes beside the inputs."""
+    """Bytes in addition to the inputs."""
     memory = program.memory_analysis()
     return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
 
 def torch_peer(z_a: np.ndarray, z_b: np.ndarray) -> Callable[[], None] | None:
-    """The official form by PyTorch's autograd on the CPU, or None where PyTorch is absent."""
+    """The official form with PyTorch's autograd on the CPU, or None without PyTorch."""
     try:
         import torch
     except ImportError:
@@ -66,7 +66,7 @@ def torch_peer(z_a: np.ndarray, z_b: np.ndarray) -> Callable[[], None] | None:
 
 
 def alternate(turns: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, by name, one after the other, `repeats` times, after one turn that does not count."""
+    """Seconds of each, by name: `repeats` rounds of turns, after one round that does not count."""
     seconds = {name: [] for name in turns}
     for repeat in range(repeats + 1):
         for name, turn in turns.items():
@@ -87,7 +87,7 @@ def measure(n: int, d: int, repeats: int, literal_bytes: float, peer: str | None
     if 3 * 4 * d * d < literal_bytes:
         programs["literal"] = compiled(literal, n, d)
     for form in ("correlation", "gram"):
-        # C alone may not fit where the Gram matrices do.
+        # C alone may not fit even if the Gram matrices do.
         if form == auto or 4 * d * d < literal_bytes:
             loss = functools.partial(barlow_twins_loss, lambd=LAMBD, form=form)
             programs[form] = compiled(lambda a, b, loss=loss: loss(a, b)[0], n, d)
@@ -112,7 +112,7 @@ def measure(n: int, d: int, repeats: int, literal_bytes: float, peer: str | None
             if name in programs:
                 line += f"   memory x{allotted(programs['literal']) / allotted(programs[name]):.1f} less"
         elif name != "literal":
-            line += f"   runs; the literal form is left out, its C alone is {4 * d * d / 2**30:.0f} GiB"
+            line += f"   runs; the literal form is left out, as C alone takes {4 * d * d / 2**30:.0f} GiB"
         print(line, flush=True)
 
 
@@ -133,19 +133,21 @@ def count(text: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Each form of the loss against the literal one, in the same run.")
+    parser = argparse.ArgumentParser(
+        description="Each form of the loss compared with the literal one, in the same run."
+    )
     sizes = [(256, 1024), (2048, 512), (256, 8192), (256, 65536)]
     parser.add_argument(
         "--sizes", nargs="+", type=size, default=sizes, metavar="NxD", help="embeddings to measure with"
     )
     parser.add_argument("--repeats", type=count, default=5, help="turns of each form")
     parser.add_argument("--literal-gb", type=float, default=8.0, help="leave the literal form out above this memory")
-    parser.add_argument("--peer", choices=["torch"], help="also the official form in this framework, if it is there")
+    parser.add_argument("--peer", choices=["torch"], help="also measure the official form in this framework")
     arguments = parser.parse_args()
     for n, d in arguments.sizes:
         measure(n, d, arguments.repeats, arguments.literal_gb * 1e9, arguments.peer)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"The whole process took {peak:.1f} GiB at its peak, interpreter and compiler included.")
+    print(f"The whole process, including interpreter and compiler, took {peak:.1f} GiB at its peak.")
 
 
 if __name__ == "__main__":

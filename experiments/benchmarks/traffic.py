@@ -1,15 +1,15 @@
-"""What a step sends between devices, read from the compiled program, beside what the official program sends.
+"""What a step sends between devices, read from the compiled program, compared with the official program.
 
     python experiments/benchmarks/traffic.py [--config configs/resnet50_imagenet.py] [--devices 8 64 256] [--model 1]
 
-The step of the config is compiled for so many simulated CPU devices, nothing is run. Megabytes are what leaves each
-device in a step, by the algorithms that send least (bt_jax/planning/compiled.py). The official program is counted by its
-description, for as many GPUs, one process each:
+The config's step is compiled for simulated CPU devices; nothing is run. Megabytes are what each device sends per step, by the
+algorithms that send least (bt_jax/planning/compiled.py). The official program's traffic is computed from its code, for the same
+number of GPUs with one process each:
 
     gradients    DistributedDataParallel's all-reduce of all parameters, float32
     C            an all-reduce of the D × D cross-correlation, float32
-    statistics   SyncBatchNorm, once for each view: forward each process collects the mean, inverse deviation and count
-                 of all (an all-gather of 2C + 1 numbers a norm), backward an all-reduce of two sums
+    statistics   SyncBatchNorm, once for each view: in the forward pass each process gathers mean, inverse deviation and
+                 count of all (an all-gather of 2C + 1 numbers per norm), in the backward pass an all-reduce of two sums
 """
 
 import argparse
@@ -22,12 +22,12 @@ DEVICES = (8, 64, 256)
 
 
 def ring(size: float, devices: int) -> float:
-    """What an all-reduce of `size` bytes sends."""
+    """Bytes that each device sends in an all-reduce of `size` bytes."""
     return 2 * size * (devices - 1) / devices
 
 
 def official(parameters: int, channels: int, norms: int, d: int, devices: int) -> dict[str, float]:
-    """Bytes that leave each GPU in a step of the official program."""
+    """Bytes that each GPU sends in a step of the official program."""
     gathered = 4 * (2 * channels + norms) * (devices - 1)
     return {
         "gradients": ring(4 * parameters, devices),
@@ -37,7 +37,7 @@ def official(parameters: int, channels: int, norms: int, d: int, devices: int) -
 
 
 def ours(found: list, n: int, data: int, model: int) -> dict[str, float]:
-    """Bytes that leave each device by what they are for; one collective may carry several things.
+    """Bytes that each device sends, by purpose; one collective may serve several.
 
     Args:
       found: the step's collectives.
@@ -86,9 +86,9 @@ def main() -> None:
     config = runpy.run_path(arguments.config)["get_config"]()
     config.mesh.model = arguments.model
     n, d, side = config.batch_size, config.barlow_twins.projector[-1], config.data.image_size
-    print(f"{config.model.arch} at {side}×{side}, D = {d}, batch {n}; MB that leave each device in a step")
+    print(f"{config.model.arch} at {side}×{side}, D = {d}, batch {n}; MB that each device sends per step")
     print(
-        f"{'devices':>8} {'program':<10} {'gradients':>10} {'loss':>8} {'statistics':>11} {'between layers':>15} {'all':>8}"
+        f"{'devices':>8} {'program':<10} {'gradients':>10} {'loss':>8} {'statistics':>11} {'between layers':>15} {'total':>8}"
     )
     for devices in arguments.devices:
         config.mesh.data = devices // arguments.model

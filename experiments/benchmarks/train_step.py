@@ -1,17 +1,17 @@
-"""Images a second of the whole training step: two views, forward, backward, LARS; beside PyTorch, in the same run.
+"""Images per second of the whole training step (two views, forward, backward, LARS), compared with PyTorch in the same run.
 
     python experiments/benchmarks/train_step.py                              ResNet-18 at 32 and ResNet-50 at 224
     python experiments/benchmarks/train_step.py --peer torch                 ... and their ratio to PyTorch
     python experiments/benchmarks/train_step.py --cases resnet18@32:256 --dtypes float32 bfloat16 --check-steps 50
 
-A case is ARCH@SIZE:BATCH. Both sides train on the same synthetic batches, which lie on the device already as uint8, and take
-turns, so that whatever else the machine does hits both; a ratio is the median of the turns' ratios. PyTorch runs channels
-last, compiled, with autocast where the type is bfloat16. The fraction of peak counts the products and sums of the model (by
-XLA, before it optimises) against the data sheet of the device. Memory is what the compiled program takes in all on our side
-and the most that PyTorch allotted on its; on a CPU PyTorch does not count.
+A case is ARCH@SIZE:BATCH. Both sides train on the same synthetic batches, which are on the device already as uint8, and take
+turns, so that other load on the machine affects both; a ratio is the median of the turns' ratios. PyTorch runs channels last,
+compiled, with autocast for bfloat16. The fraction of peak compares the model's FLOPs (counted by XLA before optimising) with the
+device's data sheet. Memory is the total of the compiled program for bt_jax, and the peak allocation for PyTorch, which does not
+report it on a CPU.
 
-The row "with views" makes the two views in the step, from images on the device; "in eights" starts eight steps at once.
-With --check-steps the losses of so many steps in each type are compared, on the same batches from the same start.
+The row "with views" makes the two views in the step, from images on the device; "in eights" runs eight steps per dispatch. With
+--check-steps the losses of that many steps are compared between types, on the same batches from the same start.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants memory of the same device
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory to PyTorch
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ TOGETHER = 8
 
 
 class Ours:
-    """The step of bt_jax on a case, with its batches."""
+    """bt_jax's step for a case, with its batches."""
 
     def __init__(self, case: "Case", dtype: str, batches: list[np.ndarray], *, views: bool = False, together: int = 1):
         config = case.config(dtype)
@@ -71,7 +71,7 @@ class Ours:
         self.made, self.losses = 0, []
 
     def turn(self, steps: int, keep: bool = False) -> None:
-        """So many steps, done when it returns."""
+        """Runs `steps` steps to their end."""
         for _ in range(-(-steps // self.steps_of_one)):
             self.state, metrics = self.program(self.state, self.deliveries[self.made % len(self.deliveries)])
             self.made += 1
@@ -95,7 +95,7 @@ class Case:
             self.size, self.batch = map(int, rest.split(":"))
         except ValueError:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is not a case; write ARCH@SIZE:BATCH, as resnet50@224:256"
+                f"{text!r} is not a case; write ARCH@SIZE:BATCH, for example resnet50@224:256"
             ) from None
         self.text, self.small = text, self.size <= 64
         width = 2048 if self.small else 8192
@@ -109,11 +109,11 @@ class Case:
             "device",
             self.size,
         )
-        config.data.device_bytes = 2**40  # the batches are there already
+        config.data.device_bytes = 2**40  # the batches are on the device already
         config.model.update(arch=self.arch, small_images=self.small)
         config.barlow_twins.projector = self.projector
         if self.small:
-            config.barlow_twins.view_a.blur = config.barlow_twins.view_b.blur = 0.0  # as configs/resnet18_cifar10.py
+            config.barlow_twins.view_a.blur = config.barlow_twins.view_b.blur = 0.0  # as in configs/resnet18_cifar10.py
         return config
 
     def batches(self) -> list[np.ndarray]:
@@ -122,7 +122,7 @@ class Case:
 
 
 def seconds_of(turns: dict, steps: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds a step of each, by name, one after the other, `repeats` times, after one turn that does not count."""
+    """Seconds per step of each, by name: `repeats` rounds of turns, after one round that does not count."""
     seconds = {name: [] for name in turns}
     for repeat in range(repeats + 1):
         for name, side in turns.items():
@@ -135,7 +135,7 @@ def seconds_of(turns: dict, steps: int, repeats: int) -> dict[str, list[float]]:
 
 
 def measure(case: Case, dtype: str, arguments: argparse.Namespace) -> dict:
-    """Prints a line for each side of a case, and returns what it prints."""
+    """Prints a line for each side of a case, and returns its numbers."""
     batches = case.batches()
     turns = {
         "step": Ours(case, dtype, batches),
@@ -164,9 +164,7 @@ def measure(case: Case, dtype: str, arguments: argparse.Namespace) -> dict:
         if name != "torch":
             rate = turns["step"].flops / each
             row["tflops"] = rate / 1e12
-            line += f" {rate / 1e12:7.4g} TFLOP/s" + (
-                f" {rate / peak:6.1%} of peak" if peak else ", peak not known here"
-            )
+            line += f" {rate / 1e12:7.4g} TFLOP/s" + (f" {rate / peak:6.1%} of peak" if peak else ", peak not known")
             row |= {"of_peak": rate / peak} if peak else {}
         if name == "with views":
             share = [v / s - 1 for v, s in zip(seconds[name], seconds["step"], strict=True)]
@@ -182,7 +180,7 @@ def measure(case: Case, dtype: str, arguments: argparse.Namespace) -> dict:
 
 
 def check_types(case: Case, steps: int) -> dict:
-    """The losses of so many steps in bfloat16 and in float32, from one start on the same batches."""
+    """The losses of `steps` steps in bfloat16 and in float32, from the same start on the same batches."""
     batches, losses = case.batches(), {}
     for dtype in ("float32", "bfloat16"):
         side = Ours(case, dtype, batches)
@@ -213,10 +211,10 @@ def main() -> None:
     )
     parser.add_argument("--peer", choices=("torch",))
     parser.add_argument("--no-compile", action="store_true", help="the peer without torch.compile")
-    parser.add_argument("--steps", type=int, default=20, help="a turn")
+    parser.add_argument("--steps", type=int, default=20, help="per turn")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument(
-        "--check-steps", type=int, default=0, help="compare the losses of both types over so many steps"
+        "--check-steps", type=int, default=0, help="compare the losses of both types over this many steps"
     )
     parser.add_argument("--out", help="a file for the numbers, as JSON")
     arguments = parser.parse_args()
@@ -234,7 +232,7 @@ def main() -> None:
         found["rows"] += [measure(case, dtype, arguments) for dtype in dtypes]
         if arguments.check_steps:
             found["types"].append(check_types(case, arguments.check_steps))
-        if arguments.out:  # after each, should the next not fit the device
+        if arguments.out:  # after each case, in case the next does not fit the device
             with open(arguments.out, "w") as file:
                 json.dump(found, file, indent=2)
 

@@ -1,6 +1,6 @@
 """The peer of train_step.py: Barlow Twins' model, loss and LARS in plain PyTorch, as the paper and the official code
-describe them (Zbontar et al. 2021, sections 2.1 and 2.2; He et al. 2016 for the encoder). Channels last, autocast to
-bfloat16 where that is asked for, compiled by torch.compile.
+describe them (Zbontar et al. 2021, sections 2.1 and 2.2; He et al. 2016 for the encoder). Channels last, autocast for bfloat16,
+compiled by torch.compile.
 """
 
 import torch
@@ -111,7 +111,7 @@ class Lars(torch.optim.Optimizer):
 
 
 class Peer:
-    """A training step on batches (N, 2, S, S, 3) uint8, and what it costs."""
+    """A training step on batches (N, 2, S, S, 3) uint8, with its cost."""
 
     def __init__(self, arch, small_images, projector, batches, *, rates, dtype: str, compile: bool):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -136,7 +136,7 @@ class Peer:
         return f"PyTorch {torch.__version__}"
 
     def turn(self, steps: int) -> None:
-        """So many steps, done when it returns."""
+        """Runs `steps` steps to their end."""
         for _ in range(steps):
             view_a, view_b = self.batches[self.made % len(self.batches)]
             self.optimizer.zero_grad(set_to_none=True)
@@ -148,5 +148,5 @@ class Peer:
         self.loss = float(loss.detach())  # waits for the device
 
     def memory(self) -> int | None:
-        """The most bytes that the device held, or None where that is not counted."""
+        """The device's peak of allocated bytes, or None if it is not counted."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None

@@ -1,8 +1,8 @@
-"""Evaluations on a run's real features, beside scikit-learn and plain numpy in float64.
+"""Evaluations on a run's real features, compared with scikit-learn and plain numpy in float64.
 
     python experiments/parity/evaluation_references.py RUN [--data_dir DIR] [--train 5000] [--test 2000]
 
-RUN is a pre-training run's workdir; images come from the data that its config names.
+RUN is a pre-training run's workdir; images come from the data set that its config names.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
             np.mean(theirs == labels["test"]),
             "scikit-learn, float64",
         )
-        row(f"kNN, k = {k}: same answers", np.mean(ours == theirs), 1, "scikit-learn, float64")
+        row(f"kNN, k = {k}: same predictions", np.mean(ours == theirs), 1, "scikit-learn, float64")
 
     mesh = jax.make_mesh((jax.device_count(),), ("data",), (jax.sharding.AxisType.Auto,))
     probe = CachedProbe(features["train"], labels["train"], num_classes=classes, mesh=mesh)

@@ -1,4 +1,4 @@
-"""The loss and its gradients in float32 beside numpy in float64, for both forms, on one device and on eight.
+"""The loss and its gradients in float32, compared with numpy in float64, for both forms, on one device and on eight.
 
     python experiments/parity/loss_accuracy.py [--sizes 8x4 256x2048 2048x8192]
 
@@ -20,7 +20,7 @@ LAMBD = 0.0051
 
 
 def exact(z: list[np.ndarray]) -> tuple[float, list[np.ndarray]]:
-    """Equations 1 and 2 of the paper and their gradients by hand."""
+    """Equations 1 and 2 of the paper, and their gradients derived by hand."""
     n = len(z[0])
     roots = [np.sqrt(x.var(0) + 1e-5) for x in z]
     a, b = ((x - x.mean(0)) / root for x, root in zip(z, roots, strict=True))
@@ -37,7 +37,7 @@ def exact(z: list[np.ndarray]) -> tuple[float, list[np.ndarray]]:
 
 
 def draw(n: int, d: int) -> list[np.ndarray]:
-    """Two related views, features of different scales and means."""
+    """Two related views; features have different scales and means."""
     rng = np.random.default_rng(0)
     base, scale, shift = rng.standard_normal((n, d)), rng.uniform(0.1, 3, d), rng.standard_normal(d)
     return [((base + 0.7 * rng.standard_normal((n, d))) * scale + shift).astype(np.float32) for _ in "ab"]
@@ -48,7 +48,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The loss in float32 beside float64.")
+    parser = argparse.ArgumentParser(description="The loss in float32, compared with float64.")
     parser.add_argument("--sizes", nargs="+", default=["8x4", "256x2048", "2048x8192"], metavar="NxD")
     arguments = parser.parse_args()
     print("|     N |     D | form        | devices |    loss | gradients |")

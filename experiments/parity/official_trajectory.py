@@ -1,10 +1,10 @@
-"""The run of tests/golden/trajectory.npz once more in PyTorch, in a precision and on as many threads as one likes.
+"""Repeats the run of tests/golden/trajectory.npz in PyTorch, with a chosen precision and number of threads.
 
     python experiments/parity/official_trajectory.py --dtype float64 --out tests/golden/trajectory_float64.npz
     python experiments/parity/official_trajectory.py --dtype float32 --threads 2
 
-Needs torch and torchvision, which bt_jax does not. The step is written after the official main.py, on one process: the
-model, the loss, LARS with its two filters, and the schedule. What it shows is in experiments/results/trajectory.md.
+Needs torch and torchvision, which bt_jax does not. The step follows the official main.py, on one process: the model, the loss,
+LARS with its two filters, and the schedule. Results are in experiments/results/trajectory.md.
 """
 
 import argparse

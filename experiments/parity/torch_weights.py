@@ -1,11 +1,11 @@
-"""Weights to torchvision and timm and back, with the libraries themselves: three commands, of two environments.
+"""Weights to torchvision and timm and back, with the libraries themselves: three commands in two environments.
 
-    python-with-torch experiments/parity/torch_weights.py make DIR     networks of torchvision, saved as .pth, their features
-    python experiments/parity/torch_weights.py export DIR              bt_jax: features of the .pth; exports of them
-    python-with-torch experiments/parity/torch_weights.py check DIR    the exports in torchvision and timm, strict=True
+    python-with-torch experiments/parity/torch_weights.py make DIR     saves torchvision's networks as .pth, and their features
+    python experiments/parity/torch_weights.py export DIR              bt_jax: compares features of the .pth, and exports them
+    python-with-torch experiments/parity/torch_weights.py check DIR    loads the exports in torchvision and timm, strict=True
 
-The first and third need torch, torchvision, safetensors and, where it is there, timm; the second bt_jax alone. Weights are
-random, running statistics as well, so that no two tensors could be exchanged unseen.
+The first and third need torch, torchvision, safetensors and optionally timm; the second only bt_jax. Weights and running
+statistics are random, so that swapped tensors would be noticed.
 """
 
 import argparse
@@ -66,11 +66,11 @@ def check(folder: pathlib.Path) -> None:
 
         libraries[f"timm {timm.__version__}"] = timm.create_model
     except ImportError:
-        print("timm is not there")
+        print("timm is not installed")
     for arch in ARCHITECTURES:
         tensors = load_file(folder / arch / "encoder.safetensors")
         original = torch.load(folder / f"{arch}.pth")
-        counters = {name for name in original if name.endswith("num_batches_tracked")}  # not the encoder's to keep
+        counters = {name for name in original if name.endswith("num_batches_tracked")}  # an encoder does not keep them
         equal = all(torch.equal(original[name], tensors[name]) for name in original.keys() - counters)
         for library, create in libraries.items():
             print(f"{arch:9} {library}: {create(arch).load_state_dict(tensors, strict=True)}")

@@ -1,10 +1,10 @@
-"""Runs killed with SIGKILL at random moments and resumed until they are done: do they end at the same bits?
+"""Kills runs with SIGKILL at random moments and resumes them until they are complete: do they end with the same bits?
 
     python experiments/stress/kills.py DIR [--runs 20] [--kills 3]
 
-One run is left alone. Each of the others is killed `--kills` times, at a moment drawn from the time that a start takes and the
-time that the steps take after it, a checkpoint being saved at every step; then it runs to its end. Compared are every array
-of the last checkpoint, bit for bit, and every line of metrics.jsonl but the speed.
+One run is not interrupted. Each of the others is killed `--kills` times, at a random moment during the start or the steps after
+it, with a checkpoint at every step; then it runs to the end. Every array of the last checkpoint is compared bit for bit, and
+every line of metrics.jsonl except the speed.
 """
 
 import argparse
@@ -28,22 +28,22 @@ def main() -> None:
     arguments = parser.parse_args()
     folder, draw = arguments.folder.resolve(), random.Random(arguments.seed)
     prepare(folder)
-    for name in ("compiling", "whole"):  # the first compiles; the second, of programs from the cache, is the measure
+    for name in ("compiling", "whole"):  # the first compiles; the second, with cached programs, is timed
         whole = Run(folder, folder / name)
         began = time.monotonic()
         whole.until(whole.training)
         ready = time.monotonic() - began
         if whole.wait() != 0:
-            sys.exit(f"the run that was left alone failed: {whole.last_words()}")
+            sys.exit(f"the uninterrupted run failed: {whole.last_words()}")
         took = time.monotonic() - began
-        print(f"{name}: {took:.1f} s, of which {ready:.1f} s before the first step was told", flush=True)
+        print(f"{name}: {took:.1f} s, of which {ready:.1f} s before the first step was reported", flush=True)
     equal, kills, in_save, in_start = 0, 0, 0, 0
     for i in range(arguments.runs):
         workdir = folder / f"killed_{i}"
         places = []
         while len(places) < arguments.kills:
             run = Run(folder, workdir)
-            # One in five anywhere in the start; the others after the first step of this start.
+            # One in five during the start; the others after the first step of this start.
             early = draw.random() < 0.2
             if early:
                 time.sleep(draw.uniform(0, ready))
@@ -54,7 +54,7 @@ def main() -> None:
             if run.wait() == 0 and places:
                 places.append("done")
                 break
-            if run.status == 0:  # it ended before it was ever killed: again, from nothing
+            if run.status == 0:  # it ended before its first kill: start again from scratch
                 shutil.rmtree(workdir)
                 continue
             kills += 1
@@ -74,7 +74,7 @@ def main() -> None:
         equal += good
         print(f"run {i:2}: killed at step {', '.join(places)}; then {'equal' if good else f'NOT EQUAL {same[:4]} {run.last_words()}'}",
               flush=True)  # fmt: skip
-    print(f"{equal} of {arguments.runs} ended bit-equal to the run that was left alone, after {kills} kills, "
+    print(f"{equal} of {arguments.runs} ended bit-identical to the uninterrupted run, after {kills} kills, "
           f"{in_save} of them while a checkpoint was half written, {in_start} before the first step")  # fmt: skip
     sys.exit(equal != arguments.runs)
 

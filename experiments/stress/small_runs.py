@@ -1,7 +1,7 @@
-"""Runs of a few seconds that stand for long ones: started, signalled and looked at by the scripts beside this file.
+"""Runs of a few seconds that stand for long ones; the other scripts in this folder start, signal and examine them.
 
-Libraries are imported once, and each run is a fork of this process: a process of its own that can be killed, without the
-seconds of a start. Compiled programs are kept in a folder, so that all runs of a script compute by the very same.
+Libraries are imported once, and each run is a fork of this process: a separate process that can be killed, without the seconds
+that a start takes. Compiled programs are cached in a folder, so that all runs of a script use the same ones.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ STEPS_AN_EPOCH, EPOCHS = 10, 3
 
 
 def prepare(folder: pathlib.Path) -> None:
-    """Makes the folder with the images and the place for compiled programs."""
+    """Makes the folder with the images and the cache for compiled programs."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     labels = np.arange(8 * STEPS_AN_EPOCH) % 2
@@ -37,7 +37,7 @@ def prepare(folder: pathlib.Path) -> None:
 
 
 def config_of(folder: pathlib.Path, **changes):
-    """A narrow ResNet-18 looked at by the monitor every other epoch; a checkpoint at every step."""
+    """A narrow ResNet-18 with the monitor every other epoch and a checkpoint at every step."""
     config = config_lib.default()
     config.batch_size, config.epochs = 8, EPOCHS
     config.data.update(source="arrays", data_dir=str(folder / "set.npz"), image_size=16, eval_resize=0, threads=2)
@@ -52,7 +52,7 @@ def config_of(folder: pathlib.Path, **changes):
 
 
 class Run:
-    """A run in a process of its own; what it says is in a file."""
+    """A run in a separate process, with its output in a file."""
 
     def __init__(
         self, folder: pathlib.Path, workdir: pathlib.Path, before: Callable[[], None] = lambda: None, **changes
@@ -72,7 +72,7 @@ class Run:
                 print(f"error: {error}", file=sys.stderr)
             except SystemExit as left:
                 status = left.code
-            except BaseException as error:  # as Python would end, but without this script's own end
+            except BaseException as error:  # as Python would, but without this script's exit handlers
                 sys.excepthook(type(error), error, error.__traceback__)
             finally:
                 sys.stdout.flush(), sys.stderr.flush()
@@ -102,7 +102,7 @@ class Run:
         return self.status
 
     def until(self, happened: Callable[[], bool], seconds: float = 900) -> bool:
-        """Waits for something, or the end; whether it happened."""
+        """Waits until something happens or the run ends; returns whether it happened."""
         until = time.monotonic() + seconds
         while not happened():
             if self.ended() or time.monotonic() > until:
@@ -123,9 +123,9 @@ def newest(workdir: pathlib.Path) -> int:
 
 
 def final(folder: pathlib.Path, workdir: pathlib.Path) -> dict[str, str]:
-    """The sha256 of every array of the last checkpoint, and the numbers in metrics.jsonl without the rates.
+    """The sha256 of every array of the last checkpoint, and the numbers in metrics.jsonl without the speed.
 
-    Read in a fork: once JAX runs in this process, no fork of it can.
+    Read in a fork, because after JAX has run in this process it cannot run in its forks.
     """
     found_in = folder / f"final_{workdir.name}.json"
     found_in.unlink(missing_ok=True)

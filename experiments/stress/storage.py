@@ -1,9 +1,9 @@
-"""What storage and time can do to a run: a full disk, damaged checkpoints, two runs, no right to write, a folder that goes,
-a clock that goes backwards, a signal. Each case says what it did, what the run said, and whether that was right.
+"""Faults of storage and time: a full disk, damaged checkpoints, two runs, a read-only disk, a folder that disappears, a clock
+that goes backwards, signals. Each case prints what it did, what the run printed, and whether that was right.
 
     python experiments/stress/storage.py DIR [CASE …]
 
-As root, on Linux: disks of a few MB are made for it (tmpfs). The clock is Python's, as it looks to a run.
+Needs root, on Linux, to mount disks of a few MB (tmpfs). The clock is Python's, as a run sees it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ TOTAL = STEPS_AN_EPOCH * EPOCHS
 
 @contextlib.contextmanager
 def disk(path: pathlib.Path, size: str):
-    shutil.rmtree(path, ignore_errors=True)  # of an earlier command
+    shutil.rmtree(path, ignore_errors=True)  # from an earlier command
     path.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
     try:
@@ -43,7 +43,7 @@ def tell(case: str, right: bool, text: str) -> bool:
 
 
 def full_disk(folder: pathlib.Path) -> bool:
-    """It fills up in the middle of the run; with room again the run goes on, to the same bits."""
+    """The disk fills up in the middle of a run; with space again the run resumes, and ends with the same bits."""
     with disk(folder / "disk", "24m") as small:
         run = Run(folder, small / "run", **{"checkpoint.keep": 1000, "log.tensorboard": True})
         run.until(lambda: newest(small / "run") >= TOTAL // 3)
@@ -57,13 +57,13 @@ def full_disk(folder: pathlib.Path) -> bool:
         (small / "ballast").unlink()
         status = Run(folder, small / "run", **{"checkpoint.keep": 3, "log.tensorboard": True}).wait()
         same = status == 0 and final(folder, small / "run") == final(folder, folder / "whole")
-        return tell("room again", same, f"status {status}; {'the same bits' if same else 'other bits'}") and right
+        return tell("space again", same, f"status {status}; {'the same bits' if same else 'other bits'}") and right
 
 
 def damage(folder: pathlib.Path) -> bool:
-    """The newest checkpoint cut off, or with one turned bit in a file of its arrays; then all of them."""
+    """The newest checkpoint is truncated, or one bit in a file of its arrays is flipped; then all are damaged."""
     right, draw = True, random.Random(0)
-    for kind in ("truncated", "a turned bit", "an empty file"):
+    for kind in ("truncated", "a flipped bit", "an empty file"):
         workdir = folder / f"damaged_{kind.replace(' ', '_')}"
         shutil.copytree(folder / "stopped", workdir)
         step = newest(workdir)
@@ -71,12 +71,12 @@ def damage(folder: pathlib.Path) -> bool:
         file = max(files, key=lambda path: path.stat().st_size)
         content = bytearray(file.read_bytes())
         place = draw.randrange(len(content) // 4, len(content))
-        if kind == "a turned bit":
+        if kind == "a flipped bit":
             content[place] ^= 1 << draw.randrange(8)
-        file.write_bytes({"truncated": content[:place], "a turned bit": content, "an empty file": b""}[kind])
+        file.write_bytes({"truncated": content[:place], "a flipped bit": content, "an empty file": b""}[kind])
         run = Run(folder, workdir)
         status = run.wait()
-        note = next((line for line in run.said().splitlines() if "cannot be read" in line), "no word of it")
+        note = next((line for line in run.said().splitlines() if "cannot be read" in line), "not reported")
         aside = (workdir / "damaged_checkpoints" / str(step)).is_dir()
         same = status == 0 and final(folder, workdir) == final(folder, folder / "whole")
         right &= tell(
@@ -100,7 +100,7 @@ def damage(folder: pathlib.Path) -> bool:
 
 
 def two_runs(folder: pathlib.Path) -> bool:
-    """The second is refused while the first goes on."""
+    """The second is refused while the first continues."""
     first = Run(folder, folder / "two")
     first.until((folder / "two" / "holder.json").exists)
     second = Run(folder, folder / "two")
@@ -126,7 +126,7 @@ def read_only(folder: pathlib.Path) -> bool:
     with disk(folder / "turns_read_only", "24m") as small:
         run = Run(folder, small / "run", **{"checkpoint.keep": 1000})
         run.until(run.training)
-        run.signal(signal.SIGSTOP)  # a disk with a file that is just being written cannot turn read-only
+        run.signal(signal.SIGSTOP)  # a disk cannot turn read-only while a file is being written
         for _ in range(400):
             if subprocess.run(["mount", "-o", "remount,ro", small], check=False, capture_output=True).returncode == 0:
                 break
@@ -145,20 +145,18 @@ def read_only(folder: pathlib.Path) -> bool:
 
 
 def disappears(folder: pathlib.Path) -> bool:
-    """Its disk is taken away; its folder is deleted."""
+    """Its disk is unmounted; its folder is moved away."""
     with disk(folder / "mount", "24m") as small:
         run = Run(folder, small / "run")
         run.until(run.training)
         subprocess.run(["umount", "-l", small], check=True)
         status = run.wait()
-        stray = list(
-            (small / "run" / "checkpoints").glob("[0-9]*")
-        )  # the save that was under way makes its folder anew
+        stray = list((small / "run" / "checkpoints").glob("[0-9]*"))  # a save in progress recreates its folder
         said = run.last_words()
         right = tell(
-            "disk taken away",
+            "disk unmounted",
             status == 1 and "no longer exists" in said and len(stray) <= 1,
-            f"status {status}; {said}; {len(stray)} checkpoint(s) beside it",
+            f"status {status}; {said}; {len(stray)} checkpoint(s) in its place",
         )
     run = Run(folder, folder / "deleted")
     run.until(run.training)
@@ -172,7 +170,7 @@ def disappears(folder: pathlib.Path) -> bool:
 
 
 def clock(folder: pathlib.Path) -> bool:
-    """Python's clocks go back by a minute whenever they are looked at, and by a day more before the run goes on."""
+    """Python's clocks go back by a minute at every call, and by two more days before the run resumes."""
 
     def backwards(days: int):
         start, looks, real = time.time(), itertools.count(), datetime.datetime
@@ -206,11 +204,11 @@ def clock(folder: pathlib.Path) -> bool:
     )
 
 
-def told(folder: pathlib.Path) -> bool:
-    """SIGTERM and SIGUSR1 at random moments: how long until the process is gone, with which step saved."""
+def signals(folder: pathlib.Path) -> bool:
+    """SIGTERM and SIGUSR1 at random moments: how long until the process exits, and which step is saved."""
     right, draw = True, random.Random(1)
     for i, number in enumerate([signal.SIGTERM, signal.SIGUSR1] * 2):
-        workdir = folder / f"told_{i}"
+        workdir = folder / f"signal_{i}"
         run = Run(folder, workdir, **{"checkpoint.every_steps": 0, "checkpoint.every_epochs": EPOCHS})
         run.until(run.training)
         time.sleep(draw.uniform(0, 0.5))
@@ -228,24 +226,24 @@ def told(folder: pathlib.Path) -> bool:
     return tell("and on", same, f"status {status}") and right
 
 
-CASES = (full_disk, damage, two_runs, read_only, disappears, clock, told)
+CASES = (full_disk, damage, two_runs, read_only, disappears, clock, signals)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="made for it; must not be there yet")
+    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="created here; must not exist yet")
     names = [case.__name__ for case in CASES]
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"all of {', '.join(names)} by default")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.cases) - set(names)):
-        parser.error(f"there is no case {unknown[0]}; there are {', '.join(names)}")
+        parser.error(f"unknown case {unknown[0]}; known cases: {', '.join(names)}")
     folder = arguments.folder.resolve()
     if folder.exists():
-        parser.error(f"{folder} is there already; name a folder that is not")
+        parser.error(f"{folder} already exists; name a new folder")
     prepare(folder)
     for name in ("compiling", "whole"):
         if not (folder / name / "pretrain.json").exists() and Run(folder, folder / name).wait() != 0:
-            sys.exit(f"the run that was left alone failed: {folder / name}")
+            sys.exit(f"the uninterrupted run failed: {folder / name}")
     if not (folder / "stopped").exists():
         run = Run(folder, folder / "stopped")
         run.until(lambda: newest(folder / "stopped") >= TOTAL // 2)
@@ -253,7 +251,7 @@ def main() -> None:
         run.wait()
     wanted = [case for case in CASES if not arguments.cases or case.__name__ in arguments.cases]
     results = [case(folder) for case in wanted]
-    print(f"{sum(results)} of {len(results)} cases as they should be")
+    print(f"{sum(results)} of {len(results)} cases are right")
     sys.exit(not all(results))
 
 
