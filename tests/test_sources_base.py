@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bt_jax.data.sources import base
 from bt_jax.data.sources.base import ArraySource, BytesCache
 from bt_jax.errors import UserError
 
@@ -33,6 +34,22 @@ def test_arrays_in_memory():
 def test_wrong_arrays(images, labels, sentence):
     with pytest.raises(UserError, match=sentence):
         ArraySource("mine", images, labels)
+
+
+def test_a_fingerprint_tells_other_examples(monkeypatch):
+    """By any pixel, label, class or their order, and not by the name; of a large set by some of its images."""
+    images, labels = images_of(5), np.array([0, 2, 1, 0, 2])
+    expected = ArraySource("mine", images, labels).fingerprint
+    assert len(expected) == 16 and ArraySource("moved", images.copy(), labels.astype(np.int32)).fingerprint == expected
+    turned = images.copy()
+    turned[3, 0, 0, 0] ^= 1
+    others = [(turned, labels), (images[::-1], labels), (images, labels[::-1]), (images.reshape(5, 6, 8, 3), labels)]
+    found = {ArraySource("mine", *other).fingerprint for other in others}
+    found.add(ArraySource("mine", images, labels, ("0", "1", "2", "3")).fingerprint)
+    assert len(found) == 5 and expected not in found
+    monkeypatch.setattr(base, "_HASHED_BYTES", images.nbytes // 2)
+    few = ArraySource("mine", images, labels).fingerprint
+    assert few != ArraySource("mine", images[::-1], labels).fingerprint
 
 
 def test_labels_beyond_the_classes():

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -30,6 +31,28 @@ def test_folder_is_read_in_the_order_of_names(tmp_path):
     names = ["Bee/000.png", "ant/000.JPEG", "ant/000.png", "ant/002.png", "zebra/000.png", "zebra/001.png"]
     assert [os.path.relpath(path, tmp_path / "train") for path in source.paths] == names
     assert len(source) == 6 and source.notices == ()
+
+
+def test_a_fingerprint_tells_other_files(tmp_path):
+    """By a name, a size or a class; not by where the folder lies."""
+
+    def fingerprint(folder):
+        return FolderSource(str(folder), "train").fingerprint
+
+    write_folder(tmp_path / "a" / "train", {"cat": 3, "dog": 2})
+    expected = fingerprint(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    file = tmp_path / "b" / "train" / "cat" / "001.png"
+    assert fingerprint(tmp_path / "b") == expected
+    file.write_bytes(file.read_bytes() + b"x")
+    other_size = fingerprint(tmp_path / "b")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert fingerprint(tmp_path / "b") == expected != other_size
+    file.rename(file.parent / "\udcff.png")
+    other_name = fingerprint(tmp_path / "b")
+    assert other_name not in (expected, other_size)
+    (tmp_path / "b" / "train" / "dog").rename(tmp_path / "b" / "train" / "bird")
+    assert fingerprint(tmp_path / "b") not in (expected, other_size, other_name)
 
 
 def test_hidden_files_are_passed_over_and_counted(tmp_path):

@@ -137,6 +137,24 @@ def test_a_set_that_lost_its_files(tfds_dir, tmp_path):
         make_source(tfds_config(tmp_path, "even_set"), "train")
 
 
+@pytest.mark.parametrize("name", ["uneven_set", "record_set"])
+def test_a_fingerprint_tells_other_records(tfds_dir, tmp_path, name):
+    """Those of another split, slice or set; and not by where the set lies."""
+
+    def fingerprint(root, **fields):
+        source = make_source(tfds_config(root, name, **fields), "train")
+        assert not isinstance(source, ArraySource)
+        return source.fingerprint
+
+    shutil.copytree(tfds_dir / name, tmp_path / name)
+    expected = fingerprint(tfds_dir)
+    assert fingerprint(tmp_path) == expected
+    others = {fingerprint(tfds_dir, train_split=split) for split in ("train[:4]", "train[3:]", "test")}
+    other_set = tfds_config(tfds_dir, {"uneven_set": "record_set", "record_set": "uneven_set"}[name])
+    others.add(make_source(other_set, "train").fingerprint)
+    assert len(others) == 4 and expected not in others
+
+
 def test_records_are_read_anywhere(tfds_dir):
     """In the order asked for, slices of splits too, and no more of them than are there."""
     source = make_source(tfds_config(tfds_dir, "record_set", train_split="train[3:]+test", cache_bytes=1000), "train")

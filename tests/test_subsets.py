@@ -60,6 +60,8 @@ def test_a_part_is_a_source(folder, kind):
     np.testing.assert_array_equal(labels_of(whole), folder.labels)
     part = take(whole, np.array([1, 5, 11]), "three of them")
     assert (part.name, len(part), part.class_names) == ("three of them", 3, folder.class_names)
+    assert part.fingerprint != take(whole, np.array([1, 4, 11]), "three others").fingerprint != whole.fingerprint
+    assert part.fingerprint == take(whole, np.array([1, 5, 11]), "by another name").fingerprint
     np.testing.assert_array_equal(labels_of(part), [0, 1, 2])
     found, found_labels = pixels(part)
     np.testing.assert_array_equal(found, images[[1, 5, 11]])

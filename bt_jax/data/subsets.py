@@ -6,6 +6,7 @@ A part is a source like any other, and its examples are known by their numbers i
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
@@ -29,6 +30,9 @@ class Part(EncodedSource):
         self._whole, self.examples, self.labels = whole, examples, labels
         self.gives_paths = whole.gives_paths
 
+    def _identity(self) -> Iterator[bytes]:
+        yield f"{self._whole.fingerprint} {fingerprint(self.examples)}".encode()
+
     def place(self, example: int) -> str:
         return self._whole.place(int(self.examples[example]))
 
@@ -47,6 +51,9 @@ class KeptPart(EncodedSource):
         for place, (encoded, label) in enumerate(whole.records(None, 0).as_numpy_iterator()):
             if place in wanted:
                 self._encoded[wanted[place]], self.labels[wanted[place]] = encoded, label
+
+    def _identity(self) -> Iterator[bytes]:
+        yield from self._encoded
 
     def place(self, example: int) -> str:
         return f"image {example} of {self.name}"

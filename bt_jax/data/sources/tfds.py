@@ -4,6 +4,8 @@ This imports TensorFlow.
 """
 
 import difflib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,12 @@ class RecordSource(EncodedSource):
         super().__init__(
             f"TFDS {builder.name}, {split}", info.splits[split].num_examples, tuple(info.features["label"].names)
         )
+        self._builder, self._split = builder, split
         self._reader = ArrayRecordDataSource(info.splits[split].file_instructions)
         self._cache = BytesCache(cache_bytes)
+
+    def _identity(self) -> Iterator[bytes]:
+        yield _identity_of(self._builder, self._split)
 
     def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         records = self._cache.get(examples, self._reader.__getitems__)
@@ -70,8 +76,19 @@ class TfdsStream(StreamSource):
         super().__init__(f"TFDS {builder.name}, {split}", info.splits[split].num_examples, names)
         self._builder, self._split = builder, split
 
+    def _identity(self) -> Iterator[bytes]:
+        yield _identity_of(self._builder, self._split)
+
     def records(self, seed: int | None, epoch: int) -> tf.data.Dataset:
         return _encoded_stream(self._builder, self._split, None if seed is None else single_seed(seed, epoch))
+
+
+def _identity_of(builder: Any, split: str) -> bytes:
+    """The set's name and version, the size of its splits, and which examples of which files the split is."""
+    info = builder.info
+    sizes = {name: (part.num_examples, part.num_bytes) for name, part in sorted(info.splits.items())}
+    files = [(os.path.basename(f.filename), f.skip, f.take) for f in info.splits[split].file_instructions]
+    return repr((info.full_name, sizes, files)).encode()
 
 
 def _encoded_stream(builder: Any, split: str, shuffle_seed: int | None) -> tf.data.Dataset:
