@@ -189,8 +189,8 @@ def test_damaged_weights(folder, tmp_path):
 def test_without_flatbuffers(folder, tmp_path, monkeypatch):
     """What the program takes is said before anything is written."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    config = config_lib.default()
-    config.data.source, config.task, config.init_from = "photographs", "export", str(folder)
+    config = config_lib.default("export")
+    config.init_from = str(folder)
     with pytest.raises(UserError, match="flatbuffers, which is not installed; pip install flatbuffers, or set export"):
         export(config, str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
@@ -199,8 +199,8 @@ def test_without_flatbuffers(folder, tmp_path, monkeypatch):
 def test_paths_may_be_relative(folder, tmp_path, monkeypatch):
     """As the README has it: both what is exported and where to."""
     monkeypatch.chdir(tmp_path)
-    config = config_lib.default()
-    config.data.source, config.task, config.export.program = "photographs", "export", False
+    config = config_lib.default("export")
+    config.export.program = False
     config.init_from = os.path.relpath(folder)
     export(config, "exports/x")
     assert bt_jax.load_encoder("exports/x").sha256 == bt_jax.load_encoder(folder).sha256
@@ -208,8 +208,7 @@ def test_paths_may_be_relative(folder, tmp_path, monkeypatch):
 
 def test_the_task(folder, tmp_path, capsys):
     """From weights to a folder, with as much as is asked for; not over an export, nor into a run."""
-    config = config_lib.default()
-    config.data.source, config.task = "photographs", "export"
+    config = config_lib.default("export")
     with pytest.raises(UserError, match="init_from is empty, but must name what is to be exported"):
         export(config, str(tmp_path / "x"))
     config.init_from = str(folder)
