@@ -1,12 +1,12 @@
-"""Barlow Twins for JAX: one command; the config says what to do.
+"""Barlow Twins for JAX: one command, whose config says what to do.
 
     python main.py                                                    the quickstart: minutes on a CPU, nothing to download
     python main.py --config=configs/resnet50_imagenet.py --config.data.data_dir=DIR --workdir=gs://bucket/run
     python main.py --config=configs/quickstart.py:supervised          another method
     python main.py --config.epochs=40 --config.optimizer.weight_decay=1e-4      changes single fields
-    python main.py --fields                                           prints all fields of that run, and does nothing else
+    python main.py --fields                                           prints all fields of that run and exits
 
-The same command goes on with a run that was interrupted.
+The same command resumes an interrupted run.
 """
 
 import pathlib
@@ -40,10 +40,10 @@ def main(argv: list[str]) -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Reads the flags; the quickstart is the config where none is named."""
+    """Reads the flags; without --config the quickstart is the config."""
     if not any(arg.startswith(("--config=", "-config=")) or arg in ("--config", "-config") for arg in argv):
         argv = [argv[0], f"--config={QUICKSTART}", *argv[1:]]
-    logging.set_verbosity(logging.WARNING)  # libraries tell of every file they open; --verbosity=0 shows it
+    logging.set_verbosity(logging.WARNING)  # libraries log every file they open; --verbosity=0 shows that
     return flags.FLAGS(argv)
 
 
@@ -56,7 +56,7 @@ def run() -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """What a config file raised reaches us as a flag's error that holds the whole traceback; its end says what is wrong."""
+    """The message of an error; for one raised in a config file, the last line of the traceback that absl makes of it."""
     text = str(error.__context__ if isinstance(error.__context__, UserError) else error)
     return text.strip().splitlines()[-1].removeprefix("bt_jax.errors.UserError: ") if "Traceback" in text else text
 

@@ -52,7 +52,7 @@ def folder_run(root, workdir, *more):
         (["--config.batch_size=many"], "batch_size"),
         (["--config.barlow_twins.lambd=-1"], "barlow_twins.lambd is -1.0, but must be a number of at least 0"),
         (["--config.data.source=photo"], "(did you mean 'photographs'?)"),
-        (["--config=configs/nothing.py"], "configs/nothing.py is not there."),
+        (["--config=configs/nothing.py"], "config file configs/nothing.py does not exist."),
         (["--config=configs/knn.py:foo"], "knn.py:foo is not known"),
         (["train"], "there is no argument 'train'"),
         (["--confg=x"], "confg"),

@@ -66,14 +66,14 @@ def test_parts(config, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"finetune.list_file": "x.txt"}, "finetune.list_file must name a file where finetune.chosen_by is 'list'"),
+        ({"finetune.list_file": "x.txt"}, "finetune.list_file must name a file if finetune.chosen_by is 'list'"),
         ({"finetune.chosen_by": "list"}, "finetune.list_file must name a file"),
         ({"finetune.chosen_by": "source", "finetune.per_class": 3}, "finetune.per_class is 3, but must be 0"),
         ({"finetune.chosen_by": "sead"}, "did you mean 'seed'"),
         ({"finetune.percent": 0.0}, "must be more than 0 and at most 100"),
         ({"sgd.schedule": "steps"}, "sgd.decay_epochs is empty"),
-        ({"sgd.decay_epochs": (3, 2)}, "must be rising numbers above 0"),
-        ({"data.test_split": ""}, "must name the labelled split that finetune counts on"),
+        ({"sgd.decay_epochs": (3, 2)}, "must be increasing numbers above 0"),
+        ({"data.test_split": ""}, "must name the labelled split that finetune tests on"),
         ({"init_from": ""}, "init_from is empty"),
     ],
 )

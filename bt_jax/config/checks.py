@@ -1,4 +1,4 @@
-"""A wrong config ends here, with one sentence for everything that is wrong in it."""
+"""Checks of a config: one sentence names everything that is wrong in it."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -17,11 +17,11 @@ from bt_jax.errors import UserError
 
 
 def check(config: ConfigDict) -> None:
-    """Looks at every field; first completes the config with its method's fields, as `complete` does.
+    """Checks every field, after completing the config with its method's fields as `complete` does.
 
     Raises:
-      UserError: what is wrong, all together: fields that are unknown or missing, or another task's or method's; values of
-        the wrong type or out of range, or at odds with others.
+      UserError: everything that is wrong, together: fields that are unknown, missing, or belong to another task or method;
+        values of the wrong type, out of range, or in contradiction to others.
     """
     complete(config)
     given, expected = flatten(config), fields_of(config)
@@ -46,28 +46,28 @@ def check(config: ConfigDict) -> None:
 
 
 def check_overrides(argv: Iterable[str], config: ConfigDict | None = None) -> None:
-    """Looks at the names in `--config.a.b=value` arguments before they are parsed, to name all wrong ones at once.
+    """Checks the names in `--config.a.b=value` arguments before they are parsed, to report all wrong ones at once.
 
     Args:
-      config: that they change; by default that of a pre-training.
+      config: the config that they change; by default that of a pre-training.
 
     Raises:
-      UserError: names that are no fields of it; the method, which cannot be changed so.
+      UserError: names that are not fields of it, or the method, which cannot be changed this way.
     """
     names = [arg.lstrip("-").partition("=")[0] for arg in argv if arg.startswith(("--config.", "-config."))]
     names = [name.removeprefix("config.") for name in names]
     wrong = unknown_fields(names, default() if config is None else config)
     if "method" in names:
         wrong.append(
-            "the method brings fields of its own and is chosen with the config file: --config=FILE:METHOD, such as "
-            "--config=configs/quickstart.py:supervised, and not by --config.method"
+            "the method has its own fields, so it is chosen with the config file and not by --config.method: "
+            "--config=FILE:METHOD, such as --config=configs/quickstart.py:supervised"
         )
     if wrong:
         raise _wrong(wrong)
 
 
 def unknown_fields(names: Iterable[str], config: ConfigDict) -> list[str]:
-    """A sentence for each of these names that is no field, and no group of fields, of such a config."""
+    """A sentence for each name that is neither a field nor a group of such a config."""
     fields = fields_of(config)
     known = fields.keys() | _groups(fields)
     return list(dict.fromkeys(_unknown(name, fields, config) for name in names if name not in known))
@@ -76,9 +76,9 @@ def unknown_fields(names: Iterable[str], config: ConfigDict) -> list[str]:
 def _unknown(name: str, fields: Mapping[str, Field], config: ConfigDict) -> str:
     task = config.get("task")
     if (now := new_name(name, task)) and now != name:
-        return f"{name} is called {now} now" + ("" if now in fields else f", and {_belongs(now, config)}")
+        return f"{name} is now called {now}" + ("" if now in fields else f", which {_belongs(now, config)}")
     if words := _belongs(name, config):
-        return f"{name} cannot be set: it {words}"
+        return f"{name} cannot be set here: it {words}"
     group = name.partition(".")[0]
     if "." in name and group not in _groups(fields):
         if (near := nearest(name, fields)) or not (near := nearest(group, _groups(fields))):
@@ -88,15 +88,15 @@ def _unknown(name: str, fields: Mapping[str, Field], config: ConfigDict) -> str:
 
 
 def _belongs(name: str, config: ConfigDict) -> str:
-    """Whose field a name is if it is not this config's; "" if nobody's."""
+    """The task, method or optimizer that a name belongs to, if not to this config, in words; "" if to none."""
     task = config.get("task")
     trains = TASKS[task].trains
     for method, brought in METHODS.items():
         if trains and _has(brought.group.named(), name):
-            return f"belongs to the method {method!r}, and this run's method is {config.method!r}"
+            return f"belongs to the method {method!r}, but this run's method is {config.method!r}"
     for optimizer, group in OPTIMIZERS.items():
         if trains and _has(group.named(), name):
-            return f"belongs to the optimizer {optimizer!r}, and this run's is {config.optimizer.name!r}"
+            return f"belongs to the optimizer {optimizer!r}, but this run's is {config.optimizer.name!r}"
     owners = [other for other in TASKS if other != "pod_plan" and _has(declared(other), name)]
     for method in METHODS:
         if not owners and _has(declared("pretrain", method), name):
@@ -104,7 +104,7 @@ def _belongs(name: str, config: ConfigDict) -> str:
     if not owners:
         return ""
     several = "s" if len(owners) > 1 else ""
-    return f"belongs to the task{several} {listed(owners, 'and')}, and this run's task is {task!r}"
+    return f"belongs to the task{several} {listed(owners, 'and')}, but this run's task is {task!r}"
 
 
 def _has(fields: Mapping[str, Field], name: str) -> bool:
@@ -112,20 +112,20 @@ def _has(fields: Mapping[str, Field], name: str) -> bool:
 
 
 def _groups(fields: Iterable[str]) -> set[str]:
-    """The names of all groups, and groups within groups, that these fields stand in."""
+    """The names of all groups, and groups within groups, of these fields."""
     return {".".join(parts[:n]) for parts in (name.split(".") for name in fields) for n in range(1, len(parts))}
 
 
 def _is_of_its_task(config: ConfigDict, given: Mapping[str, Any], expected: Mapping[str, Field]) -> None:
-    """A config whose `task` was set to another one has none of the fields of that; one sentence is enough."""
+    """Raises a single sentence for a config whose `task` was changed, so that all its fields belong to another task."""
     if given.keys() == expected.keys():
         return
     task = config.task
     made_for = next((other for other in TASKS if other != task and given.keys() == declared(other).keys()), None)
     if made_for is not None:
         raise UserError(
-            f"task is {task!r}, but this config has the fields of the task {made_for!r}; make it by default({task!r}), "
-            f"or by based_on(config, {task!r}), both of bt_jax.config."
+            f"task is {task!r}, but this config has the fields of the task {made_for!r}; make it with default({task!r}) "
+            f"or based_on(config, {task!r}) from bt_jax.config."
         )
 
 
@@ -143,7 +143,7 @@ def _wrong(sentences: list[str]) -> UserError:
     return UserError("the config is wrong: " + "; ".join(sentences) + ".")
 
 
-_TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", tuple: "a tuple"}
+_TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", tuple: "a tuple"}
 
 
 def _has_type(value: Any, kind: type) -> bool:

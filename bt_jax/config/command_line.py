@@ -1,4 +1,4 @@
-"""The command line: a config file by its flag, and changes of single fields of it."""
+"""The command line: the flag for a config file, and changes to its fields."""
 
 import pathlib
 import sys
@@ -13,10 +13,10 @@ from bt_jax.errors import UserError
 
 
 class ConfigFileParser(flags.ArgumentParser):
-    """Around ml_collections' own: makes what a file gives ready for the changes (`--config.a.b=value`) to come.
+    """Wraps ml_collections' parser and prepares a file's config for the changes (`--config.a.b=value`) that follow.
 
-    A file that names its method gets the fields of that; a file made for another task than `--config.task` gives way to a
-    config of that task on the same data and encoder.
+    A config that names a method gets that method's fields. A config made for another task than `--config.task` is replaced
+    by a config of that task for the same data and encoder.
     """
 
     def __init__(self, reader: flags.ArgumentParser):
@@ -29,15 +29,15 @@ class ConfigFileParser(flags.ArgumentParser):
         return self._reader.flag_type()
 
     def parse(self, path: str) -> ConfigDict:
-        """The config, locked. Changes are looked for in `sys.argv`, as ml_collections does.
+        """The config, locked. Changes are read from `sys.argv`, as in ml_collections.
 
         Raises:
-          UserError: there is no such file; the command line changes what is no field of it.
+          UserError: the file does not exist or cannot be read, or the command line changes something that is not a field.
         """
         config = self._reader.parse(path)
         if not isinstance(config, ConfigDict):
-            there = pathlib.Path(path.partition(":")[0]).exists()
-            raise UserError(f"{path} {'is not a config file that can be read' if there else 'is not there'}.")
+            exists = pathlib.Path(path.partition(":")[0]).exists()
+            raise UserError(f"config file {path} {'cannot be read' if exists else 'does not exist'}.")
         task = next((arg.partition("=")[2] for arg in reversed(sys.argv) if _names(arg) == "config.task"), config.task)
         if task in TASKS and not _same_fields(task, config.task):
             config = based_on(config, task).lock()

@@ -1,4 +1,4 @@
-"""A field of a config, and the groups that fields stand in."""
+"""Fields of a config, and how they are grouped."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -12,10 +12,10 @@ class Field:
     """One setting of a run.
 
     Attributes:
-      default: its value where nobody sets it; its type is the field's type.
-      rule: what is wrong with a value of that type, or None. Rules to choose from are in bt_jax/config/rules.py.
-      doc: what the field is, in a sentence or two without a full stop at the end.
-      resume: "free" if a resumed run may have another value, because no weight depends on it; else "fixed".
+      default: its value unless set; its type is the field's type.
+      rule: returns what is wrong with a value of that type, or None; bt_jax/config/rules.py has the usual rules.
+      doc: what the field means, in a sentence or two without a full stop at the end.
+      resume: "free" if a resumed run may change it, because no weight depends on it; else "fixed".
       own: whether the processes of a run may have different values.
     """
 
@@ -28,11 +28,11 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Contradiction:
-    """What fields must not be together.
+    """A condition on several fields.
 
     Attributes:
-      fields: their full names, such as "data.source". A run that lacks one of them is not looked at.
-      find: takes their values, each sound by itself; returns what is wrong with them together, or None.
+      fields: their full names, such as "data.source"; configs without one of them are not checked.
+      find: takes their values, each valid by itself; returns what is wrong with the combination, or None.
     """
 
     fields: tuple[str, ...]
@@ -40,17 +40,17 @@ class Contradiction:
 
 
 def contradiction(*fields: str) -> Callable[[Callable[..., str | None]], Contradiction]:
-    """Makes a `Contradiction` between `fields` of the function that it decorates."""
+    """Decorator that turns a function into a `Contradiction` between `fields`."""
     return lambda find: Contradiction(fields, find)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Fields that stand together.
+    """A group of fields.
 
     Attributes:
-      name: of the group in a config; "" for fields on top.
-      doc: what they are about, in one line.
+      name: of the group in a config; "" for fields at the top level.
+      doc: what the fields are about, in one line.
       fields: by their names in the group; "photographs.size" is a field of a group within the group.
       contradictions: between these fields, or between these and others.
     """
@@ -67,12 +67,12 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class MethodFields:
-    """What a method brings to a config.
+    """A method's part of a config.
 
     Attributes:
       group: its own fields.
-      optimizer: the optimiser that it is trained with: one of `bt_jax.config.optimizers.OPTIMIZERS`.
-      defaults: where it departs from the defaults of other fields, by full names.
+      optimizer: the optimizer that it is trained with, one of `bt_jax.config.optimizers.OPTIMIZERS`.
+      defaults: its defaults for other fields, by full name, where they differ from the fields' own.
     """
 
     group: Group
@@ -82,15 +82,15 @@ class MethodFields:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a run can do, and the fields that this takes.
+    """Something that a run can do, and its fields.
 
     Attributes:
       name: the value of `config.task`.
       doc: what it does, in one line.
       groups: the groups of its fields, in the order in which they are shown.
-      trains: whether it trains by a method; then the fields of the method and of its optimiser belong to it too.
-      defaults: where it departs from the fields' own defaults, by full names.
-      free: fields that a resumed run of this task may change though those of others may not.
+      trains: whether it trains with a method; its config then has the method's and the optimizer's fields too.
+      defaults: its defaults by full name, where they differ from the fields' own.
+      free: fields that a resumed run of this task may change, although runs of other tasks may not.
       contradictions: between fields of several groups.
     """
 

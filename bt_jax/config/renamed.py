@@ -1,11 +1,11 @@
-"""Names that fields had before, and configs written under them.
+"""Former names of fields, and the migration of configs that use them.
 
-Up to 57dd817 (version 0.1.0) a config held all fields of all tasks, and those of Barlow Twins stood among the others.
+Up to 57dd817 (version 0.1.0) a config held all fields of all tasks, and Barlow Twins had no group of its own.
 """
 
 from typing import Any
 
-# Up to 57dd817. A name that ends with a dot stands for all fields of that group.
+# Up to 57dd817. A name with a dot at its end stands for all fields of that group.
 _MOVED = {
     "loss.": "barlow_twins.",
     "model.projector": "barlow_twins.projector",
@@ -31,7 +31,7 @@ _MOVED_IN_TASKS = {
 
 
 def new_name(name: str, task: str) -> str:
-    """What a field, or a group of fields, of before is called now in a config of `task`; the name itself if it stays."""
+    """The present name, in a config of `task`, of a field or group with a former name; unchanged names stay."""
     for old, new in {**_MOVED, **_MOVED_IN_TASKS.get(task, {})}.items():
         if name == old:
             return new
@@ -44,20 +44,19 @@ def new_name(name: str, task: str) -> str:
 
 
 def is_old(flat: dict[str, Any]) -> bool:
-    """Whether these are the fields, by full names, of a config of 57dd817 or before."""
+    """Whether these are the fields, by full name, of a config from 57dd817 or before."""
     return "loss.lambd" in flat or "data.view_a.flip" in flat
 
 
 def migrate(flat: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a config of 57dd817 or before under their names of now.
+    """Converts the fields of a config from 57dd817 or before to the present ones.
 
     Args:
-      flat: by full names.
-      defaults: of all fields that a config of this task has now.
+      flat: the old fields, by full name.
+      defaults: of all present fields of this task.
 
     Returns:
-      The fields of now. Those of other tasks, which every config held, are gone; those that did not exist have their
-      defaults.
+      The present fields. Fields of other tasks, which every old config held, are dropped; new fields have their defaults.
     """
     task = flat["task"]
     renamed = {new_name(name, task): value for name, value in flat.items()}

@@ -1,4 +1,4 @@
-"""Rules for the values of fields, and words for what breaks them."""
+"""Rules for the values of fields, with messages for values that break them."""
 
 import difflib
 import math
@@ -11,7 +11,7 @@ from bt_jax.import_path import is_import_path
 
 
 def anything(_: Any) -> None:
-    """Every value of the field's type will do."""
+    """Accepts every value of the field's type."""
     return
 
 
@@ -37,7 +37,7 @@ def one_of(names: Iterable[str]) -> Rule:
 
 
 def one_of_or_import_path(names: Iterable[str], example: str) -> Rule:
-    """A known name, or where Python finds something else: "package.module:Name"."""
+    """A known name, or an import path, "package.module:Name"."""
     names = tuple(names)
 
     def rule(v):
@@ -51,13 +51,13 @@ def one_of_or_import_path(names: Iterable[str], example: str) -> Rule:
 def range_within(low: float, high: float) -> Rule:
     def rule(v):
         fits = len(v) == 2 and all(map(is_number, v)) and low <= v[0] <= v[1] <= high
-        return None if fits else f"must be two rising numbers between {low:g} and {high:g}"
+        return None if fits else f"must be two increasing numbers between {low:g} and {high:g}"
 
     return rule
 
 
 def values(length: int | None, kind: str, fits: Callable[[Any], bool]) -> Rule:
-    """A tuple of `length` values, or of one or more, each of which fits; `kind` names them in the plural."""
+    """A tuple of `length` values, or of one or more if None, each of which fits; `kind` is their name in the plural."""
     how_many = "one or more" if length is None else str(length)
 
     def rule(v):
@@ -77,7 +77,7 @@ def positive_numbers(v: tuple) -> str | None:
 
 def rising_above_zero(v: tuple) -> str | None:
     fits = all(map(is_number, v)) and all(a < b for a, b in zip((0, *v), v, strict=False))
-    return None if fits else "must be rising numbers above 0"
+    return None if fits else "must be increasing numbers above 0"
 
 
 def is_number(v: Any) -> bool:
@@ -85,7 +85,7 @@ def is_number(v: Any) -> bool:
 
 
 def nearest(name: Any, names: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"`, or nothing when no name is near."""
+    """`" (did you mean 'x'?)"`, or "" if no name is similar."""
     name, names = str(name), list(names)
     last = {n.rpartition(".")[2]: n for n in names}
     part = name.rpartition(".")[2]

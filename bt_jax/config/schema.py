@@ -1,7 +1,7 @@
-"""The fields of a run: those of its task, of its method, and of the method's optimiser.
+"""The fields of a run: those of its task, its method, and the method's optimizer.
 
-`default(task, method)` makes the config of such a run; a file in `configs/` starts from it and changes what its run needs,
-and the command line changes single fields (`--config.optimizer.weight_decay=1e-4`).
+`default(task, method)` makes the config of such a run. A file in `configs/` starts from it and changes what its run needs, and
+the command line changes single fields (`--config.optimizer.weight_decay=1e-4`).
 """
 
 import dataclasses
@@ -18,38 +18,38 @@ from bt_jax.errors import UserError
 
 
 def default(task: str = "pretrain", method: str = "barlow_twins", *, optimizer: str | None = None) -> ConfigDict:
-    """The config of a task, all of its fields at their defaults: for `pretrain` the paper's recipe, without a data set.
+    """The config of a task, with all fields at their defaults: for `pretrain` the paper's recipe, without a data set.
 
     Args:
-      task: what the run does; one of `TASKS`.
-      method: of a pre-training: one of `METHODS`, or an import path such as "my_package.my_module:MyMethod".
-      optimizer: of a pre-training: "lars" or "sgd", in place of the method's own.
+      task: one of `TASKS`.
+      method: for pre-training, one of `METHODS` or an import path such as "my_package.my_module:MyMethod".
+      optimizer: for pre-training, "lars" or "sgd", in place of the method's own.
 
     Raises:
-      UserError: an unknown task, method or optimizer (the nearest is named); a method that cannot be imported or does not
-        say what its fields are.
+      UserError: an unknown task, method or optimizer (a similar name is suggested), or a method that cannot be imported or
+        does not declare its fields.
     """
     return _config({name: field.default for name, field in declared(task, method, optimizer).items()})
 
 
 def fields_of(config: ConfigDict) -> dict[str, Field]:
-    """The fields that a config of this task, method and optimizer must have, by full names, in order.
+    """The fields that a config with this task, method and optimizer must have, by full name, in order.
 
     Raises:
-      UserError: as `default` does.
+      UserError: as `default`.
     """
     return declared(*_kind(config))
 
 
 def contradictions_of(config: ConfigDict) -> list[Contradiction]:
-    """What fields of this config must not be together; errors as `default` has them."""
+    """The conditions on several fields of this config; raises as `default`."""
     task, method, optimizer = _kind(config)
     groups = _groups(task, method, optimizer)
     return [*_task(task).contradictions, *(found for group in groups for found in group.contradictions)]
 
 
 def declared(task: str = "pretrain", method: str = "barlow_twins", optimizer: str | None = None) -> dict[str, Field]:
-    """As `fields_of`, for the arguments of `default`."""
+    """Like `fields_of`, for the arguments of `default`."""
     described = _task(task)
     fields: dict[str, Field] = {}
     for group in _groups(task, method, optimizer):
@@ -64,7 +64,7 @@ def declared(task: str = "pretrain", method: str = "barlow_twins", optimizer: st
         changed |= {name: v for name, v in brought.defaults.items() if own or not name.startswith("optimizer.")}
     for name, value in changed.items():
         if name not in fields:
-            raise UserError(f"the method {method!r} has a default for {name!r}, which is no field.")
+            raise UserError(f"the method {method!r} has a default for {name!r}, which is not a field.")
         fields[name] = dataclasses.replace(fields[name], default=value)
     for name in described.free:
         fields[name] = dataclasses.replace(fields[name], resume="free")
@@ -95,7 +95,7 @@ def _optimizer(name: str) -> Group:
 
 
 def _kind(config: ConfigDict) -> tuple[str, str, str | None]:
-    """The task, method and optimizer of a config, as `default` takes them."""
+    """The task, method and optimizer of a config, as arguments for `default`."""
     task = config.get("task")
     method = config.get("method", "barlow_twins")
     optimizer = config.get("optimizer")
@@ -104,13 +104,13 @@ def _kind(config: ConfigDict) -> tuple[str, str, str | None]:
 
 
 def based_on(config: ConfigDict, task: str) -> ConfigDict:
-    """The config of another task on the data, with the encoder and on the devices of `config`.
+    """The config of another task with the data, encoder and devices of `config`.
 
-    The new config has the values of `config` in all fields that both have: but those of a pre-training's `batch_size`,
-    `epochs` and `init_from`, which mean something else to an evaluation.
+    The new config takes its values from `config` in all fields that both have, except a pre-training's `batch_size`, `epochs`
+    and `init_from`, which mean something else in an evaluation.
 
     Args:
-      config: of a pre-training, for example; it stays as it is.
+      config: for example of a pre-training; it is not modified.
       task: one of `TASKS`.
     """
     new, old = default(task), flatten(config)
@@ -120,13 +120,13 @@ def based_on(config: ConfigDict, task: str) -> ConfigDict:
 
 
 def complete(config: ConfigDict) -> None:
-    """Adds the group of the method where a config has been given another method since `default` made it.
+    """Adds the method's group to a config whose method was changed after `default` made it.
 
-    The group of the method before is taken away, unless something in it was changed: then `check` will tell whose it is.
-    Likewise the optimizer's, where the new method has another one. All other fields keep their values.
+    The former method's group is removed, unless something in it was changed: `check` then reports it. The same goes for the
+    optimizer's group if the new method has another optimizer. All other fields keep their values.
 
     Raises:
-      UserError: as `default` does.
+      UserError: as `default`.
     """
     task, method, _ = _kind(config)
     if task not in TASKS or not TASKS[task].trains or (brought := method_fields(method)).group.name in config:
@@ -141,12 +141,12 @@ def complete(config: ConfigDict) -> None:
         for group in (brought.group.name, "optimizer"):
             if group not in config:
                 config[group] = fresh[group]
-            else:  # what was changed in it stays, for `check`
+            else:  # changed fields stay, for `check` to report
                 config[group] = ConfigDict({**fresh[group].to_dict(), **config[group].to_dict()})
 
 
 def _take_away(config: ConfigDict, group: Group, method: MethodFields | None = None) -> None:
-    """Removes the fields of a group that have their defaults, and the group if none is left."""
+    """Removes the fields of a group that have their default values, and the group if none is left."""
     defaults = {name: field.default for name, field in group.named().items()}
     defaults |= {name: value for name, value in (method.defaults if method else {}).items() if name in defaults}
     changed = {
@@ -158,7 +158,7 @@ def _take_away(config: ConfigDict, group: Group, method: MethodFields | None = N
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """The fields by full names, such as "data.source"."""
+    """The fields by full name, such as "data.source"."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {f"{prefix}{name}": value}
@@ -166,7 +166,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON would give it back, to be compared."""
+    """A value as it comes back from JSON, for comparisons."""
     return [plain(x) for x in value] if isinstance(value, (tuple, list)) else value
 
 

@@ -11,15 +11,15 @@ from bt_jax.config.schema import default, flatten, nested
 
 
 def to_json(config: ConfigDict) -> str:
-    """The fields as JSON text, nested as they are."""
+    """The config as JSON, nested like the config."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`: lists become tuples, as in `default()`. Configs of earlier versions get the names of now.
+    """The inverse of `to_json`: lists become tuples, as in `default()`, and configs of earlier versions are migrated.
 
     Raises:
-      ValueError: this is not JSON, or names an unknown task.
+      ValueError: the text is not JSON, or has an unknown task.
     """
     config = ConfigDict(_with_tuples(json.loads(text)))
     fields = flatten(config)
@@ -29,7 +29,7 @@ def from_json(text: str) -> ConfigDict:
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """The sha256 of the fields as JSON: equal for equal configs."""
+    """The sha256 of the config as JSON, equal for equal configs."""
     return hashlib.sha256(to_json(config).encode()).hexdigest()
 
 

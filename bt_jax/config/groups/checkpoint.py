@@ -19,16 +19,14 @@ CHECKPOINT = Group(
         "every_steps": Field(
             0,
             at_least(0),
-            "Also save every so many steps, where an epoch takes long; 0 saves at ends of epochs only",
+            "Also save every so many steps, for long epochs; 0 saves only at the ends of epochs",
             resume="free",
         ),
         "keep": Field(3, at_least(1), "How many of the newest checkpoints are kept", resume="free"),
         "keep_every_epochs": Field(
-            0, at_least(0), "Checkpoints at multiples of this many epochs are kept for good; 0 for none", resume="free"
+            0, at_least(0), "Checkpoints at multiples of this many epochs are kept forever; 0 for none", resume="free"
         ),
-        "keep_best": Field(
-            1, at_least(0), "How many of those with the best kNN accuracy are kept as well", resume="free"
-        ),
+        "keep_best": Field(1, at_least(0), "Also keep this many checkpoints with the best kNN accuracy", resume="free"),
     },
     (_kept_ones_are_saved,),
 )

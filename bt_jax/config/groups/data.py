@@ -1,4 +1,4 @@
-"""The images: where they come from, how large they are, and where their views are made."""
+"""The images: their source and size, and where their views are made."""
 
 from bt_jax.config.field import Field, Group, contradiction
 from bt_jax.config.rules import anything, at_least, between, is_number, one_of, values
@@ -37,24 +37,22 @@ DATA = Group(
         "data_dir": Field(
             "",
             anything,
-            "Folder of TFDS, image folder, or .npz file with x_train, y_train, x_test and y_test, as the source is",
+            "TFDS folder, image folder, or .npz file with x_train, y_train, x_test and y_test, depending on the source",
             resume="free",
             own=True,
         ),
-        "train_split": Field("train", lambda v: None if v else "must name a split", "Split of the images to train on"),
-        "test_split": Field(
-            "test", anything, "Split of the images to test on; empty for none, and then there is no kNN monitor"
-        ),
+        "train_split": Field("train", lambda v: None if v else "must name a split", "Split to train on"),
+        "test_split": Field("test", anything, "Split to test on; empty for none, which rules out the kNN monitor"),
         "image_size": Field(224, at_least(8), "Height and width of a view, in pixels"),
         "eval_resize": Field(
             256,
             at_least(0),
-            "Evaluations resize an image's shorter side to this and take the centre; 0 resizes the whole image to image_size",
+            "Evaluations resize an image's shorter side to this and crop the centre; 0 resizes the whole image to image_size",
         ),
         "mean": Field(
             (0.485, 0.456, 0.406),
             values(3, "numbers", is_number),
-            "Mean of the channels red, green and blue, from 0 to 1: subtracted from each view",
+            "Mean of the channels red, green and blue, from 0 to 1, subtracted from each view",
         ),
         "std": Field(
             (0.229, 0.224, 0.225),
@@ -65,46 +63,44 @@ DATA = Group(
         "max_bad_fraction": Field(
             0.001,
             between(0, 1),
-            "Share of the images that may fail to decode; others stand in for them, and they are reported",
+            "Fraction of the images that may fail to decode; other images replace them, and they are reported",
             resume="free",
         ),
         "in_memory_bytes": Field(
             4 * 2**30,
             at_least(0),
-            "TFDS sets whose images have one size are held decoded in the host's memory up to this many bytes",
+            "TFDS sets with images of one size are held decoded in the host's memory, up to this many bytes",
             resume="free",
         ),
         "cache_bytes": Field(
             0,
             at_least(0),
-            "Encoded images that a process may keep in memory, in bytes; for sets that come over a network",
+            "Memory in which a process caches encoded images, in bytes; for data on a network file system",
             resume="free",
         ),
         "shuffle_buffer": Field(
             16384, at_least(1), "Examples in the shuffle buffer of large TFDS sets, which are read as a stream"
         ),
-        "threads": Field(
-            0, at_least(0), "Threads of the host's pipeline; 0 for as many as there are cores", resume="free", own=True
-        ),
-        "prefetch": Field(2, at_least(1), "Batches that wait ready on the host", resume="free", own=True),
+        "threads": Field(0, at_least(0), "Threads of the host's pipeline; 0 for one per core", resume="free", own=True),
+        "prefetch": Field(2, at_least(1), "Batches prepared in advance on the host", resume="free", own=True),
         "views": Field(
             "host",
             one_of(("host", "device")),
-            "Where views are made: on the host, in Pillow's arithmetic, or on the device, for a weak host",
+            "Where views are made: host, with Pillow's arithmetic, or device, for a weak host",
         ),
         "device_bytes": Field(
             0,
             at_least(0),
-            "With views on the device, sets of up to this many bytes lie in each device's memory; 0 for a quarter of it",
+            "With views on the device, sets of up to this many bytes are held in each device's memory; 0 for a quarter of it",
         ),
         "canvas_size": Field(
             0,
             at_least(0),
             "With views on the device, files are decoded to fit a square of this side, in pixels; 0 for 16/7 of image_size",
         ),
-        "photographs.size": Field(48, at_least(8), "For the source photographs: side of a stored crop, in pixels"),
-        "photographs.train_per_class": Field(300, at_least(1), "For the source photographs: train crops a class"),
-        "photographs.test_per_class": Field(60, at_least(1), "For the source photographs: test crops a class"),
+        "photographs.size": Field(48, at_least(8), "For the source photographs: side of a crop, in pixels"),
+        "photographs.train_per_class": Field(300, at_least(1), "For the source photographs: train crops per class"),
+        "photographs.test_per_class": Field(60, at_least(1), "For the source photographs: test crops per class"),
     },
     (_tfds_needs_a_name, _files_need_a_place, _resize_before_the_crop),
 )

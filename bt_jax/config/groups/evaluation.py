@@ -1,4 +1,4 @@
-"""What evaluations of an encoder share."""
+"""Fields and conditions that evaluations of an encoder share."""
 
 from bt_jax.config.field import Field, Group, contradiction
 from bt_jax.config.rules import at_least, below_one, between, one_of, rising_above_zero
@@ -7,14 +7,14 @@ from bt_jax.config.rules import at_least, below_one, between, one_of, rising_abo
 @contradiction("task", "init_from")
 def needs_an_encoder(task, init_from):
     if init_from == "":
-        return f"init_from is empty, but must name the encoder that {task} judges: a run's workdir, for example"
+        return f"init_from is empty, but must name the encoder that {task} evaluates, for example a run's workdir"
     return None
 
 
 @contradiction("task", "data.test_split")
 def needs_a_test_split(task, test_split):
     if test_split == "":
-        return f"data.test_split is empty, but must name the labelled split that {task} counts on"
+        return f"data.test_split is empty, but must name the labelled split that {task} tests on"
     return None
 
 
@@ -22,9 +22,7 @@ FEATURES = Group(
     "features",
     "passes of images through the frozen encoder",
     {
-        "batch_size": Field(
-            256, at_least(1), "Images whose features are computed at once, over all devices", resume="free"
-        ),
+        "batch_size": Field(256, at_least(1), "Images per pass through the encoder, over all devices", resume="free"),
     },
 )
 
@@ -32,7 +30,7 @@ FEATURES = Group(
 @contradiction("sgd.schedule", "sgd.decay_epochs")
 def _steps_need_epochs(schedule, decay_epochs):
     if schedule == "steps" and tuple(decay_epochs) == ():
-        return "sgd.decay_epochs is empty, but must say when the rates fall where sgd.schedule is 'steps'"
+        return "sgd.decay_epochs is empty, but must list the epochs when sgd.schedule is 'steps'"
     return None
 
 
@@ -43,23 +41,23 @@ SGD = Group(
         "learning_rate_head": Field(
             0.3,
             at_least(0, float),
-            "Rate of the classifier at the start, for a batch of 256: scaled by batch_size / 256",
+            "Initial learning rate of the classifier for a batch of 256; scaled by batch_size / 256",
         ),
         "learning_rate_encoder": Field(
-            0.005, at_least(0, float), "Rate of the encoder where it is fine-tuned, scaled likewise"
+            0.005, at_least(0, float), "Initial learning rate of the encoder when it is fine-tuned, scaled likewise"
         ),
         "momentum": Field(0.9, below_one, "Momentum"),
-        "weight_decay": Field(1e-6, at_least(0, float), "Weight decay, of all parameters that are trained"),
+        "weight_decay": Field(1e-6, at_least(0, float), "Weight decay of all trained parameters"),
         "schedule": Field(
-            "cosine", one_of(("cosine", "steps")), "How rates fall, epoch by epoch: cosine to 0, or steps"
+            "cosine", one_of(("cosine", "steps")), "How learning rates fall, epoch by epoch: cosine to 0, or steps"
         ),
         "decay_epochs": Field(
             (),
             rising_above_zero,
-            "With steps, rates are multiplied by decay_factor after these epochs; fractions are allowed",
+            "With steps, learning rates are multiplied by decay_factor after these epochs; fractions are allowed",
         ),
         "decay_factor": Field(0.1, between(0, 1), "See decay_epochs"),
-        "evaluate_every_epochs": Field(1, at_least(1), "Epochs from one count of the test images to the next"),
+        "evaluate_every_epochs": Field(1, at_least(1), "Epochs from one evaluation on the test images to the next"),
     },
     (_steps_need_epochs,),
 )

@@ -9,7 +9,7 @@ def _processes_by_hand(coordinator, processes, index):
     given = (coordinator != "", processes > 0, index >= 0)
     alone = processes == 1 and not given[0] and not given[2]
     if any(given) and not all(given) and not alone:
-        return "mesh.coordinator, mesh.processes, mesh.process_index must be given all three or not at all"
+        return "mesh.coordinator, mesh.processes and mesh.process_index must be set together or not at all"
     if all(given) and index >= processes:
         return f"mesh.process_index is {index}, but must be less than mesh.processes, {processes}"
     return None
@@ -21,29 +21,32 @@ MESH = Group(
     {
         "data": Field(
             -1,
-            lambda v: None if v == -1 or v >= 1 else "must be a number of devices, or -1 for all there are",
+            lambda v: None if v == -1 or v >= 1 else "must be a number of devices, or -1 for all",
             "Devices that a batch is split over; -1 for all, divided by mesh.model",
             resume="free",
         ),
         "model": Field(
-            1, at_least(1), "Devices that share each of a method's large layers and its optimiser state", resume="free"
+            1, at_least(1), "Devices that share each of a method's large layers and its optimizer state", resume="free"
         ),
         "coordinator": Field(
             "",
             anything,
-            "host:port of process 0, where the cluster does not tell it by itself",
+            "host:port of process 0, on clusters that JAX does not recognise",
             resume="free",
             own=True,
         ),
         "processes": Field(
-            0, at_least(0), "Number of processes, with coordinator; 1 alone keeps this process by itself", resume="free"
+            0,
+            at_least(0),
+            "Number of processes, with coordinator; 1 without coordinator runs this process alone",
+            resume="free",
         ),
         "process_index": Field(
             -1, at_least(-1), "Number of this process, from 0; with coordinator", resume="free", own=True
         ),
         "join_seconds": Field(300, at_least(5), "How long processes wait for each other at the start", resume="free"),
         "heartbeat_seconds": Field(
-            100, at_least(5), "When a process has not answered for so long, all others end", resume="free"
+            100, at_least(5), "If a process does not answer for this long, all others end", resume="free"
         ),
     },
     (_processes_by_hand,),

@@ -1,4 +1,4 @@
-"""What pre-training looks at while it goes on, and when it is done."""
+"""What pre-training measures during training and at its end."""
 
 from bt_jax.config.field import Field, Group, contradiction
 from bt_jax.config.groups.views import CROP_AND_FLIP, view_fields
@@ -18,30 +18,28 @@ def _monitor_needs_a_test_split(every, test_split):
 
 MONITOR = Group(
     "monitor",
-    "the accuracy of a kNN classifier, and the health of the features, while training goes on",
+    "the accuracy of a kNN classifier, and measures of the features, during training",
     {
         "every_epochs": Field(
-            0, at_least(0), "Look before training, every so many epochs, and after; 0 for never", resume="free"
+            0, at_least(0), "Measure before training, every so many epochs, and after; 0 for never", resume="free"
         ),
         "train_examples": Field(
-            10000, at_least(1), "Labelled train images that vote, spread evenly over the train split", resume="free"
+            10000, at_least(1), "Train images that vote, spread evenly over the train split", resume="free"
         ),
         "test_examples": Field(10000, at_least(1), "Test images that are classified", resume="free"),
-        "batch_size": Field(
-            256, at_least(1), "Images whose features are computed at once, over all devices", resume="free"
-        ),
+        "batch_size": Field(256, at_least(1), "Images per pass through the encoder, over all devices", resume="free"),
         "k": Field(200, at_least(1), "Neighbours that vote", resume="free"),
         "temperature": Field(0.1, above_zero, "A neighbour's vote weighs exp(cosine / temperature)", resume="free"),
         "pairs": Field(
             1024,
             pairs_rule,
-            "Train images by whose two views alignment and uniformity are told; 0 to leave them out",
+            "Train images with two views each for alignment and uniformity; 0 for neither",
             resume="free",
         ),
         "judge_at_end": Field(
             False,
             anything,
-            "Whether to end with a linear probe and with fine-tuning on few labels, against training from scratch (see judge)",
+            "Whether to end with a linear probe, and with fine-tuning on few labels against training from scratch (see judge)",
             resume="free",
         ),
     },
@@ -50,25 +48,27 @@ MONITOR = Group(
 
 JUDGE = Group(
     "judge",
-    "the short evaluation at the end of a run, where monitor.judge_at_end is set",
+    "the short evaluation at the end of a run, if monitor.judge_at_end is set",
     {
         name: Field(field.default, field.rule, field.doc, resume="free")
         for name, field in {
             "labels_a_class": Field(
-                10, at_least(1), "Labels a class to fine-tune on, or as many as the smallest class has"
+                10, at_least(1), "Labels per class for fine-tuning; at most as many as the smallest class has"
             ),
             "epochs": Field(
                 20,
                 at_least(1),
-                "Epochs of fine-tuning; the more, the more a new encoder makes up for what it lacks at the start",
+                "Epochs of fine-tuning; the more there are, the closer training from scratch comes",
             ),
             "learning_rate": Field(
-                0.5, at_least(0, float), "Rate of encoder and head, with and without pre-training, for a batch of 256"
+                0.5,
+                at_least(0, float),
+                "Learning rate of encoder and head for a batch of 256, with and without pre-training",
             ),
             "batch_size": Field(
                 32,
                 at_least(1),
-                "Images in a step of fine-tuning; rounded to what divides among the devices and the labels",
+                "Images per step of fine-tuning; rounded to fit the devices and the number of labels",
             ),
             **view_fields("view", **CROP_AND_FLIP),
         }.items()

@@ -1,17 +1,19 @@
-"""The fields on top of a config, and what a run writes while it goes on."""
+"""The fields at the top level of a config, and those about logs and profiles."""
 
 from bt_jax.config.field import Field, Group, contradiction
 from bt_jax.config.rules import anything, at_least, between, one_of
 
 RUN = Group(
     "",
-    "what every run has that computes something",
+    "fields of every run that computes something",
     {
-        "seed": Field(0, between(0, 2**31 - 1), "Seed of the weights, the order of the images and their views"),
+        "seed": Field(
+            0, between(0, 2**31 - 1), "Seed for the initial weights, the order of the images and their views"
+        ),
         "dtype": Field(
             "float32",
             one_of(("float32", "bfloat16")),
-            "Type that the network computes in, float32 or bfloat16; parameters, statistics and the loss stay float32",
+            "Type of the network's computations, float32 or bfloat16; parameters, statistics and the loss stay float32",
         ),
     },
 )
@@ -23,17 +25,17 @@ INIT_FROM = Group(
         "init_from": Field(
             "",
             anything,
-            "Weights to begin with, or to evaluate or export: a run's workdir, one of its checkpoints, an export folder, or "
-            "a .pth or .safetensors file of torchvision's or the official project's; empty for random weights",
+            "Weights to start from, evaluate or export: a run's workdir, one of its checkpoints, an export folder, or a .pth "
+            "or .safetensors file from torchvision or the official project; empty for random weights",
         ),
     },
 )
 
 LENGTHS = Group(
     "",
-    "how long a training is",
+    "the length of a training",
     {
-        "batch_size": Field(2048, at_least(2), "Images in a step, over all devices"),
+        "batch_size": Field(2048, at_least(2), "Images per step, over all devices"),
         "epochs": Field(1000, at_least(1), "Passes over the training images"),
     },
 )
@@ -44,7 +46,7 @@ def _dispatches_need_the_set_on_the_device(steps, views):
     if steps > 1 and views == "host":
         return (
             f"steps_per_dispatch is {steps}, but must be 1 when data.views is 'host'; "
-            "set data.views to 'device' to make views where the set is"
+            "set data.views to 'device' to make views on the device"
         )
     return None
 
@@ -56,8 +58,7 @@ DISPATCH = Group(
         "steps_per_dispatch": Field(
             1,
             at_least(1),
-            "Steps that the host starts at once, where data.views is 'device' and the set lies in the device's memory; on a "
-            "CPU it is always 1",
+            "Steps per dispatch, if data.views is 'device' and the set is held in the device's memory; always 1 on a CPU",
             resume="free",
         ),
     },
@@ -66,23 +67,21 @@ DISPATCH = Group(
 
 REPEATS = Group(
     "",
-    "how often an evaluation is made",
+    "how often an evaluation is repeated",
     {
         "repeats": Field(
             1,
             at_least(1),
-            "How often to repeat what is learnt, with the seeds seed, seed + 1, …, for a mean and a spread",
+            "How many trainings to run, with the seeds seed, seed + 1, …, for a mean and a spread",
         ),
     },
 )
 
 LOG = Group(
     "log",
-    "what is written while a run goes on",
+    "what a run writes during training",
     {
-        "every_steps": Field(
-            50, at_least(1), "Steps from one line of progress and of metrics.jsonl to the next", resume="free"
-        ),
+        "every_steps": Field(50, at_least(1), "Steps between lines of progress and of metrics.jsonl", resume="free"),
         "tensorboard": Field(True, anything, "Whether to write TensorBoard events too", resume="free"),
     },
 )
@@ -93,7 +92,7 @@ PROFILE = Group(
     {
         "steps": Field(0, at_least(0), "Steps to trace into WORKDIR/profile, at least; 0 for no trace", resume="free"),
         "after": Field(
-            20, at_least(1), "Steps before the trace begins: the first ones compile and fill caches", resume="free"
+            20, at_least(1), "Steps before the trace; the first ones compile and fill caches", resume="free"
         ),
     },
 )

@@ -1,4 +1,4 @@
-"""The fields of the methods, a module each. A method from elsewhere brings its own (imported.py)."""
+"""The fields of the methods, one module each. A user's method declares its own (imported.py)."""
 
 from bt_jax.config.field import Field, Group, MethodFields
 from bt_jax.config.methods import barlow_twins, supervised
@@ -17,7 +17,7 @@ METHOD = Group(
         "method": Field(
             "barlow_twins",
             _RULE,
-            f"Method of training: {', '.join(METHODS)}, or the import path of a class, package.module:Class. It brings a group "
+            f"Training method: {', '.join(METHODS)}, or the import path of a class, package.module:Class. It has its own group "
             "of fields, so it is chosen with the config file: --config=FILE:METHOD, or default(method=…)",
         ),
     },
@@ -28,7 +28,7 @@ def method_fields(name: str) -> MethodFields:
     """The fields of a method, by its name or import path.
 
     Raises:
-      UserError: there is no such method; it cannot be imported, or does not say what its fields are.
+      UserError: the method is unknown, cannot be imported, or does not declare its fields.
     """
     if name in METHODS:
         return METHODS[name]

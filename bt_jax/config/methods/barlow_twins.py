@@ -15,19 +15,19 @@ def _layers_split_evenly(split, sizes):
 METHOD = MethodFields(
     Group(
         "barlow_twins",
-        "Barlow Twins: the correlation of two views' embeddings is driven to the identity",
+        "Barlow Twins, which drives the cross-correlation of two views' embeddings to the identity",
         {
             "lambd": Field(0.0051, at_least(0, float), "λ: weight of the off-diagonal terms of the loss"),
             "form": Field(
                 "auto",
                 one_of(("auto", "correlation", "gram")),
-                "How the loss is computed, to the same value: by the D × D correlation, by N × N Gram matrices (gram), or "
-                "whichever is cheaper (auto)",
+                "How the loss is computed, always to the same value: with the D × D correlation, with N × N Gram matrices "
+                "(gram), or the cheaper way (auto)",
             ),
             "projector": Field(
                 (8192, 8192, 8192),
                 positive_integers,
-                "Widths of the projector's layers; the last is that of the embedding",
+                "Widths of the projector's layers; the last is the embedding's",
             ),
             **view_fields("view_a"),
             **view_fields("view_b", blur=0.1, solarize=0.2),

@@ -1,4 +1,4 @@
-"""The fields of a method that a user brings along by its import path."""
+"""The fields of a user's method, which is given by its import path."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from bt_jax.import_path import import_object
 
 
 def imported_fields(path: str) -> MethodFields:
-    """What the class at "package.module:Class" says of its fields: `config_group`, `fields` and `optimizer`.
+    """The fields that the class at "package.module:Class" declares in `config_group`, `fields` and `optimizer`.
 
-    `config_group` is the name of its group, `fields` a mapping of names to `bt_jax.config.Field`, and `optimizer` a name in
-    `OPTIMIZERS`. Two attributes are optional: `defaults` and `contradictions`, as in `MethodFields` and `Group`.
+    `config_group` is the name of its group, `fields` maps names to `bt_jax.config.Field` objects, and `optimizer` is a name in
+    `OPTIMIZERS`. The attributes `defaults` and `contradictions` are optional, as in `MethodFields` and `Group`.
 
     Raises:
-      UserError: the class cannot be imported; one of these is missing or not what it must be (all are named).
+      UserError: the class cannot be imported, or one of these is missing or invalid (all are named).
     """
     found = import_object(path, "method")
     wrong = []
@@ -26,18 +26,18 @@ def imported_fields(path: str) -> MethodFields:
     optimizer: Any = getattr(found, "optimizer", None)
     if not isinstance(group, str) or not group.isidentifier():
         wrong.append(
-            f"config_group is {_shown(group)} and must be the name of its group of fields, such as 'my_method'"
+            f"config_group is {_shown(group)}, but must be the name of its group of fields, such as 'my_method'"
         )
     if not isinstance(fields, Mapping) or not all(isinstance(field, Field) for field in fields.values()):
-        wrong.append(f"fields is {_shown(fields)} and must map names of fields to bt_jax.config.Field objects")
+        wrong.append(f"fields is {_shown(fields)}, but must map names of fields to bt_jax.config.Field objects")
     else:
         for name, field in fields.items():
             if problem := field.rule(field.default):
                 wrong.append(f"the default of its field {name} is {field.default!r}, but {problem}")
     if optimizer not in OPTIMIZERS:
-        wrong.append(f"optimizer is {_shown(optimizer)} and must be {listed(OPTIMIZERS)}")
+        wrong.append(f"optimizer is {_shown(optimizer)}, but must be {listed(OPTIMIZERS)}")
     if wrong:
-        raise UserError(f"method is {path!r}, which does not say what its fields are: {'; '.join(wrong)}.")
+        raise UserError(f"method is {path!r}, which does not declare its fields correctly: {'; '.join(wrong)}.")
     contradictions: tuple[Contradiction, ...] = tuple(getattr(found, "contradictions", ()))
     doc = ((found.__doc__ or "").strip().splitlines() or [path])[0].rstrip(".")
     return MethodFields(

@@ -1,4 +1,4 @@
-"""The fields of supervised training: a classifier on the encoder, from labels."""
+"""The fields of supervised training: a classifier on the encoder, trained with labels."""
 
 from bt_jax.config.field import Field, Group, MethodFields
 from bt_jax.config.groups.views import CROP_AND_FLIP, view_fields
@@ -9,7 +9,7 @@ SUPERVISED = Group(
     "supervised",
     "training with labels: one view of an image, and the cross-entropy of a linear classifier",
     {
-        "label_smoothing": Field(0.0, below_one, "Share of the target that is spread evenly over all classes"),
+        "label_smoothing": Field(0.0, below_one, "Fraction of the target that is spread evenly over all classes"),
         **view_fields("view", **CROP_AND_FLIP),
     },
 )

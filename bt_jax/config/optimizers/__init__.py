@@ -1,4 +1,4 @@
-"""The optimisers that a method can name, and their fields; a run has those of one."""
+"""The optimizers that a method can use, with their fields; a run has the fields of one."""
 
 from bt_jax.config.field import Group
 from bt_jax.config.optimizers import lars, sgd

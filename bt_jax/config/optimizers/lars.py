@@ -1,4 +1,4 @@
-"""LARS with a warm-up and a cosine, as the official program has it."""
+"""LARS with warm-up and cosine decay, as in the official code."""
 
 from bt_jax.config.field import Field, Group
 from bt_jax.config.optimizers.shared import longer_than_its_warmup, name_field
@@ -6,24 +6,28 @@ from bt_jax.config.rules import above_zero, at_least, below_one, between
 
 GROUP = Group(
     "optimizer",
-    "LARS: a warm-up, then a cosine",
+    "LARS with warm-up and cosine decay",
     {
         "name": name_field("lars"),
         "learning_rate_weights": Field(
-            0.2, at_least(0, float), "Peak rate of weights, for a batch of 256: scaled by batch_size / 256"
+            0.2,
+            at_least(0, float),
+            "Peak learning rate of weights for a batch of 256; scaled by batch_size / 256",
         ),
         "learning_rate_biases": Field(
-            0.0048, at_least(0, float), "Peak rate of 1-D parameters (biases, batch-norm scales), scaled likewise"
+            0.0048,
+            at_least(0, float),
+            "Peak learning rate of 1-D parameters (biases, batch-norm scales), scaled likewise",
         ),
-        "weight_decay": Field(1e-6, at_least(0, float), "Weight decay, of weights alone"),
+        "weight_decay": Field(1e-6, at_least(0, float), "Weight decay, for weights only"),
         "momentum": Field(0.9, below_one, "Momentum"),
         "trust_coefficient": Field(0.001, above_zero, "A weight's step is scaled by this times ‖weight‖ / ‖update‖"),
-        "warmup_epochs": Field(10, at_least(0), "Epochs in which rates rise from 0 to their peak"),
-        "end_factor": Field(1e-3, between(0, 1), "The last rate over the peak rate"),
+        "warmup_epochs": Field(10, at_least(0), "Epochs in which learning rates rise from 0 to their peak"),
+        "end_factor": Field(1e-3, between(0, 1), "The final learning rate as a fraction of the peak"),
         "gradient_divisor": Field(
             1.0,
             above_zero,
-            "Divides the gradient; the number of GPUs of an official run that is to be matched, which divided by it too",
+            "Divides the gradient; to match an official run, its number of GPUs, by which the official code divides",
         ),
     },
     (longer_than_its_warmup,),

@@ -1,4 +1,4 @@
-"""SGD with momentum, as classifiers are trained."""
+"""SGD with momentum, for training classifiers."""
 
 from bt_jax.config.field import Field, Group, contradiction
 from bt_jax.config.optimizers.shared import longer_than_its_warmup, name_field
@@ -8,34 +8,36 @@ from bt_jax.config.rules import anything, at_least, below_one, between, one_of, 
 @contradiction("optimizer.schedule", "optimizer.decay_epochs")
 def _steps_need_epochs(schedule, decay_epochs):
     if schedule == "steps" and tuple(decay_epochs) == ():
-        return "optimizer.decay_epochs is empty, but must say when the rate falls where optimizer.schedule is 'steps'"
+        return "optimizer.decay_epochs is empty, but must list the epochs when optimizer.schedule is 'steps'"
     return None
 
 
 GROUP = Group(
     "optimizer",
-    "SGD with momentum: a warm-up, then a cosine or steps",
+    "SGD with momentum, warm-up, and cosine decay or steps",
     {
         "name": name_field("sgd"),
-        "learning_rate": Field(0.1, at_least(0, float), "Peak rate, for a batch of 256: scaled by batch_size / 256"),
+        "learning_rate": Field(
+            0.1, at_least(0, float), "Peak learning rate for a batch of 256; scaled by batch_size / 256"
+        ),
         "momentum": Field(0.9, below_one, "Momentum"),
-        "nesterov": Field(False, anything, "Whether the momentum is Nesterov's"),
-        "weight_decay": Field(1e-4, at_least(0, float), "Weight decay, of weights and of the biases of linear layers"),
+        "nesterov": Field(False, anything, "Whether to use Nesterov momentum"),
+        "weight_decay": Field(1e-4, at_least(0, float), "Weight decay of weights and of the biases of linear layers"),
         "decay_norms": Field(
             True,
             anything,
-            "Whether scales and shifts of batch norms are decayed too, as PyTorch does unless it is told not to",
+            "Whether to decay the scales and shifts of batch norms too, as PyTorch does by default",
         ),
         "schedule": Field(
-            "cosine", one_of(("cosine", "steps")), "How the rate falls after the warm-up: cosine, or steps"
+            "cosine", one_of(("cosine", "steps")), "How the learning rate falls after the warm-up: cosine or steps"
         ),
         "decay_epochs": Field(
             (),
             rising_above_zero,
-            "With steps, the rate is multiplied by decay_factor after these epochs; fractions are allowed",
+            "With steps, the learning rate is multiplied by decay_factor after these epochs; fractions are allowed",
         ),
         "decay_factor": Field(0.1, between(0, 1), "See decay_epochs"),
-        "warmup_epochs": Field(0, at_least(0), "Epochs in which the rate rises from 0 to its peak"),
+        "warmup_epochs": Field(0, at_least(0), "Epochs in which the learning rate rises from 0 to its peak"),
     },
     (longer_than_its_warmup, _steps_need_epochs),
 )

@@ -1,12 +1,10 @@
-"""What both optimisers have."""
+"""Fields and conditions that both optimizers share."""
 
 from bt_jax.config.field import Field, contradiction
 from bt_jax.config.rules import anything
 
-# Its rule is that the fields beside it are those of the optimiser that it names (bt_jax/config/checks.py).
-NAME_DOC = (
-    "Name of the optimiser, which says what fields this group has; a config file chooses it by default(optimizer=…)"
-)
+# bt_jax/config/checks.py checks that the other fields in the group are those of the optimizer that it names.
+NAME_DOC = "Name of the optimizer, which determines this group's fields; a config file sets it by default(optimizer=…)"
 
 
 def name_field(name: str) -> Field:

@@ -1,10 +1,10 @@
-"""The tasks, and the fields that each takes, a module each."""
+"""The tasks and their fields, one module each."""
 
 from bt_jax.config.field import Field, Group, Task
 from bt_jax.config.rules import one_of
 from bt_jax.config.tasks import export, finetune, knn, linear, pod_plan, pretrain, transfer
 
-# pod_plan stands in the config of a pre-training, and takes no other.
+# pod_plan takes the config of a pre-training.
 _ALL = (
     pretrain.TASK,
     pod_plan.TASK,

@@ -1,4 +1,4 @@
-"""The task `export`: an encoder to a folder, to be used elsewhere. No data is read."""
+"""The task `export`: writes an encoder to a folder for use elsewhere. It reads no data."""
 
 from bt_jax.config.field import Field, Group, Task
 from bt_jax.config.groups.run import INIT_FROM
@@ -11,12 +11,14 @@ EXPORT = Group(
     "what goes into the folder",
     {
         "dtype": Field(
-            "float32", one_of(("float32", "bfloat16")), "Type that the weights are kept in: float32 or bfloat16"
+            "float32", one_of(("float32", "bfloat16")), "Type in which the weights are stored: float32 or bfloat16"
         ),
-        "projector": Field(True, anything, "Whether the heads of the method go with the encoder, such as a projector"),
-        "classifier": Field(True, anything, "Whether a classifier goes with the encoder, where there is one"),
-        "safetensors": Field(True, anything, "Write encoder.safetensors in torchvision's names, for PyTorch"),
-        "program": Field(True, anything, "Write a jax.export program, which needs nothing but JAX"),
+        "projector": Field(True, anything, "Whether to export the method's heads too, such as a projector"),
+        "classifier": Field(True, anything, "Whether to export the classifier too, if there is one"),
+        "safetensors": Field(
+            True, anything, "Whether to write encoder.safetensors with torchvision's names, for PyTorch"
+        ),
+        "program": Field(True, anything, "Whether to write a jax.export program, which needs only JAX and flatbuffers"),
         "platforms": Field(
             ("cpu", "cuda", "tpu"),
             values(None, "of 'cpu', 'cuda', 'rocm' and 'tpu'", PLATFORMS.__contains__),
@@ -25,4 +27,4 @@ EXPORT = Group(
     },
 )
 
-TASK = Task("export", "writes an encoder to a folder, to be used elsewhere", (INIT_FROM, EXPORT))
+TASK = Task("export", "writes an encoder to a folder for use elsewhere", (INIT_FROM, EXPORT))

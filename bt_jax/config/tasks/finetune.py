@@ -1,4 +1,4 @@
-"""The task `finetune`: the encoder and a classifier, trained on few labels."""
+"""The task `finetune`: trains the encoder and a classifier on few labels."""
 
 from bt_jax.config.field import Field, Group, Task, contradiction
 from bt_jax.config.groups.checkpoint import CHECKPOINT
@@ -19,14 +19,14 @@ def _needs_an_encoder_or_none(from_scratch, task, init_from):
 @contradiction("finetune.chosen_by", "finetune.list_file")
 def _a_list_has_a_file(chosen_by, list_file):
     if (chosen_by == "list") != (list_file != ""):
-        return "finetune.list_file must name a file where finetune.chosen_by is 'list', and nothing elsewhere"
+        return "finetune.list_file must name a file if finetune.chosen_by is 'list', and must be empty otherwise"
     return None
 
 
 @contradiction("finetune.chosen_by", "finetune.per_class")
 def _only_the_seed_counts(chosen_by, per_class):
     if chosen_by != "seed" and per_class:
-        return f"finetune.per_class is {per_class}, but must be 0 where finetune.chosen_by is {chosen_by!r}"
+        return f"finetune.per_class is {per_class}, but must be 0 when finetune.chosen_by is {chosen_by!r}"
     return None
 
 
@@ -37,20 +37,20 @@ FINETUNE = Group(
         "chosen_by": Field(
             "seed",
             one_of(("seed", "list", "source")),
-            "What chooses the labels: the seed, a list, or the source, where the train split has no others",
+            "What chooses the labels: the seed, a list, or the source, if the train split has no others",
         ),
         "percent": Field(
             1.0,
             lambda v: None if 0 < v <= 100 else "must be more than 0 and at most 100",
-            "Percentage of the labels; for a list and a source, what the result is reported as",
+            "Percentage of the labels; for a list or a source, only what the result is reported as",
         ),
-        "per_class": Field(0, at_least(0), "Labels a class, in place of a percentage; 0 for percent"),
+        "per_class": Field(0, at_least(0), "Labels per class instead of a percentage; 0 to use percent"),
         "list_file": Field("", anything, "For a list: SimCLR's 1percent.txt or 10percent.txt, for an image folder"),
         "from_scratch": Field(
-            False, anything, "Train a new encoder on the same labels: the supervised baseline; init_from is not read"
+            False, anything, "Train from scratch on the same labels, as a supervised baseline; init_from is not used"
         ),
         "learning_rate_from_scratch": Field(
-            0.1, at_least(0, float), "Rate of encoder and head from scratch, in place of those in sgd"
+            0.1, at_least(0, float), "Learning rate of encoder and head from scratch, in place of those in sgd"
         ),
     },
     (_a_list_has_a_file, _only_the_seed_counts),

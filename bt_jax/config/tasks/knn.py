@@ -1,4 +1,4 @@
-"""The task `knn`: nearest neighbours on frozen features, and the health of these. Nothing is trained."""
+"""The task `knn`: nearest neighbours among frozen features, and measures of the features. Nothing is trained."""
 
 from bt_jax.config.field import Field, Group, Task
 from bt_jax.config.groups.data import DATA
@@ -12,26 +12,26 @@ from bt_jax.config.rules import above_zero, at_least, positive_integers
 
 KNN = Group(
     "knn",
-    "a weighted kNN classifier, and the health of the features",
+    "a weighted kNN classifier, and measures of the features",
     {
         "k": Field(
-            (10, 20, 50, 100, 200), positive_integers, "Numbers of neighbours that vote; one search answers all of them"
+            (10, 20, 50, 100, 200), positive_integers, "Numbers of neighbours that vote; one search serves all of them"
         ),
         "temperature": Field(0.1, above_zero, "A neighbour's vote weighs exp(cosine / temperature)"),
         "health_examples": Field(
-            25600, at_least(2), "Test images at most by which RankMe, correlation and dead features are told"
+            25600, at_least(2), "Largest number of test images for RankMe, correlation and dead features"
         ),
         "pairs": Field(
             1024,
             pairs_rule,
-            "Train images by whose two views alignment and uniformity are told; 0 to leave them out",
+            "Train images with two views each for alignment and uniformity; 0 for neither",
         ),
     },
 )
 
 PAIRS = Group(
     "pairs",
-    "the two views by which alignment is told: the paper's, unless set",
+    "the two views for alignment and uniformity; by default the paper's",
     {**view_fields("view_a"), **view_fields("view_b", blur=0.1, solarize=0.2)},
 )
 

@@ -1,4 +1,4 @@
-"""The task `linear`: a linear classifier on the frozen encoder."""
+"""The task `linear`: trains a linear classifier on the frozen encoder."""
 
 from bt_jax.config.field import Field, Group, Task
 from bt_jax.config.groups.checkpoint import CHECKPOINT
@@ -15,7 +15,7 @@ LINEAR = Group(
     "a linear classifier on frozen features",
     {
         "cached": Field(
-            False, anything, "Compute the features once, without augmentation, and fit by L-BFGS instead of SGD"
+            False, anything, "Whether to compute features once, without augmentation, and fit by L-BFGS instead of SGD"
         ),
         "l2": Field(
             (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
@@ -25,9 +25,9 @@ LINEAR = Group(
         "held_out": Field(
             0.1,
             lambda v: None if 0 < v < 1 else "must be more than 0 and less than 1",
-            "With cached, the share of the train images on which l2 is chosen",
+            "With cached, the fraction of the train images on which l2 is chosen",
         ),
-        "max_iterations": Field(1000, at_least(1), "With cached, the iterations of L-BFGS at most"),
+        "max_iterations": Field(1000, at_least(1), "With cached, the largest number of L-BFGS iterations"),
     },
 )
 
@@ -36,6 +36,6 @@ TASK = Task(
     "trains a linear classifier on the frozen encoder",
     (RUN, LENGTHS, REPEATS, INIT_FROM, DATA, MODEL, SUPERVISED, SGD, LINEAR, FEATURES, MESH, CHECKPOINT, LOG),
     defaults={"batch_size": 256, "epochs": 100},
-    free=("init_from",),  # the encoder is known by its hash, wherever it lies
+    free=("init_from",),  # the encoder is identified by its hash, wherever it is
     contradictions=(needs_an_encoder, needs_a_test_split),
 )

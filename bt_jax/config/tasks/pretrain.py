@@ -1,4 +1,4 @@
-"""The task `pretrain`: an encoder is trained by a method."""
+"""The task `pretrain`: trains an encoder with a method."""
 
 from bt_jax.config.field import Task
 from bt_jax.config.groups.checkpoint import CHECKPOINT
@@ -11,7 +11,7 @@ from bt_jax.config.groups.run import DISPATCH, INIT_FROM, LENGTHS, LOG, PROFILE,
 
 TASK = Task(
     "pretrain",
-    "trains an encoder by a method",
+    "trains an encoder with a method",
     (RUN, LENGTHS, DISPATCH, INIT_FROM, DATA, MODEL, MESH, CHECKPOINT, MONITOR, JUDGE, PROFILE, LOG, POD),
     trains=True,
 )

@@ -18,14 +18,14 @@ TRANSFER = Group(
         "protocol": Field(
             "linear",
             one_of(("linear", "svm")),
-            "linear, as the task of this name, or svm: a linear SVM a class, for PASCAL VOC",
+            "linear, like the task of this name, or svm: one linear SVM per class, for PASCAL VOC",
         ),
         "svm_costs": Field(
             (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
             positive_numbers,
-            "With svm, the values of C to try: each class takes the best by cross-validation",
+            "With svm, the values of C to try; each class uses the best one in cross-validation",
         ),
-        "svm_folds": Field(3, at_least(2), "With svm, the folds of this cross-validation"),
+        "svm_folds": Field(3, at_least(2), "With svm, the number of folds of the cross-validation"),
     },
 )
 
