@@ -1,7 +1,9 @@
 """bt_jax/runtime/workdir.py: a folder belongs to one config."""
 
+import contextlib
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -48,11 +50,39 @@ def test_what_changes_no_weight_may_differ(workdir):
     claim_workdir(config, workdir, write=True)
 
 
-def test_unreadable_config(workdir):
+@pytest.mark.parametrize(
+    "content", [b'{"seed": 0', b"[]", b"null", b"7", b'"text"', b"{}", b"", b"\xff", b'{"task": []}', b"[" * 99999]
+)
+def test_unreadable_config(workdir, content):
+    """A sentence that names the file, and the file stays."""
     workdir.mkdir()
-    (workdir / "config.json").write_text('{"seed": 0')
-    with pytest.raises(UserError, match="config.json is not valid JSON"):
+    (workdir / "config.json").write_bytes(content)
+    with pytest.raises(
+        UserError, match="config.json is not the config of a run .*; remove it if the run has a checkpoint"
+    ):
         claim_workdir(config_lib.default(), workdir, write=True)
+    assert (workdir / "config.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("task", ["pretrain", "linear", "old"])
+def test_an_odd_config(workdir, task):
+    """Whatever value stands in it, of a config of today or of earlier: it is the same run, or a sentence says why not."""
+    workdir.mkdir()
+    good = json.loads(config_lib.to_json(config_lib.default(task if task != "old" else "pretrain")))
+    if task == "old":
+        path = pathlib.Path(__file__).parent.parent / "experiments" / "results" / "cifar10_cpu" / "config.json"
+        good = json.loads(path.read_text())
+    config = config_lib.default("linear" if task == "linear" else "pretrain")
+    places = [(name,) for name in good] + [
+        (n, m) for n, group in good.items() if isinstance(group, dict) for m in group
+    ]
+    for place in places:
+        for odd in ([], None, "x", 3, {}, {"a": {}}, {"a.b": 1}):
+            changed = json.loads(json.dumps(good))
+            (changed if len(place) == 1 else changed[place[0]])[place[-1]] = odd
+            (workdir / "config.json").write_text(json.dumps(changed))
+            with contextlib.suppress(UserError):
+                claim_workdir(config, workdir, write=False)
 
 
 def test_workdir_that_cannot_be_written(tmp_path):

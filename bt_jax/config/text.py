@@ -19,13 +19,19 @@ def from_json(text: str) -> ConfigDict:
     """The inverse of `to_json`: lists become tuples, as in `default()`, and configs of earlier versions are migrated.
 
     Raises:
-      ValueError: the text is not JSON, or has an unknown task.
+      ValueError: the text is not the JSON of a config, or has an unknown task.
     """
-    config = ConfigDict(_with_tuples(json.loads(text)))
-    fields = flatten(config)
-    if not is_old(fields):
-        return config
-    return ConfigDict(nested(migrate(fields, flatten(default(config.task)))))
+    try:
+        found = _with_tuples(json.loads(text))
+        if not isinstance(found, dict) or not isinstance(found.get("task"), str):
+            raise ValueError("it names no task")
+        config = ConfigDict(found)
+        fields = flatten(config)
+        if not is_old(fields):
+            return config
+        return ConfigDict(nested(migrate(fields, flatten(default(config.task)))))
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"its fields are not those of a config: {type(error).__name__}") from None
 
 
 def fingerprint(config: ConfigDict) -> str:

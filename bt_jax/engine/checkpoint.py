@@ -28,6 +28,7 @@ from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax, steps_in
 from bt_jax.engine.storage import storage_failure as storage_failure  # known from here as well
 from bt_jax.errors import UserError
 from bt_jax.runtime import processes
+from bt_jax.runtime.files import read_object
 from bt_jax.runtime.paths import absolute
 
 
@@ -223,7 +224,7 @@ class _Best:
 def _notes(folder: epath.Path, step: int) -> dict[str, Any]:
     """The JSON of `run`, {} if the checkpoint has none; read directly, without the barriers of a restore."""
     item = folder / str(step) / "run"
-    return json.loads((item / "metadata").read_text()) if item.exists() else {}
+    return read_object(item / "metadata") if item.exists() else {}
 
 
 def _score(folder: epath.Path, step: int) -> float | None:

@@ -15,12 +15,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bt_jax.config import fields_of, flatten, from_json, plain, to_json
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, first_line
 from bt_jax.runtime.files import read_object, write_whole
 
 
 def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> None:
-    """Writes `config.json` into a new workdir, or compares the config with the existing one.
+    """Compares the config with the workdir's `config.json`, and writes it there.
 
     Args:
       write: whether this process writes; the others only compare.
@@ -28,22 +28,49 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> No
     Raises:
       UserError: the workdir holds a run with another config (the differing fields are named), or cannot be written.
     """
+    check_config(config, workdir)
+    if write:
+        write_config(config, workdir)
+
+
+def check_config(config: ConfigDict, workdir: epath.Path) -> None:
+    """Compares the config with the workdir's `config.json`, if there is one.
+
+    Raises:
+      UserError: the run there has another config (the differing fields are named), or the file cannot be read.
+    """
     path = workdir / "config.json"
     try:
         there = from_json(path.read_text()) if path.exists() else None
-    except ValueError:
-        raise UserError(f"{path} is not valid JSON; repair it or choose another --workdir.") from None
-    if there is not None and (differ := _differences(there, config)):
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not the config of a run ({first_line(error)}); remove it if the run has a checkpoint, which holds the "
+            "config too, or choose another --workdir."
+        ) from None
+    if there is not None:
+        check_same_run(config, there, workdir)
+
+
+def check_same_run(config: ConfigDict, there: ConfigDict, workdir: epath.Path) -> None:
+    """Raises UserError if the run in `workdir`, whose config is `there`, cannot be resumed with `config`."""
+    if differ := _differences(there, config):
         raise UserError(
             f"{workdir} holds a run with another config ({'; '.join(differ)}); choose another --workdir, "
             "or resume it with the old config."
         )
-    if write:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_whole(path, to_json(config))
-        except OSError as error:
-            raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}.") from None
+
+
+def write_config(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes `config.json`, once nothing stands in the way of the run.
+
+    Raises:
+      UserError: the workdir cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(workdir / "config.json", to_json(config))
+    except OSError as error:
+        raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}.") from None
 
 
 def _differences(there: ConfigDict, config: ConfigDict) -> list[str]:
