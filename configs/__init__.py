@@ -1,1 +1,1 @@
-"""One file a run; each docstring is a contract: source, hardware, time, expected result."""
+"""One file per run; each docstring gives source, hardware, time and expected result."""

@@ -1,14 +1,14 @@
-"""Weighted kNN on frozen features, and their health: no training, no recipe.
+"""Weighted kNN on frozen features, and measures of the features: no training, no recipe.
 
     python main.py --config=configs/knn.py                        on ImageNet, the encoder of resnet50_imagenet.py
-    python main.py --config=configs/knn.py:resnet18_cifar10_cpu   on the data and with the encoder of that config
+    python main.py --config=configs/knn.py:resnet18_cifar10_cpu   the data and the encoder of that config
 
-Source:    Wu et al. 2018 (arXiv 1805.01978, section 3.4): cosine, temperature 0.1 and k = 200 as in the literature, and
-           smaller k beside it, all by one search.
+Source:    Wu et al. 2018 (arXiv 1805.01978, section 3.4): cosine similarity, temperature 0.1 and k = 200 as in the
+           literature, and smaller k as well, all in one search.
 Encoder:   the run in runs/<that config>; --config.init_from=PATH for another.
 Hardware:  any; the features of ImageNet's train images are 10.5 GB over all devices.
-Expected:  45.4 % with k = 20 and 43.9 % with k = 200 for resnet18_cifar10_cpu, all 50 000 images voting
-           (experiments/results/evaluation.md). The others have not been measured here.
+Expected:  45.4 % with k = 20 and 43.9 % with k = 200 for resnet18_cifar10_cpu, with all 50 000 train images
+           (experiments/results/evaluation.md). The others have not been measured.
 """
 
 import importlib

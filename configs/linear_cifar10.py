@@ -1,14 +1,14 @@
 """A linear classifier on a frozen encoder, on CIFAR-10.
 
     python main.py --config=configs/linear_cifar10.py                        the encoder of resnet18_cifar10.py
-    python main.py --config=configs/linear_cifar10.py:resnet18_cifar10_cpu   of that config
+    python main.py --config=configs/linear_cifar10.py:resnet18_cifar10_cpu   the encoder of that config
 
 Source:    the paper's protocol (section 3.1) with crops of at least a fifth of the image.
-Data:      TFDS `cifar10`, as resnet18_cifar10.py.
+Data:      TFDS `cifar10`, as in resnet18_cifar10.py.
 Encoder:   the run in runs/<that config>; --config.init_from=PATH for another.
-Hardware:  one GPU; a CPU for the narrow encoder, or with --config.linear.cached=True, which takes a minute there.
+Hardware:  one GPU; or a CPU for the narrow encoder or with --config.linear.cached=True, which takes a minute there.
 Expected:  with linear.cached 49.8 % top-1 for the narrow encoder after its six epochs (experiments/results/evaluation.md);
-           for the wide one see resnet18_cifar10.py. SGD has not been run to its end here.
+           for the wide one see resnet18_cifar10.py. SGD has not been run to the end.
 """
 
 import importlib

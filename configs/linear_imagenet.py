@@ -1,12 +1,12 @@
 """A linear classifier on the frozen ResNet-50, on ImageNet: the paper's Table 1.
 
 Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 3.1 and appendix; the defaults of the official evaluate.py: SGD,
-           rate 0.3 for a batch of 256, cosine by the epoch over 100 epochs, weight decay 1e-6, crop and flip.
-Data:      as resnet50_imagenet.py: TFDS `imagenet2012`, or an image folder.
+           learning rate 0.3 for a batch of 256, cosine by epoch over 100 epochs, weight decay 1e-6, crop and flip.
+Data:      as in resnet50_imagenet.py: TFDS `imagenet2012`, or an image folder.
 Encoder:   the run in runs/resnet50_imagenet; --config.init_from=PATH for another.
-Hardware:  the official program takes a node of 8 GPUs. With --config.linear.cached=True one pass over the images, and
-           L-BFGS on what 10.5 GB of features (1.28 M × 2048) take in the devices' memory.
-Expected:  73.2 % top-1 and 91.0 % top-5 (paper, Table 1). Theirs; this has not been measured here.
+Hardware:  the official program uses a node of 8 GPUs. With --config.linear.cached=True it takes one pass over the images, and
+           10.5 GB of features (1.28 M × 2048) in the devices' memory for L-BFGS.
+Expected:  73.2 % top-1 and 91.0 % top-5 (paper, Table 1). Not measured with this code.
 """
 
 from bt_jax.config import based_on

@@ -1,19 +1,18 @@
-"""A narrow ResNet-18 on crops of photographs: the whole road in minutes, on a CPU, with nothing to download.
+"""A narrow ResNet-18 on crops of photographs: training and evaluation in minutes, on a CPU, with nothing to download.
 
     python main.py                                               Barlow Twins
-    python main.py --config=configs/quickstart.py:supervised     another method; or a class of your own, package.module:Class
+    python main.py --config=configs/quickstart.py:supervised     another method, or your own, package.module:Class
 
-Source:    ours. 17 free photographs and textures that scikit-image and scikit-learn ship, one class a photograph, train
-           and test crops from disjoint regions.
+Source:    ours. 17 free photographs and textures that come with scikit-image and scikit-learn, one class per photograph,
+           train and test crops from disjoint regions.
 Hardware:  2 CPU cores.
-Expected:  kNN accuracy 70 % (69 to 71 with seeds 0 and 1) against 47.5 % untrained and 37.5 % on raw pixels; then a linear
-           classifier 74 %, and fine-tuning on 10 labels a class 65 % against 60 % from scratch. Under four minutes from the
-           command to the last line. Measured here, JAX 0.10.2 (experiments/results/evaluation.md). Supervised: not
-           measured yet.
+Expected:  kNN accuracy 70 % (69 to 71 with seeds 0 and 1), 47.5 % untrained and 37.5 % on raw pixels; then 74 % for a linear
+           classifier, and 65 % for fine-tuning on 10 labels per class, 60 % from scratch. About four minutes, measured with
+           JAX 0.10.2 (experiments/results/evaluation.md). Supervised: not measured yet.
 
-Next to the paper's recipe: the 7×7 stem at 48 pixels keeps the work inside at 12×12, where CPUs are quick; neither view is
-made grey or solarised, because what tells brick from gravel here is largely colour and tone; rates and trust coefficient
-as in resnet18_cifar10.py.
+Differences from the paper's recipe: at 48 pixels the 7×7 stem reduces feature maps to 12×12, where CPUs are fast; views are
+never grey or solarised, because colour and tone are most of what tells brick from gravel here; learning rates and trust
+coefficient are those of resnet18_cifar10.py.
 """
 
 from bt_jax.config import default

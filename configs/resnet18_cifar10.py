@@ -4,17 +4,17 @@
     python main.py --config=configs/resnet18_cifar10.py:supervised       another method, or package.module:Class
 
 Source:    solo-learn's CIFAR-10 recipe for Barlow Twins (da Costa et al. 2022, JMLR 23(56)), with the paper's loss.
-           Supervised: what is usual for this network, SGD over 200 epochs of batches of 128 with a rate of 0.1, a cosine and
-           weight decay 5e-4; random crops of at least a fifth of the image stand for the usual padded ones.
+           Supervised: the usual recipe for this network, SGD over 200 epochs with batches of 128, a learning rate of 0.1,
+           cosine decay and weight decay 5e-4; random crops of at least a fifth of the image replace the usual padded ones.
 Data:      TFDS `cifar10`; --config.data.download=True lets TFDS fetch its 163 MB.
 Hardware:  one GPU.
-Expected:  Barlow Twins: 92.1 % top-1 of the online linear classifier after 1000 epochs, which is solo-learn's figure.
-           (lightly, another code with other settings, gives 84.2 % kNN at 200 epochs.) Supervised: no figure for this very
-           recipe. Neither has been measured here.
+Expected:  Barlow Twins: 92.1 % top-1 of the online linear classifier after 1000 epochs, by solo-learn. (lightly, with other
+           code and settings, reports 84.2 % kNN at 200 epochs.) Supervised: no figure for exactly this recipe. Neither has
+           been measured with this code.
 
-What differs from the ImageNet recipe: 3×3 stem, no blur (32 pixels have little to lose), a narrower projector, a trust
-coefficient of 0.02, and a loss scaled by 0.1, which for LARS is a gradient divisor of 10. The set lies in the GPU's memory
-and views are made there, so that a slow host does not matter.
+Differences from the ImageNet recipe: 3×3 stem, no blur (32 pixels have little detail to lose), a narrower projector, a trust
+coefficient of 0.02, and a loss scaled by 0.1, which for LARS is a gradient divisor of 10. The data set is held in the GPU's
+memory and views are made there, so that a slow host does not matter.
 """
 
 from bt_jax.config import default

@@ -5,18 +5,17 @@
                                                                                                      package.module:Class
 
 Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 2.2, and the defaults of the official main.py.
-           Supervised: Goyal et al. 2017 (arXiv 1706.02677): 90 epochs of SGD with Nesterov momentum, rate 0.1 for a batch of
-           256 after 5 epochs of warm-up, divided by 10 after 30, 60 and 80, weight decay 1e-4 but none of batch norm.
+           Supervised: Goyal et al. 2017 (arXiv 1706.02677): 90 epochs of SGD with Nesterov momentum, learning rate 0.1 for a
+           batch of 256 after 5 epochs of warm-up, divided by 10 after 30, 60 and 80, weight decay 1e-4 except for batch norm.
 Data:      TFDS `imagenet2012` (1 281 167 images), prepared by hand; or an image folder:
            --config.data.source=folder --config.data.data_dir=DIR with DIR/train/<class>/*.JPEG
-Hardware:  the paper: 32 V100 GPUs, 124 hours. Any number of devices here: the arithmetic is the same. Supervised: batches of
-           up to 8192 give the same accuracy, says the source; --config.batch_size=N, and the rate follows.
-Expected:  Barlow Twins: 73.2 % top-1 of a linear classifier (paper, Table 1); 73.5 % for the weights that the official
-           project gives. Supervised: 76.4 % top-1 (the source, for a batch of 256). All are theirs; neither run has been
-           made here.
+Hardware:  the paper: 32 V100 GPUs, 124 hours. Here any number of devices, with the same arithmetic. Supervised: by the source,
+           batches of up to 8192 give the same accuracy; set --config.batch_size=N, and the learning rate follows.
+Expected:  Barlow Twins: 73.2 % top-1 of a linear classifier (paper, Table 1); 73.5 % for the official project's published
+           weights. Supervised: 76.4 % top-1 (the source, for a batch of 256). Neither run has been made with this code.
 
-The official gradient is the true one divided by the number of GPUs, 16 in the run behind the 73.5 %; LARS undoes that
-for the weights, but batch-norm scales and biases feel it: hence `gradient_divisor = 16`.
+The official gradient is the true one divided by the number of GPUs, 16 in the run with 73.5 %. For weights LARS cancels that,
+but not for batch-norm scales and biases: hence `gradient_divisor = 16`.
 """
 
 from bt_jax.config import default

@@ -1,15 +1,15 @@
-"""An encoder fine-tuned on 1 % or 10 % of CIFAR-10's labels, 50 or 500 a class.
+"""An encoder fine-tuned on 1 % or 10 % of CIFAR-10's labels, 50 or 500 per class.
 
     python main.py --config=configs/semi_supervised_cifar10.py:1percent
     python main.py --config=configs/semi_supervised_cifar10.py:10percent,resnet18_cifar10_cpu
     python main.py --config=configs/semi_supervised_cifar10.py:1percent --config.finetune.from_scratch=True --workdir=…
 
-Source:    ours, after the paper's section 3.2; the labels are chosen by the seed, the same share of each class.
-Data:      TFDS `cifar10`, as resnet18_cifar10.py.
+Source:    ours, after the paper's section 3.2; the labels are chosen by the seed, the same number in each class.
+Data:      TFDS `cifar10`, as in resnet18_cifar10.py.
 Encoder:   the run in runs/<its config>; --config.init_from=PATH for another.
 Hardware:  one GPU; a CPU for the narrow encoder.
-Expected:  for resnet18_cifar10_cpu after its six epochs, top-1 at 1 % 41.2 % (from scratch 38.6), at 10 % 50.6 % (from scratch
-           56.7: so short a pre-training is overtaken there); experiments/results/evaluation.md.
+Expected:  for resnet18_cifar10_cpu after its six epochs, top-1 41.2 % with 1 % of the labels (from scratch 38.6 %), and 50.6 %
+           with 10 % (from scratch 56.7 %: there such a short pre-training no longer helps); experiments/results/evaluation.md.
 """
 
 import importlib

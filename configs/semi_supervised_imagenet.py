@@ -3,17 +3,17 @@
     python main.py --config=configs/semi_supervised_imagenet.py:1percent
     python main.py --config=configs/semi_supervised_imagenet.py:1percent --config.finetune.from_scratch=True --workdir=…
 
-Source:    the official evaluate.py's command for 1 %: SGD without decay, 20 epochs, rates of encoder and head 0.005 and 0.5,
-           cosine. The paper's text (Zbontar et al. 2021, arXiv 2103.03230, section 3.2) has 0.002 and 0.5, ×0.2 after
-           epochs 12 and 16: --config.sgd.schedule=steps --config.sgd.learning_rate_encoder=0.002; so it is here at
-           10 %, for which the official project gives no command.
-Data:      TFDS `imagenet2012_subset/1pct` or `/10pct`, which are SimCLR's lists; or a whole image folder and such a list:
+Source:    the official evaluate.py's command for 1 %: SGD without weight decay, 20 epochs, learning rates 0.005 (encoder) and
+           0.5 (head), cosine. The paper (Zbontar et al. 2021, arXiv 2103.03230, section 3.2) has 0.002 and 0.5, ×0.2 after
+           epochs 12 and 16: --config.sgd.schedule=steps --config.sgd.learning_rate_encoder=0.002. That is the setting here
+           for 10 %, for which the official project gives no command.
+Data:      TFDS `imagenet2012_subset/1pct` or `/10pct`, which are SimCLR's lists; or the whole image folder and such a list:
            --config.data.source=folder --config.data.data_dir=DIR --config.finetune.chosen_by=list
            --config.finetune.list_file=1percent.txt (from SimCLR's project, imagenet_subsets).
 Encoder:   the run in runs/resnet50_imagenet; --config.init_from=PATH for another.
 Hardware:  one or more GPUs.
-Expected:  55.0 % top-1 and 79.2 % top-5 at 1 %, 69.7 and 89.3 at 10 %; from scratch 25.4 and 48.4, 56.4 and 80.4 (paper,
-           Table 2, whose supervised rows were trained by other recipes). Theirs; this has not been measured here.
+Expected:  55.0 % top-1 and 79.2 % top-5 with 1 %, 69.7 and 89.3 with 10 %; from scratch 25.4 and 48.4, 56.4 and 80.4 (paper,
+           Table 2, whose supervised rows used other recipes). Not measured with this code.
 """
 
 from bt_jax.config import based_on

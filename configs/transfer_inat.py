@@ -1,10 +1,10 @@
 """A linear classifier on the frozen ResNet-50, on iNaturalist 2018: the paper's Table 3, last column.
 
-Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 3.3 and appendix: as transfer_places.py, over 84 epochs.
+Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 3.3 and appendix: as in transfer_places.py, with 84 epochs.
 Data:      TFDS `i_naturalist2018` (437 513 train images, 8142 classes), its validation split.
 Encoder:   the run in runs/resnet50_imagenet; --config.init_from=PATH for another.
 Hardware:  one or more GPUs.
-Expected:  46.5 % top-1 (paper, Table 3; supervised 46.7 %). Theirs; this has not been measured here.
+Expected:  46.5 % top-1 (paper, Table 3; supervised 46.7 %). Not measured with this code.
 """
 
 from configs import transfer_places

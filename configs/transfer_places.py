@@ -1,12 +1,12 @@
 """A linear classifier on the frozen ResNet-50, on Places: the paper's Table 3, first column.
 
-Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 3.3 and appendix: SGD, 14 epochs, rate 0.01 divided by 10 at two
-           equal intervals, weight decay 5e-4, momentum 0.9, batch 256, crop and flip.
-Data:      TFDS `places365_small` (1.8 M images; TFDS cannot fetch Places-205). The paper's is Places-205: prepare it as an image
+Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 3.3 and appendix: SGD, 14 epochs, learning rate 0.01 divided by 10
+           at two equal intervals, weight decay 5e-4, momentum 0.9, batch 256, crop and flip.
+Data:      TFDS `places365_small` (1.8 M images). The paper uses Places-205, which TFDS cannot fetch: prepare it as an image
            folder, --config.data.source=folder --config.data.data_dir=DIR --config.data.test_split=val
 Encoder:   the run in runs/resnet50_imagenet; --config.init_from=PATH for another.
 Hardware:  one or more GPUs.
-Expected:  54.1 % top-1 on Places-205 (paper, Table 3; supervised 53.2 %). Theirs; this has not been measured here.
+Expected:  54.1 % top-1 on Places-205 (paper, Table 3; supervised 53.2 %). Not measured with this code.
 """
 
 from bt_jax.config import based_on

@@ -1,12 +1,12 @@
 """Linear SVMs on features of the frozen ResNet-50, on PASCAL VOC 2007: the paper's Table 3, second column.
 
-Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 3.3; Goyal et al. 2019 (arXiv 1905.01235): one SVM a class, its C
-           by cross-validation on trainval, mean average precision on test.
+Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 3.3; Goyal et al. 2019 (arXiv 1905.01235): one SVM per class, with
+           C chosen by cross-validation on trainval; mean average precision on test.
 Data:      TFDS `voc/2007`; or the official folders: --config.data.source=folder --config.data.data_dir=VOCdevkit
            --config.data.train_split=trainval
 Encoder:   the run in runs/resnet50_imagenet; --config.init_from=PATH for another.
-Hardware:  any: 9963 images go through the encoder once, the SVMs take minutes on a CPU.
-Expected:  86.2 % mAP by the 11 points (paper, Table 3; supervised 87.5 %). Theirs; this has not been measured here.
+Hardware:  any: 9963 images go through the encoder once, and the SVMs take minutes on a CPU.
+Expected:  86.2 % mAP by the 11-point rule (paper, Table 3; supervised 87.5 %). Not measured with this code.
 """
 
 from bt_jax.config import based_on
