@@ -5,12 +5,15 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from recipes import small_method, spec_of
 
 from bt_jax import UserError, barlow_twins_loss
 from bt_jax import config as config_lib
 from bt_jax.data.views.spec import ViewGroup, ViewSpec
+from bt_jax.engine.state import create_state
+from bt_jax.engine.step import make_train_step
 from bt_jax.facts import Facts
 from bt_jax.methods import METHODS, Method, make_method
 from bt_jax.methods.checks import _ARGUMENTS, check_source
@@ -83,6 +86,7 @@ class Own(Method):
 
 
 class NoLoss(Method):
+    config_group, fields, optimizer = "own", {}, "lars"
     build = Own.build
 
     def init(self, rng):
@@ -132,6 +136,45 @@ def test_a_users_own_method():
     assert (method.name, method.alignment, method.heads(), method.loss_flops(8)) == ("own", None, {}, 0.0)
     assert method.after_update("old", "new", "state", 1) == ("new", "state")
     assert method.encoder.num_features == 2048
+
+
+class Prototypes(Own):
+    """Prototypes of length 1, and a target that follows the parameters; what each call was told is kept."""
+
+    def init(self, rng, batch_spec):
+        params = {"encoder": {"w": jnp.ones(3)}, "prototypes": jnp.eye(2, 3)}
+        return params, {"batch_stats": {"encoder": {}}}, {"target": jnp.zeros(3), "steps": jnp.zeros(2, jnp.int32)}
+
+    def loss(self, params, model_state, method_state, batch, step, rng):
+        loss = jnp.sum((params["prototypes"] @ params["encoder"]["w"] - 3) ** 2)
+        steps = method_state["steps"].at[0].set(step)
+        return loss, (model_state, {**method_state, "steps": steps}, {"loss": loss})
+
+    def after_update(self, old_params, params, method_state, step):
+        rows = params["prototypes"]
+        rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+        moved = params["encoder"]["w"] - old_params["encoder"]["w"]
+        target = method_state["target"] + moved
+        steps = method_state["steps"].at[1].set(step)
+        return {**params, "prototypes": rows}, {"target": target, "steps": steps}
+
+
+def test_what_follows_an_update():
+    """It may change parameters, which the next step begins with; it sees those before and after; steps are counted."""
+    method = built("test_methods:Prototypes")
+    optimizer = optax.sgd(0.1)
+    state = create_state(method, optimizer, 0, spec_of(method))
+    step = jax.jit(make_train_step(method, optimizer, 0))
+    w, rows = np.ones(3), np.eye(2, 3)
+    for number in (1, 2):
+        state, _ = step(state, {})
+        error = 2 * (rows @ w - 3)
+        w, rows = w - 0.1 * error @ rows, rows - 0.1 * np.outer(error, w)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        np.testing.assert_allclose(state.params["encoder"]["w"], w, rtol=1e-5)
+        np.testing.assert_allclose(state.params["prototypes"], rows, rtol=1e-5)
+        np.testing.assert_allclose(state.method_state["target"], w - 1, rtol=1e-5, atol=1e-6)
+        assert state.method_state["steps"].tolist() == [number - 1, number]
 
 
 @pytest.mark.parametrize(

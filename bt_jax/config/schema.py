@@ -140,7 +140,7 @@ def complete(config: ConfigDict) -> None:
                 _take_away(config, OPTIMIZERS[before.optimizer], before)
         for group in (brought.group.name, "optimizer"):
             if group not in config:
-                config[group] = fresh[group]
+                config[group] = fresh.get(group, ConfigDict())  # a method may have no fields
             else:  # changed fields stay, for `check` to report
                 config[group] = ConfigDict({**fresh[group].to_dict(), **config[group].to_dict()})
 

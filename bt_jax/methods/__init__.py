@@ -1,8 +1,8 @@
 """Methods: each has its networks, its views, its loss on a batch, and what follows an update of the parameters."""
 
 from bt_jax.methods.barlow_twins import BarlowTwins
-from bt_jax.methods.base import Method
+from bt_jax.methods.base import Method, model_state_of
 from bt_jax.methods.checks import check_source
 from bt_jax.methods.make import METHODS, make_method
 
-__all__ = ["METHODS", "BarlowTwins", "Method", "check_source", "make_method"]
+__all__ = ["METHODS", "BarlowTwins", "Method", "check_source", "make_method", "model_state_of"]

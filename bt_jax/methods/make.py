@@ -1,6 +1,5 @@
 """From a config to the method of a run."""
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -33,15 +32,12 @@ def make_method(config: ConfigDict, facts: Facts, mesh: Mesh | None) -> Method:
     cls = import_object(config.method if own else METHODS[config.method], "method")
     if own:
         check_class(cls, config.method)
-    dtype, data, model = jnp.dtype(config.dtype), config.data, config.model
-    encoder = make_encoder(
-        model.arch, small_images=model.small_images, dtype=dtype, width=model.width, stem_stride=model.stem_stride
-    )
-    inputs = Inputs.of(data, dtype)
-    settings = config[cls.config_group if own else config.method]
+    inputs, model = Inputs.of(config.data, config.dtype), config.model
+    encoder = make_encoder(**model, dtype=inputs.dtype)
+    settings = config.get(cls.config_group if own else config.method, ConfigDict())
     method = cls.build(settings, encoder=encoder, inputs=inputs, facts=facts, mesh=mesh)
     if own:
         check_method(method, config.method)
     if is_import_path(model.arch):
-        check_encoder(encoder, model.arch, data.image_size, [(g.num_views, g.size) for g in method.view_groups])
+        check_encoder(encoder, model.arch, inputs.image_size, [(g.num_views, g.size) for g in method.view_groups])
     return method

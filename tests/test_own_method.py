@@ -1,0 +1,144 @@
+"""docs/own_method.md: its code, outside of the package, trains, goes on, and is loaded; what is wrong with it is told."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+import bt_jax
+from bt_jax.config import default
+from bt_jax.tasks.export import export
+from bt_jax.tasks.pretrain import pretrain
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = {
+    "batch_size": 64,
+    "epochs": 2,
+    "data.image_size": 16,
+    "data.threads": 2,
+    "data.photographs.size": 16,
+    "data.photographs.train_per_class": 4,  # 68 images: a step an epoch
+    "data.photographs.test_per_class": 2,
+    "model.width": 4,
+    "vicreg.projector": (16, 16),
+    "monitor.every_epochs": 0,
+    "monitor.batch_size": 32,
+    "monitor.pairs": 32,
+    "log.tensorboard": False,
+}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """The page's files, on the path."""
+    folder = tmp_path_factory.mktemp("own")
+    files = re.findall(
+        r"`(my_package/\w+\.py)`:\n\n```python\n(.*?)```", (ROOT / "docs" / "own_method.md").read_text(), re.DOTALL
+    )
+    assert [name for name, _ in files] == ["my_package/vicreg.py", "my_package/nets.py", "my_package/config.py"]
+    (folder / "my_package").mkdir()
+    for name, code in files:
+        (folder / name).write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        del sys.modules[name]
+
+
+def small_config(**changes):
+    """The page's config for a few seconds; of another method where one is given."""
+    from my_package.config import get_config
+
+    config = get_config()
+    if method := changes.pop("method", None):
+        config = default(method=method)
+        config.data.source, config.optimizer.warmup_epochs = "photographs", 1
+    config.update_from_flattened_dict({n: v for n, v in SMALL.items() if not (method and "vicreg" in n)} | changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(package):
+    """The workdir of two steps, by the page's command."""
+    workdir = package / "run"
+    command = [
+        sys.executable,
+        ROOT / "main.py",
+        f"--config={package / 'my_package' / 'config.py'}",
+        f"--workdir={workdir}",
+    ]
+    command += [f"--config.{name}={value}" for name, value in SMALL.items()]
+    path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr + done.stdout
+    return workdir, done.stdout
+
+
+def test_the_pages_command(run):
+    """Its loss falls into its parts."""
+    workdir, said = run
+    assert re.search(r"loss [\d.]+ inv\w* [\d.]+ var\w* [\d.]+ cov\w* [\d.e+-]+", said), said
+    assert '"covariance"' in (workdir / "metrics.jsonl").read_text()
+
+
+def test_the_run_goes_on_to_the_same_bits(run, package, capsys):
+    """From its first step, within this process."""
+    workdir, _ = run
+    copy = pathlib.Path(shutil.copytree(workdir, package / "interrupted"))
+    shutil.rmtree(copy / "checkpoints" / "2")
+    pretrain(small_config(), str(copy))
+    assert "resuming  at step 1 of 2" in capsys.readouterr().out
+    first, second = (bt_jax.load_encoder(str(path)) for path in (workdir, copy))
+    assert first.step == second.step == 2 and first.sha256 == second.sha256
+    chex.assert_trees_all_equal(first.heads, second.heads)
+
+
+def test_the_encoder_is_loaded_and_exported(run, package):
+    workdir, _ = run
+    encoder = bt_jax.load_encoder(str(workdir))
+    assert (encoder.arch, encoder.width, encoder.heads.keys()) == ("my_package.nets:ConvNet", 16, {"projector"})
+    config = default("export")
+    config.init_from, config.export.program = str(workdir), False
+    export(config, str(package / "exported"))
+    again = bt_jax.load_encoder(str(package / "exported"))
+    assert again.sha256 == encoder.sha256
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    np.testing.assert_array_equal(again.features(images), encoder.features(images))
+    chex.assert_trees_all_equal(jax.device_get(again.heads), jax.device_get(encoder.heads))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model.arch": "my_package.net:ConvNet"}, "model.arch is .*, but there is no module 'my_package.net'"),
+        (
+            {"model.arch": "test_encoders:Unpooled"},
+            r"makes \(2, 2, 2, 12\) of images .* and must make \(2, 12\): \(N, F\)",
+        ),
+        (
+            {"model.arch": "test_encoders:Patches", "data.image_size": 20},
+            r"cannot take images of shape \(2, 20, 20, 3\)",
+        ),
+        (
+            {"method": "my_package.vicreg:Network"},
+            "method is 'my_package.vicreg:Network', which does not say what its fields",
+        ),
+        (
+            {"method": "test_methods:NoLoss"},
+            "method is 'test_methods:NoLoss', which is not a method .*: loss is missing",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_anything_is_written(package, tmp_path, changes, sentence):
+    with pytest.raises(bt_jax.UserError, match=sentence):
+        pretrain(small_config(**changes), str(tmp_path / "run"))
+    assert not epath.Path(tmp_path / "run").exists()
