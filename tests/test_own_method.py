@@ -130,7 +130,7 @@ def test_the_encoder_is_loaded_and_exported(run, package):
         ),
         (
             {"method": "my_package.vicreg:Network"},
-            "method is 'my_package.vicreg:Network', which does not say what its fields",
+            "method is 'my_package.vicreg:Network', which .*: config_group is missing",
         ),
         (
             {"method": "test_methods:NoLoss"},
