@@ -1,4 +1,4 @@
-"""What is known of a run before its first step: how many images, classes and steps there are."""
+"""The numbers that a run knows before its first step: images, classes and steps."""
 
 import dataclasses
 from typing import Any
@@ -12,8 +12,8 @@ class Facts:
 
     Attributes:
       num_examples: images in the training set.
-      num_classes: of their labels; 0 where there are none.
-      batch_size: images in a step, over all devices.
+      num_classes: of their labels; 0 without labels.
+      batch_size: images per step, over all devices.
       epochs: passes over the set; the incomplete last batch of each is dropped.
     """
 

@@ -1,4 +1,4 @@
-"""Objects by their import path, `package.module:Name`: how a user's own method or encoder comes in."""
+"""Objects by import path, `package.module:Name`, such as a user's own method or encoder."""
 
 import difflib
 import importlib
@@ -8,15 +8,15 @@ from bt_jax.errors import UserError, first_line
 
 
 def is_import_path(name: str) -> bool:
-    """Whether a name is an import path; names of what bt_jax has itself hold no colon."""
+    """Whether a name is an import path; bt_jax's own names have no colon."""
     return ":" in name
 
 
 def import_object(path: str, field: str) -> Any:
-    """What `path`, `package.module:Name`, names.
+    """The object at `path`, `package.module:Name`.
 
     Args:
-      field: the config's field that holds the path, for errors.
+      field: the config field that holds the path, for errors.
 
     Raises:
       UserError: the path is malformed, the module is not found or fails when imported, or has no such name.
@@ -27,15 +27,17 @@ def import_object(path: str, field: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):  # it imports what is missing
-            raise UserError(f"{field} is {path!r}, and {module_name} cannot be imported ({error}).") from error
+        if error.name is None or not f"{module_name}.".startswith(
+            f"{error.name}."
+        ):  # one of its own imports is missing
+            raise UserError(f"{field} is {path!r}, but {module_name} cannot be imported ({error}).") from error
         raise UserError(
-            f"{field} is {path!r}, but there is no module {error.name!r}; install its package, or put the folder that "
-            "holds it on PYTHONPATH."
+            f"{field} is {path!r}, but there is no module {error.name!r}; install its package, or add its folder to "
+            "PYTHONPATH."
         ) from None
-    except Exception as error:  # whatever a user's module does when it is imported
+    except Exception as error:  # importing a user's module may raise anything
         why = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{field} is {path!r}, and {module_name} cannot be imported ({why}).") from error
+        raise UserError(f"{field} is {path!r}, but {module_name} cannot be imported ({why}).") from error
     if not hasattr(module, name):
         near = difflib.get_close_matches(name, vars(module), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -86,9 +86,9 @@ def test_a_module_gets_the_fields_that_it_has():
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("encoder", "'test_encoders:encoder', which must be a class derived from flax.linen.Module"),
+        ("encoder", "'test_encoders:encoder', but must be a class derived from flax.linen.Module"),
         ("pytest", "which must be a class"),
-        ("NoFeatures", "which lacks num_features: an integer"),
+        ("NoFeatures", "which lacks num_features, the length of a feature vector"),
         ("NoDefault", "whose field 'depth' has no default"),
     ],
 )
@@ -108,7 +108,7 @@ def test_what_is_no_encoder(name, sentence):
         (
             "Unpooled",
             16,
-            r"makes \(2, 2, 2, 12\) of images of shape \(2, 16, 16, 3\), and must make \(2, 12\): \(N, F\), or",
+            r"returns \(2, 2, 2, 12\) for images of shape \(2, 16, 16, 3\), but must return \(2, 12\): \(N, F\), or",
         ),
         ("OneViewOnly", 16, r"cannot take images of shape \(2, 2, 16, 16, 3\) with train=True"),
         ("OneSize", 16, r"cannot take images of shape \(2, 6, 8, 8, 3\) with train=True"),

@@ -183,14 +183,14 @@ def test_what_follows_an_update():
         ("nowhere.at_all:Own", "method is 'nowhere.at_all:Own', but there is no module 'nowhere'; install its package"),
         ("test_methods:Owm", r"but test_methods has no 'Owm' \(did you mean 'Own'\?\)"),
         ("test_methods:", "must be an import path of the form 'package.module:Name'"),
-        ("test_methods:not_a_class", "which is a function and must be a class"),
+        ("test_methods:not_a_class", "which is a function, but must be a class"),
         ("test_methods:NoLoss", "loss is missing"),
         ("test_methods:NotADefinition", "build is missing; init is missing; loss is missing; after_update is missing"),
-        ("test_methods:OddBuild", r"build takes \(config\), and is called with \(settings, \*?,? ?encoder"),
+        ("test_methods:OddBuild", r"build takes \(config\), but is called with \(settings, \*?,? ?encoder"),
         (
             "test_methods:Wrong",
-            r"init takes \(rng\), and is called with \(rng, batch_spec\); describe takes \(\), and .*; name is 3 and must be a "
-            r"string; metrics is \('accuracy',\) and must be a tuple of names, 'loss' the first",
+            r"init takes \(rng\), but is called with \(rng, batch_spec\); describe takes \(\), but .*; name is 3, but must be a "
+            r"string; metrics is \('accuracy',\), but must be a tuple of names, 'loss' the first",
         ),
         ("test_methods:OneView", r"alignment is \('image', 0, 1\), which names no two views of view_groups"),
     ],
@@ -210,8 +210,8 @@ def test_what_a_method_needs_of_its_training_set():
 
     check_source(method, Set())
     method.needs_labels = True
-    with pytest.raises(UserError, match="own learns from labels of at least 2 classes, and a set has 0"):
+    with pytest.raises(UserError, match="own needs labels of at least 2 classes, but a set has 0"):
         check_source(method, Set())
     method.needs_labels, method.needs_stable_examples = False, True
-    with pytest.raises(UserError, match="own must know each image by a lasting number, and a set is read as a stream"):
+    with pytest.raises(UserError, match="own needs images with stable numbers, but a set is read as a stream"):
         check_source(method, Set())

@@ -114,7 +114,7 @@ def test_description():
 
 
 def test_a_set_without_labels():
-    with pytest.raises(UserError, match="supervised training learns from labels of at least 2 classes, .* has 0"):
+    with pytest.raises(UserError, match="supervised training needs labels of at least 2 classes, .* has 0"):
         Supervised.build(
             ConfigDict(), encoder=None, inputs=INPUTS, facts=dataclasses.replace(FACTS, num_classes=0), mesh=None
         )

@@ -1,7 +1,7 @@
 """Softmax cross-entropy with integer labels, for training with labels.
 
-With logits z (N, K), labels y and p = softmax(z), the target of an image gives its class 1 - ε + ε/K and each of the
-others ε/K (label smoothing; ε = 0 for none):
+With logits z (N, K), labels y and p = softmax(z), an image's target q is 1 - ε + ε/K for its class and ε/K for each other
+one (label smoothing; ε = 0 for none):
 
     loss = mean_n -Σ_k q_nk log p_nk = mean_n (logsumexp(z_n) - (1 - ε) z_n,y(n) - ε mean_k z_nk)
     ∂loss/∂z_nk = (p_nk - q_nk) / N
@@ -20,16 +20,16 @@ def softmax_cross_entropy(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The mean cross-entropy of a batch (module docstring).
 
-    It is computed in float32, or in float64 where the logits are. A mean over N, so that inside `jax.jit` it is that of
-    the global batch, however N is sharded.
+    It is computed in float32, or in float64 if the logits are. Inside `jax.jit` the mean is over the global batch, however N is
+    sharded.
 
     Args:
       logits: (N, K), any floating dtype.
       labels: (N,) integers from 0 to K - 1.
-      label_smoothing: ε, from 0 up to but not including 1.
+      label_smoothing: ε, at least 0 and less than 1.
 
     Returns:
-      The loss, (), and {"accuracy": ()}: the share of images whose own class has the highest logit.
+      The loss, (), and {"accuracy": ()}, the fraction of images whose class has the highest logit.
 
     Raises:
       ValueError: other shapes or dtypes, or an ε out of range.
@@ -49,7 +49,7 @@ def softmax_cross_entropy(
 
 
 def smoothed_entropy(num_classes: int, label_smoothing: float) -> float:
-    """The entropy of a smoothed target, below which the loss cannot go: 0 where ε = 0."""
+    """The entropy of a smoothed target, a lower bound of the loss: 0 for ε = 0."""
     other = label_smoothing / num_classes
     own = 1 - label_smoothing + other
     return -own * math.log(own) - (num_classes - 1) * (other * math.log(other) if other else 0.0)

@@ -1,4 +1,4 @@
-"""Methods: each has its networks, its views, its loss on a batch, and what follows an update of the parameters."""
+"""Methods of training: networks, views, the loss on a batch, and what follows an update of the parameters."""
 
 from bt_jax.methods.barlow_twins import BarlowTwins
 from bt_jax.methods.base import Method, model_state_of

@@ -21,11 +21,11 @@ from bt_jax.runtime import mesh as mesh_lib
 
 
 class TwinNetwork(nn.Module):
-    """Views (N, V, H, W, 3), normalised -> embeddings (N, V, D).
+    """Normalised views (N, V, H, W, 3) -> embeddings (N, V, D).
 
-    On a mesh with an axis "model" the encoder's rows are over all devices, and the features (small beside everything
-    else) are collected along "model" before they meet the projector's layers, which are split along it. The embeddings
-    come out split as the last layer leaves them: along "model" too where the projector has an odd number of layers.
+    On a mesh with an axis "model" the encoder's rows are split over all devices. The features, which are small, are gathered
+    along "model" before the projector, whose layers are split along it. The embeddings stay split as the last layer leaves
+    them: along "model" too if the projector has an odd number of layers.
     """
 
     encoder: nn.Module
@@ -41,7 +41,7 @@ class TwinNetwork(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class BarlowTwins(Method):
-    """The method `barlow_twins`: `params` and `batch_stats` hold "encoder" and "projector"; no `method_state`."""
+    """The method `barlow_twins`: `params` and `batch_stats` have "encoder" and "projector"; no `method_state`."""
 
     encoder: nn.Module
     projector: Projector
@@ -88,7 +88,7 @@ class BarlowTwins(Method):
     def loss(
         self, params: PyTree, model_state: PyTree, method_state: PyTree, batch: Batch, step: jax.Array, rng: jax.Array
     ) -> tuple[jax.Array, tuple[PyTree, PyTree, dict[str, jax.Array]]]:
-        del step, rng  # the views are drawn already, and nothing else is random
+        del step, rng  # the views are already made, and nothing else is random
         views = self.inputs.normalize(batch["views"]["pair"])
         z, new = self.network.apply({"params": params, **model_state}, views, train=True, mutable=["batch_stats"])
         with jax.named_scope("loss"):

@@ -1,4 +1,4 @@
-"""The protocol of a method: all that the rest of bt_jax knows of how an encoder is trained."""
+"""The protocol of a method: all that the rest of bt_jax knows about how an encoder is trained."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -21,34 +21,34 @@ class Method(Protocol):
     """A way to train an encoder: networks, views, loss, and what follows an update of the parameters.
 
     A batch is `{"views": {group: (N, V, S, S, 3) uint8}, "label": (N,) int32, "example": (N,) int32}`, with a group for
-    each of `view_groups` and N over all devices; "example" is an image's number in the training set. Three pytrees make
-    up what is trained:
+    each of `view_groups` and N over all devices; "example" is an image's number in the training set. Training state is
+    three pytrees:
 
-    - `params`: what the optimiser updates, with the encoder's under `params["encoder"]`;
-    - `model_state`: what a forward pass updates, `{"batch_stats": {"encoder": …, …}}`;
-    - `method_state`: what else is carried from step to step (a target network, a queue, a bank), {} where nothing is.
+    - `params`: updated by the optimizer, with the encoder's under `params["encoder"]`;
+    - `model_state`: updated by a forward pass, `{"batch_stats": {"encoder": …, …}}`;
+    - `method_state`: anything else that is carried from step to step (a target network, a queue, a bank), or {}.
 
-    All functions of arrays are traced by `jax.jit` and must be pure. Subclass it, and only `name`, `metrics`, `build`,
-    `encoder`, `view_groups`, `init` and `loss` are left to be defined; a class that does not must define every part.
+    All functions of arrays are traced by `jax.jit` and must be pure. A subclass must define only `name`, `metrics`, `build`,
+    `encoder`, `view_groups`, `init` and `loss`; a class that is not a subclass must define every part.
 
-    A user's own method also describes its fields of the config, as class attributes: `config_group`, the name of its
-    group; `fields`, a `bt_jax.config.Field` for each by its name; `optimizer`, the name of the optimiser that it is
-    trained with, "lars" or "sgd". (Those of bt_jax's own methods are in bt_jax/config/methods.)
+    A user's own method also declares its config fields, as class attributes: `config_group`, the name of its group;
+    `fields`, `bt_jax.config.Field` objects by name; `optimizer`, the optimizer that trains it, "lars" or "sgd". (Those of
+    bt_jax's own methods are in bt_jax/config/methods.)
 
     Attributes:
-      name: what the method is called in a run's log.
+      name: the method's name in a run's log.
       encoder: the Linen module that `build` was given.
       view_groups: the views of a batch; Barlow Twins has one group of two.
-      metrics: the names of what `loss` reports, in the order of the progress line; "loss" is the first.
+      metrics: the names of the metrics that `loss` returns, in the order of the progress line, "loss" first.
       short_names: shorter names for the progress line, by metric.
       needs_labels: whether the training set must have labels.
-      needs_stable_examples: whether an image must have the same number in every epoch, as a memory bank needs.
-      alignment: the group and the two of its views whose features' alignment and uniformity the monitor reports; None
-        where no two views show the same image.
-      advice: what to change where the loss is not finite, a whole sentence.
+      needs_stable_examples: whether an image must have the same number in every epoch, as for a memory bank.
+      alignment: a group and two of its views, for the monitor's alignment and uniformity; None if no two views show the
+        same image.
+      advice: what to change if the loss is not finite, a whole sentence.
     """
 
-    if TYPE_CHECKING:  # to be read only; at run time a dataclass would take a property for its field's default
+    if TYPE_CHECKING:  # read-only; at run time a dataclass would take a property for its field's default
 
         @property
         def encoder(self) -> nn.Module: ...
@@ -72,17 +72,17 @@ class Method(Protocol):
     def build(
         cls, settings: ConfigDict, *, encoder: nn.Module, inputs: Inputs, facts: Facts, mesh: Mesh | None
     ) -> Self:
-        """The method of a run.
+        """The method for a run.
 
         Args:
           settings: the method's group of the config.
-          encoder: as `bt_jax.models.make_encoder` makes it.
+          encoder: from `bt_jax.models.make_encoder`.
           inputs: the images' size, normalisation and dtype.
           facts: the lengths of the run.
-          mesh: of the run; None: one device.
+          mesh: of the run; None for one device.
 
         Raises:
-          UserError: settings that do not go together.
+          UserError: settings that contradict each other.
         """
         raise NotImplementedError
 
@@ -90,54 +90,54 @@ class Method(Protocol):
         """(params, model_state, method_state) before the first step.
 
         Args:
-          batch_spec: shapes and dtypes of a batch, as `bt_jax.data.views.spec.batch_spec` gives them.
+          batch_spec: shapes and dtypes of a batch, from `bt_jax.data.views.spec.batch_spec`.
         """
         raise NotImplementedError
 
     def loss(
         self, params: PyTree, model_state: PyTree, method_state: PyTree, batch: Batch, step: jax.Array, rng: jax.Array
     ) -> tuple[jax.Array, tuple[PyTree, PyTree, dict[str, jax.Array]]]:
-        """The loss of the global batch, to be differentiated by `params`.
+        """The loss of the global batch, to be differentiated with respect to `params`.
 
         Args:
-          step: () int32, how many updates were made before.
-          rng: a key of this step's own.
+          step: () int32, the number of updates before this one.
+          rng: a key for this step.
 
         Returns:
-          (loss, (model_state, method_state, metrics)): a scalar; the states after the forward pass, structured as they
-          came; scalars by the names in `metrics`.
+          (loss, (model_state, method_state, metrics)): a scalar; the states after the forward pass, with unchanged
+          structure; scalars by the names in `metrics`.
         """
         raise NotImplementedError
 
     def after_update(
         self, old_params: PyTree, params: PyTree, method_state: PyTree, step: jax.Array
     ) -> tuple[PyTree, PyTree]:
-        """(params, method_state) after an update: where a target network follows or prototypes are renormalised.
+        """(params, method_state) after an update, for example to move a target network or to renormalise prototypes.
 
         Args:
-          old_params, params: before the optimiser's update and after it.
-          method_state: as `loss` returned it.
-          step: () int32, how many updates have been made, this one included.
+          old_params, params: before and after the optimizer's update.
+          method_state: from `loss`.
+          step: () int32, the number of updates so far, including this one.
         """
         del old_params, step
         return params, method_state
 
     def partition(self, path: Sequence[str]) -> PartitionSpec:
-        """How an array of the train state is split over the axes of the run's mesh; by default every device holds all.
+        """How an array of the train state is split over the axes of the run's mesh; by default every device has all of it.
 
         Args:
-          path: the names on the way to it, such as ("params", "projector", "linear1", "kernel"); what the optimiser
-            keeps of a parameter has that parameter's names at its end.
+          path: the names on the path to it, such as ("params", "projector", "linear1", "kernel"); the path of an
+            optimizer's state for a parameter ends with that parameter's names.
         """
         del path
         return PartitionSpec()
 
     def heads(self) -> dict[str, nn.Module]:
-        """What stands on the encoder, by its name in `params`: it is exported with the encoder."""
+        """The modules on top of the encoder, by their names in `params`; they are exported with it."""
         return {}
 
     def loss_flops(self, batch_size: int) -> float:
-        """The FLOPs of the loss's float32 products (precision "highest") in a step, on each device."""
+        """FLOPs of the loss's float32 products (precision "highest") per step and device."""
         del batch_size
         return 0.0
 
@@ -148,8 +148,8 @@ class Method(Protocol):
 
 
 def model_state_of(variables: Mapping[str, PyTree]) -> PyTree:
-    """The `model_state` among the variables of a network whose encoder is named "encoder".
+    """The `model_state` from the variables of a network whose encoder is named "encoder".
 
-    An encoder without batch norm has no statistics: its place is kept, empty.
+    For an encoder without batch norm it has an empty entry.
     """
     return {"batch_stats": {"encoder": {}, **variables.get("batch_stats", {})}}

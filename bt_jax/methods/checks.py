@@ -1,4 +1,4 @@
-"""Whether a class of the user's is a method, and whether a training set has what a method needs."""
+"""Checks of a user's method, and of what a method needs from a training set."""
 
 import inspect
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from bt_jax.data.views.spec import ViewGroup, check_groups
 from bt_jax.errors import UserError
 from bt_jax.methods.base import Method
 
-# The functions that a method must have, with the number of arguments that each is called with.
+# The functions that a method must have, with the number of arguments in a call.
 _ARGUMENTS = {
     "init": 2,
     "loss": 6,
@@ -23,16 +23,16 @@ _ARGUMENTS = {
 
 
 def check_class(method: type, path: str) -> None:
-    """Checks what can be checked of a user's own method before it is built.
+    """Checks a user's method before it is built.
 
     Args:
       path: its import path, for the error.
 
     Raises:
-      UserError: it is no class, or functions are missing or take other arguments; all are named.
+      UserError: it is not a class, or functions are missing or take other arguments; all are named.
     """
     if not isinstance(method, type):
-        raise UserError(f"method is {path!r}, which is a {type(method).__name__} and must be a class.")
+        raise UserError(f"method is {path!r}, which is a {type(method).__name__}, but must be a class.")
     keywords = dict.fromkeys(("encoder", "inputs", "facts", "mesh"))
     wrong = _wrong_function(method, "build", (None,), keywords)
     for name in _ARGUMENTS:
@@ -42,10 +42,10 @@ def check_class(method: type, path: str) -> None:
 
 
 def check_method(method: Method, path: str) -> None:
-    """Checks a user's own method once it is built.
+    """Checks a user's method after it is built.
 
     Raises:
-      UserError: parts of the protocol are missing or not what they must be; all are named.
+      UserError: parts of the protocol are missing or invalid; all are named.
     """
     wrong = []
     for name, count in _ARGUMENTS.items():
@@ -54,33 +54,33 @@ def check_method(method: Method, path: str) -> None:
         if not hasattr(method, name):
             wrong.append(f"{name} is missing")
         elif not fits(getattr(method, name)):
-            wrong.append(f"{name} is {_short(getattr(method, name))} and must be {rule}")
+            wrong.append(f"{name} is {_short(getattr(method, name))}, but must be {rule}")
     if not wrong:
         groups = {group.name: group.num_views for group in check_groups(method.view_groups)}
         if method.alignment is not None and not all(
             v in range(groups.get(method.alignment[0], 0)) for v in method.alignment[1:]
         ):
-            wrong.append(f"alignment is {method.alignment}, which names no two views of view_groups")
+            wrong.append(f"alignment is {method.alignment}, which does not name two views of view_groups")
     _refuse(path, wrong)
 
 
 def check_source(method: Method, source: Any) -> None:
-    """Checks that a training set has what a method needs of it.
+    """Checks that a training set has what a method needs.
 
     Args:
       source: with `name`, `num_classes` and `stable_examples`.
 
     Raises:
-      UserError: it has no labels, or its images have no lasting numbers.
+      UserError: it has no labels, or its images have no stable numbers.
     """
     if method.needs_labels and source.num_classes < 2:
         raise UserError(
-            f"{method.name} learns from labels of at least 2 classes, and {source.name} has {source.num_classes}; "
-            "choose a labelled set, or another method."
+            f"{method.name} needs labels of at least 2 classes, but {source.name} has {source.num_classes}; choose a "
+            "labelled set, or another method."
         )
     if method.needs_stable_examples and not getattr(source, "stable_examples", True):
         raise UserError(
-            f"{method.name} must know each image by a lasting number, and {source.name} is read as a stream, which has none; "
+            f"{method.name} needs images with stable numbers, but {source.name} is read as a stream, which has none; "
             "raise data.in_memory_bytes, or choose another source."
         )
 
@@ -110,7 +110,7 @@ _ATTRIBUTES = {
 
 
 def _is_missing(owner: Any, name: str) -> bool:
-    """Whether there is no such function, or only the protocol's own, which does nothing."""
+    """Whether a function does not exist, or is only the protocol's, which is empty."""
     function = getattr(owner, name, None)
     own = getattr(function, "__func__", function)
     return not callable(function) or (
@@ -129,7 +129,7 @@ def _wrong_function(owner: Any, name: str, arguments: tuple, keywords: dict[str,
         wanted = [
             str(p) if p.kind is p.KEYWORD_ONLY else p.name for p in wanted.parameters.values() if p.name != "self"
         ]
-        return [f"{name} takes {taken}, and is called with ({', '.join(wanted)})"]
+        return [f"{name} takes {taken}, but is called with ({', '.join(wanted)})"]
     return []
 
 
@@ -140,4 +140,4 @@ def _short(value: Any) -> str:
 
 def _refuse(path: str, wrong: list[str]) -> None:
     if wrong:
-        raise UserError(f"method is {path!r}, which is not a method of bt_jax.methods.Method: {'; '.join(wrong)}.")
+        raise UserError(f"method is {path!r}, which does not implement bt_jax.methods.Method: {'; '.join(wrong)}.")

@@ -1,4 +1,4 @@
-"""From a config to the method of a run."""
+"""Makes the method of a run from its config."""
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from bt_jax.methods.checks import check_class, check_method
 from bt_jax.models import check_encoder, make_encoder
 from bt_jax.models.inputs import Inputs
 
-# Where each method's class is; the name is also that of its group of the config.
+# The class of each method; the name is also that of its config group.
 METHODS = {
     "barlow_twins": "bt_jax.methods.barlow_twins:BarlowTwins",
     "supervised": "bt_jax.methods.supervised:Supervised",
@@ -23,10 +23,10 @@ def make_method(config: ConfigDict, facts: Facts, mesh: Mesh | None) -> Method:
     Args:
       config: of a run.
       facts: the run's lengths.
-      mesh: of the run; None: one device.
+      mesh: of the run; None for one device.
 
     Raises:
-      UserError: the path cannot be imported, or is not that of a method; the method refuses its settings.
+      UserError: the path cannot be imported or is not a method's, or the method refuses its settings.
     """
     own = is_import_path(config.method)
     cls = import_object(config.method if own else METHODS[config.method], "method")

@@ -21,17 +21,17 @@ from bt_jax.models.inputs import Inputs
 
 @dataclasses.dataclass(frozen=True)
 class Supervised(Method):
-    """The method `supervised`: `params` hold "encoder" and "classifier"; no `method_state`.
+    """The method `supervised`: `params` has "encoder" and "classifier"; no `method_state`.
 
-    Evaluations that train a classifier are this method too: fine-tuning with an encoder that begins trained, linear
-    probes with one that is frozen (official evaluate.py).
+    Evaluations that train a classifier use this method too: fine-tuning starts from a trained encoder, and linear probes
+    freeze it (official evaluate.py).
 
     Attributes:
       classifier: features (N, F) -> logits (N, K).
-      view: how the one view is drawn.
+      view: the distribution of the view.
       label_smoothing: see `bt_jax.losses.softmax`.
-      freeze_encoder: whether the encoder only computes features, by its running statistics: it gets no gradient and its
-        statistics stay. The optimiser must leave `params["encoder"]` out, as weight decay would change it.
+      freeze_encoder: whether the encoder only computes features, with its running statistics, without a gradient and
+        without updating the statistics. The optimizer must leave `params["encoder"]` out, as weight decay would change it.
     """
 
     encoder: nn.Module
@@ -53,7 +53,7 @@ class Supervised(Method):
         del mesh
         if facts.num_classes < 2:
             raise UserError(
-                f"supervised training learns from labels of at least 2 classes, and the training set has {facts.num_classes}; "
+                f"supervised training needs labels of at least 2 classes, but the training set has {facts.num_classes}; "
                 "choose a labelled set, or another method."
             )
         return cls(
@@ -81,7 +81,7 @@ class Supervised(Method):
     def loss(
         self, params: PyTree, model_state: PyTree, method_state: PyTree, batch: Batch, step: jax.Array, rng: jax.Array
     ) -> tuple[jax.Array, tuple[PyTree, PyTree, dict[str, jax.Array]]]:
-        del step, rng  # the view is drawn already, and nothing else is random
+        del step, rng  # the view is already made, and nothing else is random
         images = self.inputs.normalize(batch["views"]["image"][:, 0])
         encoder = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
         if self.freeze_encoder:
@@ -102,7 +102,7 @@ class Supervised(Method):
         classes = self.classifier.num_classes
         floor = smoothed_entropy(classes, self.label_smoothing)
         return {
-            "classes": f"{classes}, by a linear classifier on {self.encoder.num_features} features",
+            "classes": f"{classes}, with a linear classifier on {self.encoder.num_features} features",
             "loss": f"about {math.log(classes):.2f} at the start, ln {classes}"
             + (f"; never below {floor:.3g}, with labels smoothed by {self.label_smoothing:g}" if floor else ""),
         }

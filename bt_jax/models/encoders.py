@@ -1,4 +1,4 @@
-"""Encoders by name or by import path, and what is asked of a user's own."""
+"""Encoders by name or by import path, and the checks of a user's own."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -20,11 +20,11 @@ def make_encoder(
 
     Args:
       arch: resnet18, resnet34, resnet50 or resnet101; or the import path of a Linen module, "package.module:Name", which
-        is given those of the other arguments that it has as fields.
+        gets the other arguments for which it has fields.
       small_images: a 3×3 stem without max-pool, for images of about 32 pixels (as SimCLR on CIFAR-10).
-      dtype: of the computation; parameters and statistics are float32, or float64 where this is.
+      dtype: of the computation; parameters and statistics are float32, or float64 if this is.
       width: channels of the first stage; 64 is the standard network.
-      stem_stride: of the 3×3 stem; 2 for images of about 64 pixels, or where time is short. The 7×7 stem's is 2 always.
+      stem_stride: of the 3×3 stem; 2 for images of about 64 pixels, or to save time. The 7×7 stem always has stride 2.
 
     Returns:
       A Linen module: normalised images (N, H, W, 3) -> features (N, F), or (N, V, H, W, 3) -> (N, V, F) with batch
@@ -32,14 +32,14 @@ def make_encoder(
 
     Raises:
       ValueError: an unknown name.
-      UserError: an import path that cannot be imported, or does not name an encoder.
+      UserError: an import path that cannot be imported or is not an encoder's.
     """
     settings = {"small_images": small_images, "dtype": dtype, "width": width, "stem_stride": stem_stride}
     if not is_import_path(arch):
         return make_resnet(arch, **settings)
     cls = import_object(arch, "model.arch")
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise UserError(f"model.arch is {arch!r}, which must be a class derived from flax.linen.Module.")
+        raise UserError(f"model.arch is {arch!r}, but must be a class derived from flax.linen.Module.")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in ("parent", "name")}
     nothing = dataclasses.MISSING
     unset = [
@@ -51,13 +51,13 @@ def make_encoder(
     encoder = cls(**{name: value for name, value in settings.items() if name in fields})
     if not isinstance(getattr(encoder, "num_features", None), int):
         raise UserError(
-            f"model.arch is {arch!r}, which lacks num_features: an integer, the length of a feature vector."
+            f"model.arch is {arch!r}, which lacks num_features, the length of a feature vector as an integer."
         )
     return encoder
 
 
 def check_encoder(encoder: nn.Module, arch: str, image_size: int, views: Iterable[tuple[int, int]] = ()) -> None:
-    """Checks, by shapes alone, that a user's own encoder takes what it will be given and returns features.
+    """Checks, without computing, that a user's encoder accepts the images of a run and returns features.
 
     Args:
       arch: its import path, for the error.
@@ -65,8 +65,8 @@ def check_encoder(encoder: nn.Module, arch: str, image_size: int, views: Iterabl
       views: (V, side in pixels) of each group of views that it will be trained on.
 
     Raises:
-      UserError: it cannot take such images; it returns another shape than (N, F) or (N, V, F), or has other variables
-        than "params" and "batch_stats".
+      UserError: it cannot take such images, returns a shape other than (N, F) or (N, V, F), or has variables other than
+        "params" and "batch_stats".
     """
     shapes = [(2, image_size, image_size, 3), *((2, count, side, side, 3) for count, side in views)]
     variables: Any = None
@@ -78,7 +78,7 @@ def check_encoder(encoder: nn.Module, arch: str, image_size: int, views: Iterabl
             features, _ = jax.eval_shape(
                 lambda v, x, t=train: encoder.apply(v, x, train=t, mutable=["batch_stats"]), variables, images
             )
-        except Exception as error:  # whatever a user's module raises
+        except Exception as error:  # a user's module may raise anything
             why = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(
                 f"model.arch is {arch!r}, which cannot take images of shape {_words(shape)} with train={train} ({why})."
@@ -87,8 +87,8 @@ def check_encoder(encoder: nn.Module, arch: str, image_size: int, views: Iterabl
         if found != expected:
             what = type(features).__name__ if found is None else _words(found)
             raise UserError(
-                f"model.arch is {arch!r}, which makes {what} of images of shape {_words(shape)}, and must make "
-                f"{_words(expected)}: (N, F), or (N, V, F) of V views, where F is num_features."
+                f"model.arch is {arch!r}, which returns {what} for images of shape {_words(shape)}, but must return "
+                f"{_words(expected)}: (N, F), or (N, V, F) for V views, where F is num_features."
             )
     if other := sorted(variables.keys() - {"params", "batch_stats"}):
         raise UserError(

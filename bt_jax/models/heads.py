@@ -1,4 +1,4 @@
-"""What stands on an encoder: the projector that the loss looks at, and the linear classifier that judges features."""
+"""Heads on an encoder: the projector, whose output the loss uses, and the linear classifier, which evaluates features."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,12 +12,12 @@ from jax.sharding import PartitionSpec
 from bt_jax.models.norm import ViewBatchNorm
 from bt_jax.runtime.mesh import MODEL_AXIS
 
-# torch.nn.Linear's: kaiming_uniform with a = √5, which is uniform in ∓ 1/√fan_in.
+# As in torch.nn.Linear: kaiming_uniform with a = √5, which is uniform in ± 1/√fan_in.
 _linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Projector(nn.Module):
-    """Linear without bias, batch norm, ReLU, …, and a bare last linear layer (official main.py, class BarlowTwins).
+    """Linear layers without bias, with batch norm and ReLU after all but the last (official main.py, class BarlowTwins).
 
     Features (N, F) -> embeddings (N, D), or (N, V, F) -> (N, V, D) with batch statistics for each view; D is `sizes[-1]`.
     """
@@ -40,16 +40,16 @@ class Projector(nn.Module):
 
 
 def projector_partition(path: Sequence[str]) -> PartitionSpec:
-    """How a variable is split along a mesh's axis "model"; whole if it is no part of a projector.
+    """How a variable is split along a mesh's axis "model"; not at all if it does not belong to a projector.
 
-    Layers alternate. Odd ones are split by outputs: each device then has whole features, with their batch norm and ReLU,
-    and nothing is sent. Even ones are split by inputs, which stand there already, and their outputs are added up along
-    "model". So two layers cost one all-reduce of N × D activations, and no device ever holds a whole kernel (Shoeybi et
-    al. 2019, arXiv 1909.08053, section 3).
+    Layers alternate. Odd ones are split by outputs: each device computes some of the features completely, including batch
+    norm and ReLU, and sends nothing. Even ones are split by inputs, which are already on the right devices, and their
+    outputs are summed along "model". Two layers therefore cost one all-reduce of N × D activations, and no device ever holds
+    a whole kernel (Shoeybi et al. 2019, arXiv 1909.08053, section 3).
 
     Args:
-      path: the names on the way to the variable, such as (…, "projector", "linear1", "kernel"): of a parameter, of a
-        running statistic, or of what an optimiser keeps of either.
+      path: the names on the path to the variable, such as (…, "projector", "linear1", "kernel"): of a parameter, a running
+        statistic, or an optimizer's state for either.
     """
     if "projector" not in path:
         return PartitionSpec()

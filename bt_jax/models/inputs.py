@@ -1,4 +1,4 @@
-"""What a network is fed: uint8 images from the host, normalised on the device."""
+"""The input of a network: uint8 images, normalised on the device."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of the official transform's Normalize, on a scale of 0 to 1.
+# From the official transform's Normalize, on a scale of 0 to 1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -26,7 +26,7 @@ def normalize(
       images: (..., 3) uint8.
 
     Returns:
-      (..., 3) of `dtype`, computed in float32 (float64 where that is `dtype`).
+      (..., 3) of `dtype`, computed in float32 (in float64 if `dtype` is).
 
     Raises:
       ValueError: another dtype or last axis.
@@ -41,7 +41,7 @@ def normalize(
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a network is fed.
+    """Size and normalisation of a network's input.
 
     Attributes:
       image_size: side of an image, in pixels.
@@ -56,7 +56,7 @@ class Inputs:
 
     @classmethod
     def of(cls, data: Any, dtype: Any) -> "Inputs":
-        """What `config.data` of a run says, computed in `dtype`."""
+        """From a run's `config.data`, for computations in `dtype`."""
         return cls(data.image_size, tuple(data.mean), tuple(data.std), jnp.dtype(dtype))
 
     def normalize(self, images: jax.Array) -> jax.Array:
