@@ -87,7 +87,7 @@ def test_a_module_gets_the_fields_that_it_has():
     ("name", "sentence"),
     [
         ("encoder", "'test_encoders:encoder', but must be a class derived from flax.linen.Module"),
-        ("pytest", "which must be a class"),
+        ("pytest", "but must be a class"),
         ("NoFeatures", "which lacks num_features, the length of a feature vector"),
         ("NoDefault", "whose field 'depth' has no default"),
     ],

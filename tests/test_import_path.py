@@ -31,7 +31,7 @@ def test_what_a_path_names(package):
         ("own things:Encoder", "must be an import path"),
         (
             "own_thing.nets:Encoder",
-            "there is no module 'own_thing'; install its package, or put the folder that holds it on",
+            "there is no module 'own_thing'; install its package, or add its folder to PYTHONPATH",
         ),
         ("own_things.net:Encoder", "there is no module 'own_things.net'"),
         ("own_things.nets:Encoders", r"own_things.nets has no 'Encoders' \(did you mean 'Encoder'\?\)"),

@@ -192,7 +192,7 @@ def test_what_follows_an_update():
             r"init takes \(rng\), but is called with \(rng, batch_spec\); describe takes \(\), but .*; name is 3, but must be a "
             r"string; metrics is \('accuracy',\), but must be a tuple of names, 'loss' the first",
         ),
-        ("test_methods:OneView", r"alignment is \('image', 0, 1\), which names no two views of view_groups"),
+        ("test_methods:OneView", r"alignment is \('image', 0, 1\), which does not name two views of view_groups"),
     ],
 )
 def test_what_is_no_method(path, sentence):
