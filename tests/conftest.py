@@ -46,6 +46,46 @@ def judged(_judged_run, monkeypatch):
     return workdir, config.copy_and_resolve_references()
 
 
+@pytest.fixture
+def light_views(monkeypatch):
+    """Views of the host that only show which image was drawn and with which parameters: quick, and different enough."""
+    from bt_jax.data.tensorflow_import import tf
+    from bt_jax.data.views import host
+
+    def light(image, _, parameters, size):
+        drawn = [
+            tf.cast(tf.reduce_sum(p.crop * [1, 3, 7, 11]), tf.uint8) + tf.cast(p.hue * 1e6, tf.uint8)
+            for p in parameters
+        ]
+        return tf.stack([tf.bitwise.bitwise_xor(image[:size, :size], d) for d in drawn])
+
+    monkeypatch.setattr(host, "apply_views", light)
+
+
+@pytest.fixture(scope="session")
+def tfds_dir(tmp_path_factory):
+    """37 images in four files, and again in one; each image is of one colour that is its number, as the label is."""
+    import tensorflow_datasets as tfds
+
+    root = tmp_path_factory.mktemp("tensorflow_datasets")
+    for name, files, stored in (("numbers_set", 4, None), ("one_file_set", 1, None), ("record_set", 4, "array_record")):
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name,
+            version="1.0.0",
+            features=tfds.features.FeaturesDict(
+                {"image": tfds.features.Image(shape=(14, 14, 3)), "label": tfds.features.ClassLabel(num_classes=37)}
+            ),
+            split_datasets={
+                "train": [(i, {"image": np.full((14, 14, 3), i, np.uint8), "label": i}) for i in range(37)]
+            },
+            data_dir=root,
+            description="for tests",
+            download_config=tfds.download.DownloadConfig(num_shards=files),
+            file_format=stored,
+        )
+    return root
+
+
 def pytest_collection_modifyitems(items):
     """Tests of real processes come last: they are the slowest, and what breaks them breaks a faster one first."""
     items.sort(key=lambda item: item.path.stem == "test_processes")

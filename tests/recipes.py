@@ -16,7 +16,7 @@ from bt_jax.facts import Facts
 from bt_jax.methods import BarlowTwins, make_method
 from bt_jax.models import Projector, ResNet
 from bt_jax.models.inputs import Inputs
-from bt_jax.optim.recipe import make_optimizer
+from bt_jax.optim import make_optimizer
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime.workdir import claim_workdir
 
@@ -61,7 +61,7 @@ SIZES = (32, 32, 32)  # of a projector with one layer more than those split by i
 
 
 def small_optimizer():
-    return make_optimizer(config_lib.default().optimizer, batch_size=256, steps_per_epoch=2, epochs=12)
+    return make_optimizer(config_lib.default().optimizer, Facts(512, 2, batch_size=256, epochs=12))
 
 
 def five_steps(mesh, *, form="auto"):

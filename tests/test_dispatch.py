@@ -13,26 +13,28 @@ def step(state, batch):
     return state, {"loss": state + 0.5}
 
 
-def prepare(held, item):
-    return item["number"] if held is None else held[item["number"]]
+def prepare(resident, item):
+    return item["number"] if resident is None else resident[item["number"]]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_so_many_steps_in_their_order(count):
-    """Each on its own batch, made of what is held; metrics of each; a single one too has the axis of steps."""
-    held, numbers = jnp.arange(10.0) ** 2, jnp.arange(count) + 3
+    """Each on its own batch, made of what is resident; metrics of each; a single one too has the axis of steps."""
+    resident, numbers = jnp.arange(10.0) ** 2, jnp.arange(count) + 3
     program = jax.jit(make_program(step, prepare))
-    state, metrics = program(jnp.float32(1), {"held": held, "items": {"number": numbers}})
+    state, metrics = program(jnp.float32(1), {"resident": resident, "items": {"number": numbers}})
     expected, losses = 1.0, []
     for number in range(3, 3 + count):
         expected, loss = step(expected, number**2)
         losses.append(loss["loss"])
     assert float(state) == expected
     np.testing.assert_array_equal(metrics["loss"], np.array(losses, np.float32))
-    assert ("scan" in str(jax.make_jaxpr(program)(state, {"held": held, "items": {"number": numbers}}))) == (count > 1)
+    assert ("scan" in str(jax.make_jaxpr(program)(state, {"resident": resident, "items": {"number": numbers}}))) == (
+        count > 1
+    )
 
 
-def test_items_of_one_step_where_nothing_is_held():
+def test_items_of_one_step_where_nothing_is_resident():
     state, metrics = make_program(step, prepare)(1.0, {"number": 4})
     assert (state, metrics) == (6.0, {"loss": 6.5})
 

@@ -26,7 +26,7 @@ from bt_jax.methods import make_method
 from bt_jax.methods.supervised import Supervised
 from bt_jax.models import LinearClassifier, make_encoder
 from bt_jax.models.inputs import Inputs, normalize
-from bt_jax.optim.recipe import make_optimizer
+from bt_jax.optim import make_optimizer
 from bt_jax.runtime.workdir import claim_workdir
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -42,8 +42,8 @@ def run(tmp_path_factory):
     config.barlow_twins.projector = (16, 16)
     claim_workdir(config, workdir, write=True)
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    method = make_method(config, Facts(8, 0, 8, 20), mesh)
-    optimizer = make_optimizer(config.optimizer, batch_size=8, steps_per_epoch=1, epochs=20)
+    facts = Facts(8, 0, 8, 20)
+    method, optimizer = make_method(config, facts, mesh), make_optimizer(config.optimizer, facts)
     state = init_state(method, optimizer, 0, spec_of(method, 8), mesh)
     checkpoints = Checkpoints(workdir)
     checkpoints.save(3, state)

@@ -7,9 +7,9 @@ import pytest
 
 from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, first_bad_layer, frozen, raw_pixels
 from bt_jax.models import ResNet
-from bt_jax.models.inputs import normalize
+from bt_jax.models.inputs import Inputs
 
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+INPUTS = Inputs(4, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
 def batches(images, labels, size):
@@ -28,10 +28,10 @@ def test_each_image_once_and_in_order(devices, n):
     rng = np.random.default_rng(n)
     images, labels = rng.integers(0, 256, (n, 4, 4, 3), np.uint8), rng.integers(0, 5, n).astype(np.int32)
     mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
-    extract = FeatureExtractor(raw_pixels, mesh, mean=MEAN, std=STD, dtype=jnp.float32)
+    extract = FeatureExtractor(raw_pixels, mesh, INPUTS)
     features, found = extract(None, batches(images, labels, 8), 8)
     np.testing.assert_array_equal(found, labels)
-    np.testing.assert_allclose(features, normalize(images, mean=MEAN, std=STD).reshape(n, -1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(features, INPUTS.normalize(images).reshape(n, -1), rtol=1e-5, atol=1e-6)
 
 
 def test_a_frozen_encoder_looks_at_each_image_alone():
@@ -41,7 +41,7 @@ def test_a_frozen_encoder_looks_at_each_image_alone():
     before = jax.tree.map(np.array, variables)
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    extract = FeatureExtractor(frozen(encoder), mesh, mean=MEAN, std=STD, dtype=jnp.float32)
+    extract = FeatureExtractor(frozen(encoder), mesh, INPUTS)
     features, _ = extract(variables, batches(images, np.zeros(16, np.int32), 8), 8)
     other, _ = extract(variables, batches(images[::-1], np.zeros(16, np.int32), 8), 8)
     np.testing.assert_allclose(features, other[::-1], rtol=1e-5, atol=1e-6)
@@ -65,7 +65,7 @@ def test_features_that_are_not_finite():
     images = np.zeros((19, 4, 4, 3), np.uint8)
     images[11] = images[14] = 255
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    extract = FeatureExtractor(bright_is_bad, mesh, mean=(0.2, 0.2, 0.2), std=(0.2, 0.2, 0.2), dtype=jnp.float32)
+    extract = FeatureExtractor(bright_is_bad, mesh, Inputs(4, (0.2, 0.2, 0.2), (0.2, 0.2, 0.2)))
     with pytest.raises(NotFiniteFeatures, match="the features of image 11 are not finite") as error:
         extract(None, batches(images, np.zeros(19, np.int32), 8), 8)
     assert error.value.place == 11 and error.value.image.min() == 255

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from etils import epath
 
+from bt_jax.engine.session import Session
 from bt_jax.errors import UserError
+from bt_jax.runtime.preemption import Preemption
 from bt_jax.tasks import judge_at_end as at_end
 
 
@@ -25,7 +27,7 @@ def test_three_numbers_and_their_files(run):
     """Linear, fine-tuned and from scratch on the same labels; nothing is printed, and each leaves its file."""
     copied, config, mesh = run
     config.judge.batch_size = 24
-    found = at_end.judge_at_end(config, copied, mesh)
+    found = at_end.judge_at_end(config, Session(copied, Preemption()), mesh)
     assert found.keys() == {"linear_top1", "finetune_top1", "from_scratch_top1", "labels_a_class"}
     assert found["linear_top1"] > 0.9 and found["labels_a_class"] == 10
     for name, file in (("linear", "linear.json"), ("finetune", "finetune.json"), ("from_scratch", "finetune.json")):
@@ -48,7 +50,9 @@ def test_what_cannot_be_judged_is_told(run, monkeypatch):
 
     monkeypatch.setattr(at_end, "evaluate_linear", linear)
     monkeypatch.setattr(at_end, "evaluate_finetune", finetune)
-    found = at_end.judge_at_end(config, copied, mesh, labels=np.repeat([0, 1], [9, 30]), say=told.append)
+    found = at_end.judge_at_end(
+        config, Session(copied, Preemption()), mesh, labels=np.repeat([0, 1], [9, 30]), say=told.append
+    )
     assert told == ["the linear accuracy is left out: the test split has no labels."]
     assert found == {"finetune_top1": 0.5, "from_scratch_top1": 0.5, "labels_a_class": 9}
     assert [d.task for d in given] == ["linear", "finetune", "finetune"]

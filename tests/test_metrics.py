@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score, top_k_accuracy_score
 
 from bt_jax import config as config_lib
-from bt_jax.data.pipeline import eval_batches
+from bt_jax.data.eval_batches import eval_batches
 from bt_jax.data.sources.base import ArraySource
 from bt_jax.evaluation.metrics import Counts, average_precision, count_hits
 from bt_jax.runtime import mesh as mesh_lib

@@ -7,10 +7,11 @@ from recipes import small_method, spec_of
 
 from bt_jax import config as config_lib
 from bt_jax.data.sources.make import make_source
-from bt_jax.data.views.spec import VIEW_A, VIEW_B
+from bt_jax.data.views.spec import ViewGroup, ViewSpec
 from bt_jax.errors import UserError
 from bt_jax.evaluation.monitor import KnnMonitor
 from bt_jax.evaluation.pairs import Pairs
+from bt_jax.models.inputs import Inputs
 
 
 @pytest.fixture
@@ -36,12 +37,30 @@ def config_of(tmp_path, train, test):
     return config
 
 
+def pairs_of(config, mesh, source, *, count, batch_size):
+    group = ViewGroup("pair", (ViewSpec(), ViewSpec(blur=0.1)), config.data.image_size)
+    return Pairs(source, config.data, group, seed=0, count=count, batch_size=batch_size, mesh=mesh)
+
+
+def monitor_of(config, mesh):
+    source = make_source(config.data, "train")
+    return KnnMonitor(
+        config.monitor,
+        config.data,
+        encoder=small_method(mesh).encoder,
+        inputs=Inputs.of(config.data, "float32"),
+        train=source,
+        pairs=pairs_of(config, mesh, source, count=16, batch_size=8),
+        mesh=mesh,
+    )
+
+
 def test_accuracy_of_classes_that_can_be_told_apart(tmp_path, mesh):
     """k is cut to what the set allows; the limits on the examples hold."""
     config = config_of(tmp_path, [0, 1] * 10, [0, 1, 1, 0, 1])
     config.monitor.k = 3
     method = small_method(mesh)
-    monitor = KnnMonitor(config, method.encoder, make_source(config.data, "train"), mesh)
+    monitor = monitor_of(config, mesh)
     assert monitor.raw_pixels() == 1.0
     params, model_state, _ = method.init(jax.random.key(0), spec_of(method, 8))
     variables = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
@@ -59,8 +78,7 @@ def test_accuracy_of_classes_that_can_be_told_apart(tmp_path, mesh):
 def test_how_many_pairs_there_are(tmp_path, mesh, pairs, batch_size, count):
     """None if none are wanted, or if the set is smaller than a batch; whole batches of it at most."""
     config = config_of(tmp_path, [0, 1] * 10, [0, 1])
-    wanted = {"specs": (VIEW_A, VIEW_B), "batch_size": batch_size, "count": pairs}
-    assert Pairs(make_source(config.data, "train"), config, mesh, **wanted).count == count
+    assert pairs_of(config, mesh, make_source(config.data, "train"), count=pairs, batch_size=batch_size).count == count
 
 
 @pytest.mark.parametrize(
@@ -75,7 +93,7 @@ def test_bad_input(tmp_path, mesh, train, test, sentence):
     if "batch_size" in sentence:
         config.monitor.batch_size = 12
     with pytest.raises(UserError, match=sentence):
-        KnnMonitor(config, small_method(mesh).encoder, make_source(config.data, "train"), mesh)
+        monitor_of(config, mesh)
 
 
 def test_splits_of_different_classes(tmp_path, mesh):
@@ -89,4 +107,4 @@ def test_splits_of_different_classes(tmp_path, mesh):
     config.data.update(source="folder", data_dir=str(tmp_path), image_size=8, eval_resize=0)
     config.monitor.update(every_epochs=1, batch_size=8)
     with pytest.raises(UserError, match=r"have different classes \(b, c"):
-        KnnMonitor(config, small_method(mesh).encoder, make_source(config.data, "train"), mesh)
+        monitor_of(config, mesh)

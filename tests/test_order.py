@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from bt_jax.data.order import Order, evenly, permutation, single_seed, view_seeds
+from bt_jax.data.order import Order, draw_seed, evenly, permutation, single_seed
 
 
 @pytest.mark.parametrize("n", [1, 2, 17, 5000])
@@ -62,23 +62,36 @@ def test_a_step_does_not_depend_on_those_before():
         np.testing.assert_array_equal(examples, order.batch(step)[1])
 
 
-def test_view_seeds_are_all_different():
+def test_draw_seeds_are_all_different():
     """Also where a sum or a product of the parts would collide, and at the largest values allowed."""
     big = 2**31 - 1
-    seeds = [
-        tuple(pair)
-        for seed, epoch in itertools.product((0, 1, 2, big), (0, 1, 2, big))
-        for pair in view_seeds(seed, epoch, np.array([0, 1, 2, 3, 2**40])).reshape(-1, 2).tolist()
-    ]
-    assert len(set(seeds)) == len(seeds) == 4 * 4 * 5 * 2
+    examples = np.array([0, 1, 2, 3, 2**40, 2**47 - 1])
+    seeds = []
+    for seed, epoch, draw in itertools.product((0, 1, 2, big), (0, 1, 2, big), (0, 1, 2, 3, 511, 512, 2**15 - 1)):
+        first, second = draw_seed(seed, np.int64(epoch), examples, draw)
+        assert second.dtype == np.int64
+        seeds += [(int(first), number) for number in second.tolist()]
+    assert len(set(seeds)) == len(seeds) == 4 * 4 * 7 * 6
     assert min(map(min, seeds)) >= 0
 
 
-def test_view_seeds_are_laid_out_by_example_and_view():
-    """The streamed pipeline computes the same in TensorFlow, so the layout is pinned."""
-    seeds = view_seeds(7, 3, np.array([5, 9]))
-    assert seeds.shape == (2, 2, 2) and seeds.dtype == np.int64
-    assert seeds.tolist() == [[[7 + 3 * 2**32, 10], [7 + 3 * 2**32, 11]], [[7 + 3 * 2**32, 18], [7 + 3 * 2**32, 19]]]
+def test_draw_seeds_stay_what_they_are():
+    """A run that goes on must draw as it began; the first two draws are numbered as when there were no others."""
+    examples = np.array([5, 9])
+    first, second = draw_seed(7, np.int64(3), examples, 0)
+    assert first == 7 + 3 * 2**32 and second.tolist() == [10, 18]
+    assert draw_seed(7, np.int64(3), examples, 1)[1].tolist() == [11, 19]
+    assert draw_seed(7, np.int64(3), examples, 2)[1].tolist() == [10 + 2**48, 18 + 2**48]
+    assert draw_seed(7, np.int64(3), examples, 513)[1].tolist() == [11 + 256 * 2**48, 19 + 256 * 2**48]
+
+
+def test_draw_seeds_are_the_same_in_tensorflow():
+    """The pipelines compute them there."""
+    import tensorflow as tf
+
+    for draw in (0, 1, 515):
+        found = draw_seed(7, tf.constant(3, tf.int64), tf.constant(2**40, tf.int64), draw)
+        assert [int(number) for number in found] == [int(n) for n in draw_seed(7, np.int64(3), np.int64(2**40), draw)]
 
 
 def test_single_seed_depends_on_both():

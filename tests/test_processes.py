@@ -20,6 +20,7 @@ from run_process import quickstart_of
 
 from bt_jax import config as config_lib
 from bt_jax.engine.checkpoint import Checkpoints
+from bt_jax.engine.run import restored_or_new
 from bt_jax.errors import UserError
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
@@ -92,11 +93,12 @@ def parameters(workdir, step):
     """What a checkpoint holds, as one process with eight devices reads it."""
     config = quickstart_of({})
     mesh = mesh_lib.make_mesh(config.mesh)
-    run = loop.Pretraining(config, epath.Path(workdir), mesh)
-    state, found, _ = run._state()
-    run.checkpoints.close()
-    assert found == step
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(state.params))])
+    setup, _ = loop.prepare(config, epath.Path(workdir), mesh)
+    checkpoints = Checkpoints(setup.workdir)
+    start = restored_or_new(setup, checkpoints)
+    checkpoints.close()
+    assert start.step == step
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(start.state.params))])
 
 
 @pytest.fixture(scope="module")

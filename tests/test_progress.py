@@ -13,7 +13,8 @@ RATES = {"learning_rate_weights": 0.2, "learning_rate_biases": 0.0048}
 
 def reporter(tmp_path, **settings):
     defaults = {
-        "start_step": 0, "total_steps": 1200, "steps_per_epoch": 19, "batch_size": 256, "every_steps": 5, "tensorboard": False
+        "start_step": 0, "total_steps": 1200, "steps_per_epoch": 19, "batch_size": 256, "every_steps": 5, "tensorboard": False,
+        "short_names": {"on_diagonal": "on", "off_diagonal": "off"},
     }  # fmt: skip
     return Reporter(epath.Path(tmp_path), **defaults | settings)
 

@@ -14,10 +14,11 @@ from bt_jax import config as config_lib
 from bt_jax.engine.state import TrainState, abstract_state, count_parameters, init_state
 from bt_jax.engine.step import jit_step, make_train_step
 from bt_jax.export import from_torch, projector_from_torch, projector_to_torch, to_torch
+from bt_jax.facts import Facts
 from bt_jax.methods import BarlowTwins
 from bt_jax.models import Projector, make_encoder
 from bt_jax.models.inputs import Inputs
-from bt_jax.optim.recipe import make_optimizer
+from bt_jax.optim import make_optimizer
 from bt_jax.planning.compiled import collectives
 from bt_jax.runtime import mesh as mesh_lib
 
@@ -55,8 +56,8 @@ def official_start(golden, dtype="float32"):
     config = config_lib.default().optimizer
     config.learning_rate_weights, config.learning_rate_biases = settings["base_lr_weights"], settings["base_lr_biases"]
     config.weight_decay, config.warmup_epochs = settings["weight_decay"], settings["warmup_epochs"]
-    lengths = {k: settings[k] for k in ("batch_size", "steps_per_epoch", "epochs")}
-    optimizer = make_optimizer(config, **lengths)
+    size, steps = settings["batch_size"], settings["steps_per_epoch"]
+    optimizer = make_optimizer(config, Facts(size * steps, 0, batch_size=size, epochs=settings["epochs"]))
     state = TrainState(jnp.int32(0), params, stats, {}, optimizer.init(params))
     batch = {"views": {"pair": np.stack([results["view_a_uint8"], results["view_b_uint8"]], axis=1)}}
     return method, optimizer, state, batch, results
@@ -203,7 +204,7 @@ def _flat(tree):
 def test_state_is_born_where_it_lives():
     """Replicated over the mesh from its first moment; the optimiser's state too."""
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    optimizer = make_optimizer(config_lib.default().optimizer, batch_size=256, steps_per_epoch=2, epochs=12)
+    optimizer = small_optimizer()
     method = small_method(mesh)
     state = init_state(method, optimizer, 3, spec_of(method), mesh)
     assert all(
@@ -216,7 +217,7 @@ def test_state_is_born_where_it_lives():
 def test_bfloat16_is_near_float32():
     """Computing in bfloat16 keeps parameters, statistics and optimiser in float32, and the loss near."""
     batch = {"views": {"pair": np.random.default_rng(0).integers(0, 256, (16, 2, 16, 16, 3), np.uint8)}}
-    optimizer = make_optimizer(config_lib.default().optimizer, batch_size=256, steps_per_epoch=2, epochs=12)
+    optimizer = small_optimizer()
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     losses = []
     for dtype in (jnp.float32, jnp.bfloat16):

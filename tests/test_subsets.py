@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bt_jax import config as config_lib
-from bt_jax.data.pipeline import eval_batches
+from bt_jax.data.eval_batches import eval_batches
 from bt_jax.data.sources.base import ArraySource, StreamSource
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.subsets import check_labels, fingerprint, labels_of, listed, stratified, take

@@ -1,5 +1,7 @@
 """bt_jax/tasks/pretrain.py: a run from its start to its end, interrupted anywhere, gone wrong, gone on with."""
 
+import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -16,11 +18,15 @@ from PIL import Image
 from recipes import small_method
 
 from bt_jax import config as config_lib
-from bt_jax.engine.checkpoint import config_text
+from bt_jax.engine import loop, run
+from bt_jax.engine.checkpoint import Checkpoints, config_text
 from bt_jax.errors import Preempted, UserError
 from bt_jax.export import init_from
-from bt_jax.reporting.summary import summary
-from bt_jax.tasks import pretrain as loop
+from bt_jax.facts import Facts
+from bt_jax.optim import make_optimizer
+from bt_jax.reporting import progress
+from bt_jax.tasks import pretrain as task
+from bt_jax.tasks.summary import summary
 
 STEPS = 6  # three epochs of two steps
 
@@ -55,7 +61,7 @@ def small_run(tmp_path, monkeypatch):
     labels = np.arange(24) % 2
     images = (rng.integers(0, 160, (24, 16, 16, 3)) + 80 * labels[:, None, None, None]).astype(np.uint8)
     np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
-    monkeypatch.setattr(loop, "make_method", lambda config, facts, mesh: small_method(mesh))
+    monkeypatch.setattr(task, "make_method", lambda config, facts, mesh: small_method(mesh))
     config = config_lib.default()
     config.batch_size, config.epochs = 8, 2
     config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"), image_size=16, eval_resize=0, threads=2)
@@ -69,14 +75,57 @@ def small_run(tmp_path, monkeypatch):
     return config
 
 
+def begun(config, workdir, mesh=None):
+    """The setup of a run, and where it would start from now."""
+    mesh = mesh or jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    setup, _ = task.prepare(config, epath.Path(workdir), mesh)
+    checkpoints = Checkpoints(setup.workdir)
+    fresh = functools.partial(init_from.start_from, config)
+    start = run.restored_or_new(setup, checkpoints, fresh)
+    checkpoints.close()
+    return setup, start
+
+
 def final_parameters(config, workdir):
     """What the last checkpoint holds, on the host."""
-    run = loop.Pretraining(
-        config, loop.epath.Path(workdir), jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    )
-    state, step, _ = run._state()
-    run.checkpoints.close()
-    return step, jax.device_get(state)
+    _, start = begun(config, workdir)
+    return start.step, jax.device_get(start.state)
+
+
+class CutFeed:
+    """A feed whose batches end in `act()` after so many of them."""
+
+    def __init__(self, feed, after, act):
+        self.words, self.prepare, self._feed, self._after, self._act = feed.words, feed.prepare, feed, after, act
+
+    def batches(self, start, total):
+        for i, delivery in enumerate(self._feed.batches(start, total)):
+            if i == self._after:
+                self._act()
+            yield delivery
+
+
+def killed():
+    raise Killed
+
+
+def told():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """`cut(after, act)`: runs that begin from now on do `act` before the batch of that number; `cut(None)`: none do."""
+    make_feed = task.make_feed
+
+    def change(after, act=None):
+        def made(*args, **kwargs):
+            feed = make_feed(*args, **kwargs)
+            return feed if after is None else CutFeed(feed, after, act)
+
+        monkeypatch.setattr(task, "make_feed", made)
+
+    return change
 
 
 def records(workdir):
@@ -86,7 +135,7 @@ def records(workdir):
 def test_a_run_and_what_it_leaves(small_run, tmp_path, capsys):
     """Summary, progress, kNN before and after, files; the same command again has nothing to do."""
     workdir = tmp_path / "run"
-    result = loop.pretrain(small_run, str(workdir))
+    result = task.pretrain(small_run, str(workdir))
     said = capsys.readouterr().out
     for part in (
         "8 × cpu, 1 images each; 1 process", "24 images, 2 classes", "3 steps an epoch, 2 epochs, 6 steps",
@@ -102,7 +151,7 @@ def test_a_run_and_what_it_leaves(small_run, tmp_path, capsys):
     assert result["step"] == STEPS and 0 <= result["knn_accuracy_after"] <= 1
     assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == [3, 6]
 
-    again = loop.pretrain(small_run, str(workdir))
+    again = task.pretrain(small_run, str(workdir))
     assert "this run has made all its 6 steps" in capsys.readouterr().out
     assert again["metrics"] == result["metrics"] and records(workdir) == lines
 
@@ -114,62 +163,42 @@ def test_official_rates_are_printed(capsys, small_run, tmp_path):
     official = resnet50_imagenet.get_config()
     small_run.optimizer = official.optimizer
     small_run.epochs = 11
+    small_run.batch_size = 24
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
-    run = loop.Pretraining(small_run, loop.epath.Path(tmp_path / "run"), mesh)
-    state, *_ = run._state()
-    run.config.batch_size = official.batch_size
-    text = summary(run, state, 0, [])
-    run.checkpoints.close()
+    setup, start = begun(small_run, tmp_path / "run", mesh)
+    facts = Facts(4096, 2, batch_size=official.batch_size, epochs=11)
+    setup = dataclasses.replace(setup, facts=facts, optimizer=make_optimizer(official.optimizer, facts))
+    text = summary(small_run, setup, start)
     assert "weights 1.6 = 0.2 × 2048/256, biases 0.0384 = 0.0048 × 2048/256" in text
     assert "gradients divided by 16; warm-up 10 epochs" in text
 
 
-def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, monkeypatch):
+def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, cut):
     """After each step in turn: parameters, statistics, optimiser and the written losses are those of one piece."""
     small_run.monitor.every_epochs = 0
-    loop.pretrain(small_run, str(tmp_path / "whole"))
+    task.pretrain(small_run, str(tmp_path / "whole"))
     expected = final_parameters(small_run, tmp_path / "whole")
     losses = [(r["step"], r["loss"]) for r in records(tmp_path / "whole") if "loss" in r]
-    prefetch = loop.mesh_lib.prefetch_to_mesh
-
-    def until(steps):
-        def cut(*arguments):
-            for i, batch in enumerate(prefetch(*arguments)):
-                if i == steps:
-                    raise Killed
-                yield batch
-
-        return cut
-
-    def told_after(steps):
-        def tell(*arguments):
-            for i, batch in enumerate(prefetch(*arguments)):
-                if i == steps:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                yield batch
-
-        return tell
-
-    for told in (0, 1, 4):  # by a signal: the step that is being made is saved
-        workdir = tmp_path / f"told_after_{told}"
-        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", told_after(told))
+    for after in (0, 1, 4):  # by a signal: the step that is being made is saved
+        workdir = tmp_path / f"told_after_{after}"
+        cut(after, told)
         with pytest.raises(Preempted):
-            loop.pretrain(small_run, str(workdir))
-        assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()][-1:] == [str(told + 1)]
-        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", prefetch)
-        loop.pretrain(small_run, str(workdir))
+            task.pretrain(small_run, str(workdir))
+        assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()][-1:] == [str(after + 1)]
+        cut(None)
+        task.pretrain(small_run, str(workdir))
         found = final_parameters(small_run, workdir)
         assert found[0] == STEPS
         chex.assert_trees_all_equal(found[1], expected[1])
         assert [(r["step"], r["loss"]) for r in records(workdir) if "loss" in r] == losses
 
-    for killed_after in range(STEPS):
-        workdir = tmp_path / f"killed_after_{killed_after}"
-        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", until(killed_after))
+    for after in range(STEPS):
+        workdir = tmp_path / f"killed_after_{after}"
+        cut(after, killed)
         with pytest.raises(Killed):
-            loop.pretrain(small_run, str(workdir))
-        monkeypatch.setattr(loop.mesh_lib, "prefetch_to_mesh", prefetch)
-        loop.pretrain(small_run, str(workdir))
+            task.pretrain(small_run, str(workdir))
+        cut(None)
+        task.pretrain(small_run, str(workdir))
         found = final_parameters(small_run, workdir)
         assert found[0] == expected[0] == STEPS
         chex.assert_trees_all_equal(found[1], expected[1])
@@ -186,24 +215,17 @@ def test_views_made_on_the_device(small_run, tmp_path, monkeypatch, capsys):
         view.update(jitter=0.0, grayscale=0.0, blur=0.0)  # quicker to compile
     monkeypatch.setitem(sys.modules, "bt_jax.data.pipeline", None)  # nothing here asks for TensorFlow
 
-    class Feed(loop.DeviceFeed):
-        count, end = 1, None
+    make_feed, together, end = task.make_feed, 1, None
 
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            self.together = Feed.count  # on a CPU it would be one
+    def made(*args, **kwargs):
+        feed = dataclasses.replace(make_feed(*args, **kwargs), steps_per_dispatch=together)  # on a CPU it would be one
+        return feed if end is None else CutFeed(feed, end, killed)
 
-        def batches(self, start, total):
-            for step, delivery in super().batches(start, total):
-                if Feed.end is not None and step > Feed.end:
-                    raise Killed
-                yield step, delivery
-
-    monkeypatch.setattr(loop, "DeviceFeed", Feed)
+    monkeypatch.setattr(task, "make_feed", made)
     losses, parameters = [], []
-    for Feed.count in (1, 2):
-        workdir = tmp_path / f"{Feed.count} at a time"
-        loop.pretrain(small_run, str(workdir))
+    for together in (1, 2):
+        workdir = tmp_path / f"{together} at a time"
+        task.pretrain(small_run, str(workdir))
         assert "made on the device, from the set in its memory" in capsys.readouterr().out
         lines = records(workdir)
         assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
@@ -214,17 +236,19 @@ def test_views_made_on_the_device(small_run, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     chex.assert_trees_all_close(parameters[1].params, parameters[0].params, rtol=1e-3, atol=1e-5)
 
-    Feed.end = 3  # in the second epoch
+    end = 2  # in the second epoch
     with pytest.raises(Killed):
-        loop.pretrain(small_run, str(tmp_path / "killed"))
-    Feed.end = None
-    loop.pretrain(small_run, str(tmp_path / "killed"))
+        task.pretrain(small_run, str(tmp_path / "killed"))
+    end = None
+    task.pretrain(small_run, str(tmp_path / "killed"))
     chex.assert_trees_all_equal(final_parameters(small_run, tmp_path / "killed")[1], parameters[1])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, monkeypatch, request):
     """With the step, and the last good checkpoint kept; what is not finite is never saved."""
     make = loop.make_train_step
+    loop._jitted.cache_clear()
+    request.addfinalizer(loop._jitted.cache_clear)
 
     def poisoned(*arguments):
         step = make(*arguments)
@@ -238,7 +262,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, monkeypatc
 
     monkeypatch.setattr(loop, "make_train_step", poisoned)
     with pytest.raises(UserError, match=r"the loss is not finite at step 6 .*the last good checkpoint is step 3 in"):
-        loop.pretrain(small_run, str(tmp_path / "run"))
+        task.pretrain(small_run, str(tmp_path / "run"))
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()] == ["3"]
     assert records(tmp_path / "run")[-1]["loss"] is None
 
@@ -246,13 +270,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, monkeypatc
 def test_a_damaged_checkpoint_is_stepped_over(small_run, tmp_path, capsys):
     """The run goes on from the one before, says so, and ends as it would have."""
     workdir = tmp_path / "run"
-    loop.pretrain(small_run, str(workdir))
+    task.pretrain(small_run, str(workdir))
     expected = final_parameters(small_run, workdir)
     for file in (workdir / "checkpoints" / "6").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     capsys.readouterr()
-    loop.pretrain(small_run, str(workdir))
+    task.pretrain(small_run, str(workdir))
     said = capsys.readouterr().out
     assert (
         "checkpoint 6 cannot be read" in said
@@ -273,7 +297,7 @@ def test_images_that_do_not_decode_are_named_once(small_run, tmp_path, capsys):
                 Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / split / name / f"{i}.png")
     (tmp_path / "train" / "dog" / "3.png").write_bytes(b"no image")
     small_run.data.update(source="folder", data_dir=str(tmp_path), max_bad_fraction=0.1)
-    result = loop.pretrain(small_run, str(tmp_path / "run"))
+    result = task.pretrain(small_run, str(tmp_path / "run"))
     said = capsys.readouterr().out
     assert result["step"] == STEPS
     assert said.count(f"{tmp_path / 'train' / 'dog' / '3.png'} cannot be read as an image") == 1
@@ -283,20 +307,20 @@ def test_images_that_do_not_decode_are_named_once(small_run, tmp_path, capsys):
 def test_a_signal_while_the_monitor_looks(small_run, tmp_path, monkeypatch, capsys):
     """The look is broken off, the step saved, and the look taken first of all when the run goes on; none is told twice."""
     workdir = tmp_path / "run"
-    watch, looks = loop.Pretraining._watch, []
+    take, looks = loop._Looks.take, []
 
-    def told(self, state, step, reporter):
+    def signalled(self, state, step):
         looks.append(step)
         if len(looks) in (1, 3):  # at the start, and at the end of the first epoch
             os.kill(os.getpid(), signal.SIGUSR1)
-        watch(self, state, step, reporter)
+        take(self, state, step)
 
-    monkeypatch.setattr(loop.Pretraining, "_watch", told)
+    monkeypatch.setattr(loop._Looks, "take", signalled)
     for sentence in ("nothing new was to be saved", "step 3 of 6 is saved"):
         with pytest.raises(Preempted):
-            loop.pretrain(small_run, str(workdir))
+            task.pretrain(small_run, str(workdir))
         assert sentence in capsys.readouterr().err
-    result = loop.pretrain(small_run, str(workdir))
+    result = task.pretrain(small_run, str(workdir))
     assert looks == [0, 0, 3, 3, 6]
     assert [line["step"] for line in records(workdir) if "knn_accuracy" in line] == [0, 3, 6]
     assert [line["step"] for line in records(workdir) if "loss" in line] == list(range(1, STEPS + 1))
@@ -307,7 +331,7 @@ def test_what_a_checkpoint_tells(small_run, tmp_path):
     """Config, place in the data, metrics and score: lost metrics come back, other data is refused."""
     workdir = tmp_path / "run"
     small_run.checkpoint.every_steps = 2
-    loop.pretrain(small_run, str(workdir))
+    task.pretrain(small_run, str(workdir))
     lines = records(workdir)
     notes = json.loads((workdir / "checkpoints" / "4" / "run" / "metadata").read_text())
     assert notes["data"] == {"images": 24, "steps_per_epoch": 3, "epoch": 1, "batch": 1} and notes["watched"] is True
@@ -319,7 +343,7 @@ def test_what_a_checkpoint_tells(small_run, tmp_path):
     (workdir / "metrics.jsonl").unlink()
     (workdir / "config.json").unlink()
     assert config_lib.from_json(config_text(epath.Path(workdir))).to_dict() == small_run.to_dict()
-    loop.pretrain(small_run, str(workdir))
+    task.pretrain(small_run, str(workdir))
     assert records(workdir) == lines
 
     arrays = dict(np.load(tmp_path / "set.npz"))
@@ -328,54 +352,51 @@ def test_what_a_checkpoint_tells(small_run, tmp_path):
     with pytest.raises(
         UserError, match=r"not what it was when checkpoint 6 was saved \(images was 24 and is now 20; steps"
     ):
-        loop.pretrain(small_run, str(workdir))
+        task.pretrain(small_run, str(workdir))
 
 
 def test_a_workdir_that_fails(small_run, tmp_path, monkeypatch):
     """Full, or gone: a sentence with the last good checkpoint."""
-    record = loop.Reporter.record
+    record = progress.Reporter.record
 
     def fail_at_5(self, step, values):
         if step == 5:
             raise OSError(28, "No space left on device")
         record(self, step, values)
 
-    monkeypatch.setattr(loop.Reporter, "record", fail_at_5)
+    monkeypatch.setattr(progress.Reporter, "record", fail_at_5)
     with pytest.raises(
         UserError, match=r"can no longer be written \(No space left on device\); the last good checkpoint is step 3"
     ):
-        loop.pretrain(small_run, str(tmp_path / "full"))
+        task.pretrain(small_run, str(tmp_path / "full"))
 
     def vanish_at_2(self, step, values):
         record(self, step, values)
         if step == 2:
             shutil.rmtree(tmp_path / "gone")
 
-    monkeypatch.setattr(loop.Reporter, "record", vanish_at_2)
+    monkeypatch.setattr(progress.Reporter, "record", vanish_at_2)
     with pytest.raises(UserError, match="gone no longer exists"):
-        loop.pretrain(small_run, str(tmp_path / "gone"))
+        task.pretrain(small_run, str(tmp_path / "gone"))
 
 
 def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
     """Of a run, with its projector where it fits; of another encoder: a sentence. A run of its own from then on."""
-    loop.pretrain(small_run, str(tmp_path / "first"))
+    task.pretrain(small_run, str(tmp_path / "first"))
     _, first = final_parameters(small_run, tmp_path / "first")
     monkeypatch.setattr(init_from, "read_weights", lambda path: weights)
     small_run.init_from = "elsewhere"
     encoder = {"params": first.params["encoder"], "batch_stats": first.model_state["batch_stats"]["encoder"]}
     projector = {"params": first.params["projector"], "batch_stats": first.model_state["batch_stats"]["projector"]}
-    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
 
     class weights:
         arch, width, mean, std, source = "resnet18", 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "step 6 of a run"
         variables, heads = encoder, {"projector": projector}
 
     def fresh():
-        run = loop.Pretraining(small_run, epath.Path(tmp_path / "second"), mesh)
-        state, step, notices = run._state()
-        run.checkpoints.close()
-        assert step == 0
-        return jax.device_get(state), "; ".join(notices)
+        _, start = begun(small_run, tmp_path / "second")
+        assert start.step == 0
+        return jax.device_get(start.state), "; ".join(start.notices)
 
     state, told = fresh()
     chex.assert_trees_all_equal(state.params, first.params)

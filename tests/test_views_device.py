@@ -1,4 +1,6 @@
-"""bt_jax/data/views/device.py against Pillow's results and the host's views: operations, sampling, whole views, sharding."""
+"""bt_jax/data/views/device.py against the host's views: sampling, whole views, groups of them, a jigsaw, sharding."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,85 +11,20 @@ from PIL import Image
 from test_views_host import torchvision_crop
 
 from bt_jax.data.sources.photographs import load_photograph
-from bt_jax.data.views import device as device_views
-from bt_jax.data.views import host as views
-from bt_jax.data.views.device import apply_views, crops_from_uniforms, make_views, sample_views
-from bt_jax.data.views.spec import VIEW_A, VIEW_B, ViewParameters, ViewSpec
+from bt_jax.data.views import host
+from bt_jax.data.views.device import (
+    apply_jigsaws,
+    apply_views,
+    crops_from_uniforms,
+    draw_uniforms,
+    make_views,
+    sample_jigsaws,
+    sample_views,
+)
+from bt_jax.data.views.device_operations import resized_crops, unpacked
+from bt_jax.data.views.spec import VIEW_A, VIEW_B, Jigsaw, JigsawParameters, ViewGroup, ViewParameters, ViewSpec
 from bt_jax.errors import UserError
 from bt_jax.runtime import mesh as mesh_lib
-
-OPERATIONS = {
-    "brightness": device_views.adjust_brightness,
-    "contrast": device_views.adjust_contrast,
-    "saturation": device_views.adjust_saturation,
-    "hue": device_views.adjust_hue,
-    "blur": device_views.gaussian_blur,
-    "grayscale": lambda x, _: device_views.grayscale(x),
-    "solarize": lambda x, _: device_views.solarize(x),
-}
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_operations_are_pillows(golden, operation):
-    """All photographs and values in one batch, each with its own factor; only hue and blur leave a level here or there."""
-    results, bases, values, expected = golden("augment"), [], [], []
-    for key, image in results.items():
-        number, name, *value = key.split("_")
-        if name == operation:
-            bases.append(results[f"{number}_base"])
-            values.append(float(value[0]) if value else 0.0)
-            expected.append(image)
-    run = jax.jit(lambda x, v: device_views.unpacked(OPERATIONS[operation](device_views.packed(x), v)))
-    found = np.asarray(run(np.stack(bases), np.array(values, np.float32)))
-    difference = np.abs(found - np.stack(expected).astype(int))
-    assert len(bases) >= 3
-    if operation in ("hue", "blur"):
-        assert difference.mean() < 0.01 and difference.max() <= 4
-    else:
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_crop_is_pillows(golden):
-    """Antialiased bicubic to 224 of crops of larger photographs, in one array with room to spare."""
-    results = golden("augment")
-    numbers = [key.split("_")[0] for key in results if key.endswith("_full")]
-    fulls = [results[f"{number}_full"] for number in numbers]
-    height, width = (max(full.shape[axis] for full in fulls) for axis in (0, 1))
-    canvas = np.full((len(fulls), height, width, 3), 99, np.uint8)
-    for place, full in zip(canvas, fulls, strict=True):
-        place[: full.shape[0], : full.shape[1]] = full
-    crops = np.array([results[f"{number}_crop_yxhw"] for number in numbers], np.int32)
-    for mirrored in (False, True):
-        found = jax.jit(device_views.resized_crops, static_argnums=3)(canvas, crops, np.full(len(fulls), mirrored), 224)
-        expected = np.stack([results[f"{number}_resized"] for number in numbers])[:, :, :: -1 if mirrored else 1]
-        difference = np.abs(np.asarray(device_views.unpacked(found)) - expected.astype(int))
-        assert difference.max() <= 1 and np.mean(difference > 0) <= 1e-3
-
-
-def test_supervised_crops_are_bilinear_as_the_hosts():
-    """Of one image, enlarged, reduced and mirrored: a level apart at most, where a value lies between two."""
-    image = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
-    crops = np.array([[0, 0, 40, 52], [3, 5, 11, 7], [20, 1, 17, 30]], np.int32)
-    flip = np.array([False, True, False])
-    run = jax.jit(device_views.resized_crops, static_argnames=("size", "kernel"))
-    found = device_views.unpacked(run(np.stack([image] * 3), crops, flip, size=16, kernel="triangle"))
-    for i, crop in enumerate(crops):
-        p = ViewParameters(crop, flip[i], False, np.arange(4, dtype=np.int32), *[np.float32(1)] * 3, np.float32(0),
-                           False, False, np.float32(1), False)  # fmt: skip
-        host = views.apply_views(image, [ViewParameters(*map(tf.constant, p))], 16, "triangle")[0].numpy()
-        assert np.abs(np.asarray(found[i]).astype(int) - host).max() <= 1
-
-
-def test_every_colour_keeps_its_hue_or_turns_as_on_the_host():
-    """A cube of colours, 33 levels a channel: three values in a thousand may differ, and those by little."""
-    levels = np.linspace(0, 255, 33).astype(np.uint8)
-    cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(33 * 3, -1, 3)
-    shifts = np.array([-0.1, -0.004, 0.0, 0.05, 0.1], np.float32)
-    turned = jax.jit(device_views.adjust_hue)(device_views.packed(np.stack([cube] * len(shifts))), shifts)
-    found = np.asarray(device_views.unpacked(turned)).astype(int)
-    for image, shift in zip(found, shifts, strict=True):
-        difference = np.abs(image - views.unpacked(views.adjust_hue(views.packed(cube), tf.constant(shift))).numpy())
-        assert np.mean(difference > 0) < 3e-3 and difference.max() <= 8, shift
 
 
 @pytest.mark.parametrize(("name", "size", "spec"), [("rocket", 96, VIEW_A), ("astronaut", 32, VIEW_B)])
@@ -95,14 +32,14 @@ def test_whole_views_are_the_hosts_on_the_same_parameters(name, size, spec):
     """Asked: 2 levels of mean absolute difference. Here of 48 draws, of each and of the worst."""
     n = 48
     photograph = load_photograph(name)[:200, :300]
-    drawn = jax.jit(
-        lambda: sample_views(5, jnp.int32(2), jnp.arange(n), 0, jnp.full((n, 2), jnp.array(photograph.shape[:2])), spec)
-    )()
+    sizes = jnp.full((n, 2), jnp.array(photograph.shape[:2]))
+    drawn = jax.jit(lambda: sample_views(draw_uniforms(5, 2, jnp.arange(n), 0, 0), sizes, spec))()
     found = jax.jit(apply_views, static_argnums=(2, 3))(np.stack([photograph] * n), drawn, size, spec)
-    image, host = tf.constant(photograph), []
+    image, expected = tf.constant(photograph), []
     for i in range(n):
-        host.append(views.apply_view(image, ViewParameters(*(tf.constant(np.asarray(v[i])) for v in drawn)), size))
-    each = np.abs(np.asarray(found).astype(int) - np.stack(host)).mean((1, 2, 3))
+        one = ViewParameters(*(tf.constant(np.asarray(v[i])) for v in drawn))
+        expected.append(host.apply_views(image, [spec], [one], size)[0])
+    each = np.abs(np.asarray(found).astype(int) - np.stack(expected)).mean((1, 2, 3))
     assert each.mean() < 0.05 and each.max() < 0.5
 
 
@@ -116,11 +53,11 @@ def test_parameters_of_the_hosts_draws_give_its_views():
     orders = np.array([order for order in orders if len(set(order)) == 4], np.int32)
     batch = ViewParameters(**{name: np.stack([value] * 24) for name, value in plain.items()}, order=orders)
     batch = jax.tree.map(lambda v: v.astype({"f": np.float32, "i": np.int32, "b": bool}[v.dtype.kind]), batch)
-    found = np.asarray(jax.jit(apply_views, static_argnums=2)(images, batch, 24)).astype(int)
+    found = np.asarray(jax.jit(apply_views, static_argnums=(2, 3))(images, batch, 24, VIEW_A)).astype(int)
     for i in range(24):
         one = ViewParameters(*(tf.constant(v[i]) for v in batch))
-        host = views.apply_view(tf.constant(images[i]), one, 24).numpy()
-        assert np.abs(found[i] - host).mean() < 0.05, orders[i]
+        expected = host.apply_views(tf.constant(images[i]), [VIEW_A], [one], 24)[0].numpy()
+        assert np.abs(found[i] - expected).mean() < 0.05, orders[i]
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +68,8 @@ def many_draws():
     """
     photograph = np.asarray(Image.fromarray(load_photograph("rocket")).reduce(2))
     block = np.stack([photograph] * 50)
-    draw = jax.jit(
-        lambda examples: make_views(
-            block, None, seed=7, epoch=jnp.int32(0), examples=examples, specs=(VIEW_A, VIEW_B), size=224
-        )
-    )
+    groups = (ViewGroup("pair", (VIEW_A, VIEW_B), 224),)
+    draw = jax.jit(lambda examples: make_views(block, None, groups, seed=7, epoch=0, examples=examples)["pair"])
     x = np.concatenate([draw(np.arange(50, dtype=np.int32) + start) for start in range(0, 400, 50)])
     return (x.astype(np.float32) / 255 - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
 
@@ -178,7 +112,12 @@ def test_draws_have_their_distribution():
     spec = ViewSpec(flip=0.3, jitter=0.6, brightness=0.5, contrast=0.2, saturation=0.1, hue=0.05, grayscale=0.1, blur=0.25,
                     blur_sigma=(0.5, 1.0), solarize=0.4)  # fmt: skip
     n = 4000
-    draw = jax.jit(lambda epoch, view: sample_views(3, epoch, jnp.arange(n), view, jnp.full((n, 2), 32), spec))
+    sizes = jnp.full((n, 2), 32)
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def draw(epoch, view, group=0):
+        return sample_views(draw_uniforms(3, epoch, jnp.arange(n), group, view), sizes, spec)
+
     drawn = jax.device_get(draw(0, 0))
     for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
         p = getattr(spec, name)
@@ -189,26 +128,106 @@ def test_draws_have_their_distribution():
         assert low <= values.min() and values.max() <= high, name
         assert values.mean() == pytest.approx((low + high) / 2, abs=4 * (high - low) / np.sqrt(12 * n)), name
     assert len(np.unique(drawn.order, axis=0)) == 24
-    # Independent of each other, of the epoch and of the other view: no two coins agree more often than chance.
-    coins = [drawn.flip, drawn.jitter, drawn.grayscale, drawn.blur, drawn.solarize, draw(1, 0).flip, draw(0, 1).flip]
-    assert np.abs(np.corrcoef(np.stack(coins).astype(float)) - np.eye(7)).max() < 4.5 / np.sqrt(n)
+    # Independent of each other, of the epoch, of the other view and group: no two coins agree more often than chance.
+    coins = [drawn.flip, drawn.jitter, drawn.grayscale, drawn.blur, drawn.solarize]
+    coins += [draw(1, 0).flip, draw(0, 1).flip, draw(0, 0, 1).flip]
+    assert np.abs(np.corrcoef(np.stack(coins).astype(float)) - np.eye(8)).max() < 4.5 / np.sqrt(n)
+
+
+CROPS = ViewSpec(jitter=0.0, grayscale=0.0, blur=0.0)  # quick to compile
+GLOBAL, LOCAL = ViewGroup("global", (VIEW_A, CROPS), 16), ViewGroup("local", (CROPS,) * 3, 12)
+PATCHES = ViewGroup("patches", Jigsaw(CROPS, cell=11), 8)
+
+
+@functools.lru_cache
+def made_by(*groups):
+    return jax.jit(
+        lambda images, examples: make_views(images, None, groups, seed=1, epoch=jnp.int32(4), examples=examples)
+    )
 
 
 def test_views_do_not_depend_on_devices_or_company():
     """On eight devices, on one, and among the same images in another order: an image's views are the same bits."""
     images = np.random.default_rng(0).integers(0, 256, (16, 20, 24, 3), np.uint8)
     examples = np.arange(16, dtype=np.int32) * 7
-    run = jax.jit(
-        lambda images, examples: make_views(
-            images, None, seed=1, epoch=jnp.int32(4), examples=examples, specs=(VIEW_A,), size=16
-        )
-    )
+    run = made_by(GLOBAL, LOCAL, PATCHES)
     over = mesh_lib.over_batch(jax.make_mesh((8,), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,)))
-    expected = np.asarray(run(images, examples))
+    expected = jax.device_get(run(images, examples))
     sharded = run(*jax.device_put((images, examples), over))
-    assert sharded.sharding.is_equivalent_to(over, 5)
-    np.testing.assert_array_equal(sharded, expected)
-    np.testing.assert_array_equal(run(images[::-1], examples[::-1]), expected[::-1])
+    reversed_ = run(images[::-1], examples[::-1])
+    shapes = {"global": (16, 2, 16, 16, 3), "local": (16, 3, 12, 12, 3), "patches": (16, 9, 8, 8, 3)}
+    assert {name: views.shape for name, views in expected.items()} == shapes
+    for name, views in expected.items():
+        assert sharded[name].sharding.is_equivalent_to(over, 5)
+        np.testing.assert_array_equal(sharded[name], views)
+        np.testing.assert_array_equal(reversed_[name], views[::-1])
+
+
+def test_further_views_and_groups_leave_the_others_as_they_were():
+    """And are draws of their own: no two views of an image are equal."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 20, 24, 3), np.uint8)
+    examples = np.arange(4, dtype=np.int32)
+    alone = made_by(ViewGroup("global", (CROPS, CROPS), 12))(images, examples)["global"]
+    groups = (ViewGroup("global", (CROPS,) * 5, 12), LOCAL, PATCHES)
+    together = made_by(*groups)(images, examples)
+    np.testing.assert_array_equal(together["global"][:, :2], alone)
+    of_one_size = np.concatenate([together["global"], together["local"]], axis=1)
+    for views in (*of_one_size, *together["patches"]):
+        assert len(np.unique(views.reshape(len(views), -1), axis=0)) == len(views)
+
+
+def drawn_jigsaws(jigsaw, size, n=200):
+    """Parameters for n images of 40 × 52 pixels."""
+    sizes = jnp.full((n, 2), jnp.array([40, 52]))
+    uniforms = functools.partial(draw_uniforms, 3, 0, jnp.arange(n), 0)
+    return jax.device_get(jax.jit(lambda: sample_jigsaws(uniforms, sizes, jigsaw, size))())
+
+
+def test_jigsaw_draws():
+    """Each cell once, in an order that differs from image to image; windows anywhere in their cells, flips of their own."""
+    jigsaw = Jigsaw(ViewSpec(crop_scale=(0.6, 1.0), flip=0.3), cell=11)
+    crop, patches = drawn_jigsaws(jigsaw, 8)
+    area = crop[:, 2] * crop[:, 3] / (40 * 52)
+    assert area.min() > 0.55 and area.max() <= 1 and len(np.unique(crop, axis=0)) > 190
+    assert (patches.crop[..., 2:] == 8).all()
+    cells, offsets = np.divmod(patches.crop[..., :2], 11)
+    order = cells[..., 0] * 3 + cells[..., 1]
+    np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(9), (200, 1)))
+    assert len(np.unique(order, axis=0)) == 200
+    assert set(offsets.ravel()) == {0, 1, 2, 3}
+    assert patches.flip.mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / 1800))
+    assert np.abs(np.corrcoef(patches.flip.T.astype(float)) - np.eye(9)).max() < 4.5 / np.sqrt(200)
+
+
+@pytest.mark.parametrize("cell", [8, 11])
+def test_patches_put_back_in_order_are_the_crop(cell):
+    """Where windows fill their cells all of it; else each is the crop's pixels at its window, mirrored where it is so drawn."""
+    jigsaw, n = Jigsaw(CROPS, cell=cell), 5
+    images = np.random.default_rng(0).integers(0, 256, (n, 40, 52, 3), np.uint8)
+    drawn = drawn_jigsaws(jigsaw, 8, n)
+    found = np.asarray(jax.jit(lambda: apply_jigsaws(images, drawn, 8, jigsaw))())
+    whole = np.asarray(unpacked(resized_crops(images, drawn.crop, np.zeros(n, bool), 3 * cell)))
+    filled = np.zeros_like(whole)
+    for i in range(n):
+        for patch, flip, (top, left, _, _) in zip(found[i], drawn.patches.flip[i], drawn.patches.crop[i], strict=True):
+            filled[i, top : top + 8, left : left + 8] = patch[:, ::-1] if flip else patch
+    covered = filled.any(axis=-1)
+    assert covered.mean() == pytest.approx((8 / cell) ** 2, abs=0.01)
+    difference = np.abs(filled[covered].astype(int) - whole[covered])  # a value between two levels may fall to either
+    assert difference.max() <= 1 and np.mean(difference > 0) <= 1e-3
+
+
+def test_jigsaws_are_the_hosts_on_the_same_parameters():
+    """Colours of its own for each patch."""
+    jigsaw, n = Jigsaw(VIEW_B, cell=11), 6
+    photograph = load_photograph("rocket")[:40, :52]
+    drawn = drawn_jigsaws(jigsaw, 8, n)
+    found = np.asarray(jax.jit(lambda: apply_jigsaws(np.stack([photograph] * n), drawn, 8, jigsaw))())
+    for i in range(n):
+        patches = [ViewParameters(*(tf.constant(v[i, k]) for v in drawn.patches)) for k in range(9)]
+        one = JigsawParameters(tf.constant(drawn.crop[i]), patches)
+        expected = host.apply_jigsaw(tf.constant(photograph), jigsaw, one, 8).numpy()
+        assert np.abs(found[i].astype(int) - expected).mean() < 0.1
 
 
 def test_what_lies_beside_an_image_in_its_array_is_never_seen():
@@ -219,12 +238,9 @@ def test_what_lies_beside_an_image_in_its_array_is_never_seen():
     black = noisy.copy()
     for image, (height, width) in zip(black, sizes, strict=True):
         image[height:], image[:, width:] = 0, 0
-    run = jax.jit(
-        lambda images: make_views(
-            images, sizes, seed=0, epoch=jnp.int32(0), examples=jnp.arange(6), specs=(VIEW_A,), size=16
-        )
-    )
-    np.testing.assert_array_equal(run(noisy), run(black))
+    groups = (ViewGroup("image", (VIEW_A,), 16), PATCHES)
+    run = jax.jit(lambda images: make_views(images, sizes, groups, seed=0, epoch=jnp.int32(0), examples=jnp.arange(6)))
+    jax.tree.map(np.testing.assert_array_equal, run(noisy), run(black))
 
 
 @pytest.mark.parametrize(
@@ -238,4 +254,4 @@ def test_what_lies_beside_an_image_in_its_array_is_never_seen():
 )  # fmt: skip
 def test_bad_images(images, sentence):
     with pytest.raises(UserError, match=sentence):
-        make_views(images, None, seed=0, epoch=0, examples=np.zeros(len(images), np.int32), specs=(VIEW_A,), size=8)
+        make_views(images, None, (GLOBAL,), seed=0, epoch=0, examples=np.zeros(len(images), np.int32))

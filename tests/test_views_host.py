@@ -1,104 +1,23 @@
-"""bt_jax/data/views/host.py against Pillow and torchvision: each operation, the sampling, whole views."""
+"""bt_jax/data/views/host.py against Pillow and torchvision: the sampling, whole views, groups of them, a jigsaw."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageFilter
+from PIL import Image
 
+from bt_jax.data.order import draw_seed
 from bt_jax.data.sources.photographs import load_photograph
-from bt_jax.data.views import host as views
+from bt_jax.data.views import host_operations as operations
 from bt_jax.data.views.host import (
-    VIEW_A,
-    VIEW_B,
-    ViewSpec,
-    apply_view,
+    apply_jigsaw,
+    apply_views,
     crop_from_uniforms,
     evaluation_view,
+    make_views,
+    sample_jigsaw,
     sample_view,
 )
-
-OPERATIONS = {
-    "brightness": views.adjust_brightness,
-    "contrast": views.adjust_contrast,
-    "saturation": views.adjust_saturation,
-    "hue": views.adjust_hue,
-    "blur": views.gaussian_blur,
-}
-
-
-def cases(golden, operation):
-    """(what, base image, value, expected image) of each photograph."""
-    results = golden("augment")
-    for key, expected in results.items():
-        number, name, *value = key.split("_")
-        if name == operation:
-            yield key, results[f"{number}_base"], tf.constant(float(value[0]) if value else 0.0), expected
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("operation", ["brightness", "contrast", "saturation", "hue", "blur", "grayscale", "solarize"])
-def test_operations_are_pillows(golden, operation, compiled):
-    """To the level in every pixel, whether TensorFlow runs them one by one or XLA makes one program of them."""
-    run = OPERATIONS.get(operation) or (lambda x, _: getattr(views, operation)(x))
-    run = tf.function(run, jit_compile=True, autograph=False) if compiled else run
-    seen = 0
-    for key, base, value, expected in cases(golden, operation):
-        np.testing.assert_array_equal(views.unpacked(run(views.packed(base), value)), expected, err_msg=key)
-        seen += 1
-    assert seen >= 3
-
-
-def test_packing_loses_nothing():
-    """Every level of every channel comes back, in its place."""
-    image = np.random.default_rng(0).permutation(np.repeat(np.arange(256, dtype=np.uint8), 3)).reshape(16, 16, 3)
-    np.testing.assert_array_equal(views.unpacked(views.packed(image)), image)
-
-
-def test_every_colour_keeps_its_hue_or_turns_as_pillow_turns_it():
-    """A cube of colours, 33 levels a channel, through Pillow's own HSV: equal."""
-    levels = np.linspace(0, 255, 33).astype(np.uint8)
-    cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(33 * 3, -1, 3)
-    for shift in (-0.1, -0.004, 0.0, 0.05, 0.1):
-        h, s, v = Image.fromarray(cube).convert("HSV").split()
-        turned = np.asarray(h) + np.array(int(shift * 255), np.int64).astype(np.uint8)  # as torchvision's uint8 wraps
-        expected = Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), s, v)).convert("RGB")
-        found = views.unpacked(views.adjust_hue(views.packed(cube), tf.constant(shift)))
-        np.testing.assert_array_equal(found, np.asarray(expected), err_msg=str(shift))
-
-
-@pytest.mark.parametrize("sigma", [0.1, 0.5, 0.99, 1.0, 1.37, 1.8, 2.0, 2.4])
-def test_blur_of_any_size_is_pillows(sigma):
-    """Noise, the hardest image, and one smaller than the widest blur."""
-    rng = np.random.default_rng(0)
-    for height, width in ((40, 23), (3, 2), (1, 1)):
-        image = rng.integers(0, 256, (height, width, 3), np.uint8)
-        expected = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
-        found = views.unpacked(views.gaussian_blur(views.packed(image), tf.constant(sigma)))
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_crop_is_pillows(golden):
-    """Antialiased bicubic to 224: one value in a thousand may be a level off, none more."""
-    results = golden("augment")
-    for key in [key for key in results if key.endswith("_full")]:
-        number = key.split("_")[0]
-        found = views.resized_crop(
-            tf.constant(results[key]), tf.constant(results[f"{number}_crop_yxhw"], tf.int32), 224
-        )
-        difference = np.abs(found.numpy().astype(int) - results[f"{number}_resized"])
-        assert difference.max() <= 1 and np.mean(difference > 0) <= 1e-3, key
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (500, 3), (37, 61)])
-def test_crop_of_odd_shapes_is_pillows(height, width):
-    """Enlarged, shrunk, and both at once, from a corner of an image; columns first, as Pillow did when the paper was new."""
-    image = np.random.default_rng(height).integers(0, 256, (height + 2, width + 3, 3), np.uint8)
-    expected = Image.fromarray(image).crop((3, 2, 3 + width, 2 + height))
-    for shape in ((32, height), (32, 32)):
-        expected = expected.resize(shape, Image.Resampling.BICUBIC)
-    found = views.resized_crop(tf.constant(image), tf.constant([2, 3, height, width]), 32).numpy()
-    difference = np.abs(found - np.asarray(expected).astype(int))
-    assert difference.max() <= 1 and np.mean(difference > 0) <= 1e-3
+from bt_jax.data.views.spec import VIEW_A, VIEW_B, Jigsaw, ViewGroup, ViewParameters, ViewSpec, draw_number
 
 
 @pytest.mark.parametrize(("view", "spec"), [("a", VIEW_A), ("b", VIEW_B)])
@@ -109,7 +28,9 @@ def test_statistics_of_many_draws_are_the_official_ones(golden, view, spec):
     height, width = image.shape[:2]
     seeds = tf.stack([tf.fill([400], tf.constant(7, tf.int64)), tf.range(400, dtype=tf.int64)], axis=1)
     drawn = tf.data.Dataset.from_tensor_slices(seeds).map(
-        tf.autograph.experimental.do_not_convert(lambda s: apply_view(image, sample_view(s, height, width, spec), 224)),
+        tf.autograph.experimental.do_not_convert(
+            lambda s: apply_views(image, [spec], [sample_view(s, height, width, spec)], 224)[0]
+        ),
         num_parallel_calls=2,
     )
     x = np.stack(list(drawn.as_numpy_iterator())) / 255
@@ -165,7 +86,7 @@ def test_draws_have_their_distribution():
     seeds = tf.stack([tf.zeros([n], tf.int64), tf.range(n, dtype=tf.int64)], axis=1)
     sample = tf.autograph.experimental.do_not_convert(lambda s: tuple(sample_view(s, 32, 32, spec)))
     drawn = next(tf.data.Dataset.from_tensor_slices(seeds).map(sample).batch(n).as_numpy_iterator())
-    drawn = views.ViewParameters(*drawn)
+    drawn = ViewParameters(*drawn)
     for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
         p = getattr(spec, name)
         assert getattr(drawn, name).mean() == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / n)), name
@@ -190,21 +111,119 @@ def test_order_of_operations():
         values = {**plain, **changes}
         kinds = {bool: tf.bool, float: tf.float32, list: tf.int32}
         parameters = {name: tf.constant(value, kinds[type(value)]) for name, value in values.items()}
-        return apply_view(tf.constant(image), views.ViewParameters(**parameters), 24)
+        return apply_views(tf.constant(image), [ViewSpec(solarize=0.5)], [ViewParameters(**parameters)], 24)[0]
 
     np.testing.assert_array_equal(view(), image)
     np.testing.assert_array_equal(view(flip=True), image[:, ::-1])
-    x = views.packed(image)
-    by_hand = {0: lambda x: views.adjust_brightness(x, 1.3), 1: lambda x: views.adjust_contrast(x, 0.7),
-               2: lambda x: views.adjust_saturation(x, 1.2), 3: lambda x: views.adjust_hue(x, tf.constant(0.05))}  # fmt: skip
+    x = operations.packed(image)
+    by_hand = {0: lambda x: operations.adjust_brightness(x, 1.3), 1: lambda x: operations.adjust_contrast(x, 0.7),
+               2: lambda x: operations.adjust_saturation(x, 1.2), 3: lambda x: operations.adjust_hue(x, tf.constant(0.05))}  # fmt: skip
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
         expected = x
         for place in order:
             expected = by_hand[place](expected)
-        np.testing.assert_array_equal(view(jitter=True, order=order), views.unpacked(expected))
-    expected = views.solarize(views.gaussian_blur(views.grayscale(x), tf.constant(1.0)))
+        np.testing.assert_array_equal(view(jitter=True, order=order), operations.unpacked(expected))
+    expected = operations.solarize(operations.gaussian_blur(operations.grayscale(x), tf.constant(1.0)))
     found = view(grayscale=True, blur=True, solarize=True)
-    np.testing.assert_array_equal(found, views.unpacked(expected))
+    np.testing.assert_array_equal(found, operations.unpacked(expected))
+
+
+CROPS = ViewSpec(jitter=0.0, grayscale=0.0, blur=0.0)  # nothing to compile
+
+
+def seeds(epoch, example, group, view):
+    return tf.stack(
+        draw_seed(3, tf.constant(epoch, tf.int64), tf.constant(example, tf.int64), draw_number(group, view))
+    )
+
+
+def made(image, *groups, epoch=2, example=7):
+    where = {"epoch": tf.constant(epoch, tf.int64), "example": tf.constant(example, tf.int64)}
+    return {name: views.numpy() for name, views in make_views(tf.constant(image), groups, seed=3, **where).items()}
+
+
+def test_groups_of_views():
+    """Two groups of different sizes and a jigsaw, put together by hand; each view is resized as its own spec says."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
+    bilinear, jigsaw = ViewSpec(blur=0.5, interpolation="bilinear"), Jigsaw(VIEW_B, cell=11)
+    groups = (
+        ViewGroup("global", (VIEW_A, bilinear), 16),
+        ViewGroup("local", (VIEW_B,) * 3, 12),
+        ViewGroup("patches", jigsaw, 8),
+    )
+    views = made(image, *groups)
+    assert {name: v.shape for name, v in views.items()} == {group.name: group.shape for group in groups}
+    for number, group in enumerate(groups[:2]):
+        for view, spec in enumerate(group.draws):
+            parameters = sample_view(seeds(2, 7, number, view), 40, 52, spec)
+            expected = apply_views(tf.constant(image), [spec], [parameters], group.size)[0]
+            np.testing.assert_array_equal(views[group.name][view], expected)
+    drawn = sample_jigsaw(lambda patch: seeds(2, 7, 2, patch), 40, 52, jigsaw, 8)
+    np.testing.assert_array_equal(views["patches"], apply_jigsaw(tf.constant(image), jigsaw, drawn, 8))
+
+
+def test_interpolation_is_the_views_own():
+    """The same draw, bicubic and bilinear, beside each other in a group."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
+    specs = [ViewSpec(jitter=0.0, grayscale=0.0, blur=0.0, flip=0.0, interpolation=i) for i in ("bicubic", "bilinear")]
+    parameters = sample_view(seeds(0, 0, 0, 0), 40, 52, specs[0])
+    found = apply_views(tf.constant(image), specs, [parameters, parameters], 12)
+    for view, spec in zip(found, specs, strict=True):
+        resized = operations.resized(tf.constant(image), parameters.crop, 12, 12, spec.interpolation)
+        np.testing.assert_array_equal(view, operations.levels(resized))
+    assert (found[0].numpy() != found[1].numpy()).mean() > 0.5
+
+
+def test_further_views_and_groups_leave_the_others_as_they_were():
+    """And are draws of their own: no two views of an image are equal."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
+    alone = made(image, ViewGroup("global", (CROPS, CROPS), 12))
+    local, patches = ViewGroup("local", (CROPS,) * 6, 12), ViewGroup("patches", Jigsaw(CROPS, cell=13), 12)
+    together = made(image, ViewGroup("global", (CROPS,) * 5, 12), local, patches)
+    np.testing.assert_array_equal(together["global"][:2], alone["global"])
+    every = np.concatenate(list(together.values()))
+    assert len(np.unique(every.reshape(20, -1), axis=0)) == 20
+
+
+def test_jigsaw_draws():
+    """Each cell once, in an order that differs from image to image; windows anywhere in their cells, flips of their own."""
+    jigsaw, n = Jigsaw(ViewSpec(crop_scale=(0.6, 1.0), flip=0.3), cell=11), 200
+
+    @tf.autograph.experimental.do_not_convert
+    def sample(example):
+        def seed_of(patch):
+            return tf.stack(draw_seed(3, tf.constant(0, tf.int64), example, draw_number(1, patch)))
+
+        crop, patches = sample_jigsaw(seed_of, 40, 52, jigsaw, 8)
+        return crop, tf.stack([p.crop for p in patches]), tf.stack([p.flip for p in patches])
+
+    crop, windows, flips = next(tf.data.Dataset.range(n).map(sample).batch(n).as_numpy_iterator())
+    area = crop[:, 2] * crop[:, 3] / (40 * 52)
+    assert area.min() > 0.55 and area.max() <= 1 and len(np.unique(crop, axis=0)) > 190
+    assert (windows[..., 2:] == 8).all()
+    cells, offsets = np.divmod(windows[..., :2], 11)
+    order = cells[..., 0] * 3 + cells[..., 1]
+    np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(9), (n, 1)))
+    assert len(np.unique(order, axis=0)) == n
+    assert set(offsets.ravel()) == {0, 1, 2, 3}
+    assert flips.mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / (9 * n)))
+
+
+@pytest.mark.parametrize("cell", [8, 11])
+def test_patches_put_back_in_order_are_the_crop(cell):
+    """Where windows fill their cells all of it; else each is the crop's pixels at its window, mirrored where it is so drawn."""
+    image = tf.constant(np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8))
+    jigsaw = Jigsaw(CROPS, cell=cell)
+    drawn = sample_jigsaw(lambda patch: seeds(0, 5, 0, patch), 40, 52, jigsaw, 8)
+    found = apply_jigsaw(image, jigsaw, drawn, 8).numpy()
+    whole = operations.levels(operations.resized(image, drawn.crop, 3 * cell, 3 * cell)).numpy()
+    filled = np.zeros_like(whole)
+    for patch, parameters in zip(found, drawn.patches, strict=True):
+        top, left = parameters.crop.numpy()[:2]
+        filled[top : top + 8, left : left + 8] = patch[:, ::-1] if parameters.flip else patch
+    covered = filled.any(axis=-1)
+    assert covered.mean() == pytest.approx((8 / cell) ** 2, abs=0.01)
+    np.testing.assert_array_equal(filled[covered], whole[covered])
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (401, 300), (256, 256), (50, 499), (7, 5)])

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
 from bt_jax import config as config_lib
-from bt_jax.data.pipeline import eval_batches
+from bt_jax.data.eval_batches import eval_batches
 from bt_jax.data.sources.voc import CLASSES, voc_source
 from bt_jax.errors import UserError
 from bt_jax.evaluation.voc import svm_average_precisions

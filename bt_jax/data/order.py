@@ -4,6 +4,8 @@ An epoch is a permutation that is computed, not shuffled through a buffer, so th
 before it. The incomplete last batch of an epoch is dropped, as in the official program.
 """
 
+from typing import Any
+
 import numpy as np
 
 
@@ -42,14 +44,17 @@ class Order:
         return epoch, self._cached[1][place * self._batch_size : (place + 1) * self._batch_size]
 
 
-def view_seeds(seed: int, epoch: int, examples: np.ndarray, views: int = 2) -> np.ndarray:
-    """A seed for each view of each example, (n, views, 2) int64: (seed + epoch·2³², example·views + view).
+def draw_seed(seed: int, epoch: Any, example: Any, draw: int) -> tuple[Any, Any]:
+    """The seed of one draw of one example: (seed + epoch·2³², 2·example + draw mod 2 + (draw // 2)·2⁴⁸).
 
-    Different for every (seed, epoch, example, view), with seed below 2³² and epoch below 2³¹. The pairs need not look
-    random: the stateless generator that takes them (Philox) scrambles them.
+    Different for every (seed, epoch, example, draw), with seed below 2³², epoch below 2³¹, example below 2⁴⁷ and draw below
+    2¹⁵. The pairs need not look random: the stateless generator that takes them (Philox) scrambles them.
+
+    Args:
+      epoch, example: int64, of numpy or TensorFlow.
+      draw: its number among those of an image (bt_jax/data/views/spec.py, `draw_number`).
     """
-    places = np.asarray(examples, np.int64)[:, None] * views + np.arange(views)[None, :]
-    return np.stack([np.full_like(places, seed + (epoch << 32)), places], axis=-1)
+    return seed + epoch * (1 << 32), example * 2 + (draw % 2 + (draw // 2 << 48))
 
 
 def single_seed(seed: int, epoch: int) -> int:

@@ -6,7 +6,8 @@ A part is a source like any other, and its examples are known by their numbers i
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -91,6 +92,17 @@ def check_labels(labels: np.ndarray, source: Source, *, all_classes: bool = True
             f"{len(absent)} of the {source.num_classes} classes have no image in {source.name}: {names}; "
             "each class needs at least one."
         )
+
+
+def with_checked_labels(batches: Iterable[dict[str, Any]], source: Source) -> Iterator[dict[str, Any]]:
+    """The batches as they are, their labels looked at: those of records are not known before they come.
+
+    Raises:
+      UserError: (while iterating) as `check_labels`.
+    """
+    for batch in batches:
+        check_labels(batch["label"][batch["mask"]] if "mask" in batch else batch["label"], source, all_classes=False)
+        yield batch
 
 
 def take(source: Source, examples: np.ndarray, name: str) -> Source:

@@ -15,10 +15,10 @@ def make_program(train_step: Program, prepare: Callable[[Any, Any], Any] | None 
 
     Args:
       train_step: of (state, batch), as `make_train_step` builds it.
-      prepare: (held, item) -> batch, as DeviceFeed.prepare; None where batches come ready from the host.
+      prepare: (resident, item) -> batch, as `Feed.prepare`; None where batches come ready from the host.
 
     Returns:
-      A function of a delivery: a batch; what `prepare` takes for an item, of one step; or {"held": …, "items": …}, items
+      A function of a delivery: a batch; what `prepare` takes for an item, of one step; or {"resident": …, "items": …}, items
       with an axis of steps in front, all of which are made. Metrics have that axis too, then.
     """
     if prepare is None:
@@ -27,10 +27,10 @@ def make_program(train_step: Program, prepare: Callable[[Any, Any], Any] | None 
     def program(state: TrainState, delivery: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         if "items" not in delivery:
             return train_step(state, prepare(None, delivery))
-        held, items = delivery["held"], delivery["items"]
+        resident, items = delivery["resident"], delivery["items"]
 
         def step(state, item):
-            return train_step(state, prepare(held, item))
+            return train_step(state, prepare(resident, item))
 
         if len(jax.tree.leaves(items)[0]) == 1:  # a loop of one costs the compiler what it could do across its border
             state, metrics = step(state, jax.tree.map(lambda x: x[0], items))

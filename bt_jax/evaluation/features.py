@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bt_jax.errors import UserError
-from bt_jax.models.inputs import normalize
+from bt_jax.models.inputs import Inputs
 from bt_jax.runtime import mesh as mesh_lib
 
 EvalBatch = dict[str, np.ndarray]  # {"image": (n, H, W, 3) uint8, "label": (n,) int32, "mask": (n,) bool}
@@ -75,16 +75,13 @@ def first_bad_layer(module: nn.Module, variables: Any, images: jax.Array) -> str
 class FeatureExtractor:
     """Runs a function of images over batches on the mesh."""
 
-    def __init__(
-        self, apply: Callable[[Any, jax.Array], jax.Array], mesh: Mesh, *, mean: tuple, std: tuple, dtype: Any
-    ):
+    def __init__(self, apply: Callable[[Any, jax.Array], jax.Array], mesh: Mesh, inputs: Inputs):
         """Args:
-        apply: (variables, normalised images (N, H, W, 3) of `dtype`) -> features (N, F); see `frozen`.
+        apply: (variables, normalised images (N, H, W, 3)) -> features (N, F); see `frozen`.
         """
 
         def encode(variables, batch):
-            images = normalize(batch["image"], mean=mean, std=std, dtype=dtype)
-            return apply(variables, images).astype(jnp.float32), batch["label"], batch["mask"]
+            return apply(variables, inputs.normalize(batch["image"])).astype(jnp.float32), batch["label"], batch["mask"]
 
         self._mesh = mesh
         # Replicated results: every process gets all features, in the order of the set.

@@ -1,8 +1,9 @@
 """What all evaluations begin with: the encoder that is judged, the two labelled splits, the mesh, and checks of all."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -14,19 +15,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
-from bt_jax.data.feed import eval_batches
+from bt_jax.data.eval_batches import eval_batches
 from bt_jax.data.order import evenly
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.subsets import check_labels
-from bt_jax.data.views.spec import ViewSpec
+from bt_jax.data.views.spec import ViewGroup, ViewSpec
+from bt_jax.engine.session import Session, session
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, first_bad_layer, frozen
 from bt_jax.evaluation.pairs import Pairs
 from bt_jax.evaluation.results import Result, same_encoder
 from bt_jax.export.encoder import load_encoder
 from bt_jax.models import make_encoder
-from bt_jax.models.inputs import normalize
+from bt_jax.models.inputs import Inputs
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
 from bt_jax.runtime.workdir import claim_workdir
@@ -40,14 +42,13 @@ class Judged:
     Attributes:
       module: computes in the config's dtype.
       variables: on all devices of the mesh; None for one that is to be made anew.
-      mean, std: by which its images are normalised: those that it was trained with.
+      inputs: how its images are normalised: as when it was trained.
       facts: source, step, sha256, arch and width, for the result; None for one that is to be made anew.
     """
 
     module: nn.Module
     variables: Any
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    inputs: Inputs
     facts: Result | None
 
 
@@ -62,7 +63,7 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
         model.arch, small_images=model.small_images, dtype=dtype, width=model.width, stem_stride=model.stem_stride
     )
     if config.task == "finetune" and config.finetune.from_scratch:
-        return Judged(wanted, None, tuple(config.data.mean), tuple(config.data.std), None)
+        return Judged(wanted, None, Inputs.of(config.data, dtype), None)
     encoder = load_encoder(config.init_from)
     if encoder.module.clone(dtype=dtype) != wanted:
         raise UserError(
@@ -74,7 +75,8 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
     facts |= {"arch": encoder.arch, "width": model.width, "features": encoder.width}
     host = jax.tree.map(np.asarray, encoder.variables)
     placed = jax.device_put(host, mesh_lib.everywhere(mesh))
-    return Judged(wanted, placed, tuple(encoder.mean), tuple(encoder.std), facts)
+    inputs = Inputs(config.data.image_size, tuple(encoder.mean), tuple(encoder.std), dtype)
+    return Judged(wanted, placed, inputs, facts)
 
 
 def _described(arch: str, module: nn.Module) -> str:
@@ -90,15 +92,22 @@ class Evaluation:
     """
 
     def __init__(
-        self, config: ConfigDict, workdir: epath.Path, mesh: Mesh, *, say: Callable[[str], None] | None = None
+        self,
+        config: ConfigDict,
+        workdir: epath.Path,
+        mesh: Mesh,
+        *,
+        within: Session | None = None,
+        say: Callable[[str], None] | None = None,
     ):
         """Args:
+        within: the session of a run that this evaluation is a part of; None: it has one of its own.
         say: what takes the lines for the user; by default they are printed by the first process.
 
         Raises:
           UserError: whatever is wrong with the encoder, the sets or the workdir; nothing is written before all is right.
         """
-        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.config, self.workdir, self.mesh, self._within = config, workdir, mesh, within
         self.is_first = jax.process_index() == 0
         self.say = say or (functools.partial(print, flush=True) if self.is_first else lambda _: None)
         self.train, self.test = (self._source(split) for split in ("train", "test"))
@@ -128,10 +137,25 @@ class Evaluation:
             )
             raise UserError(f"{train.name} and {test.name} {found}; give both the same.")
 
-    def begin(self, protocol: str, *, seeds: str = "") -> None:
-        """Claims the workdir and tells what will be done."""
+    @contextlib.contextmanager
+    def begun(self, protocol: str, *, seeds: str = "") -> Iterator[Session]:
+        """Claims the workdir for as long as the evaluation lasts, and tells what will be done.
+
+        Raises:
+          UserError, Preempted: as `bt_jax.engine.session.session` does.
+        """
+        if self._within is None:
+            with session(self.config, self.workdir) as held:
+                self._say_start(protocol, seeds)
+                yield held
+            return
+        if self.is_first:
+            claim_workdir(self.config, self.workdir, write=True)
+        self._say_start(protocol, seeds)
+        yield self._within
+
+    def _say_start(self, protocol: str, seeds: str) -> None:
         config = self.config
-        claim_workdir(config, self.workdir, write=self.is_first)
         same_encoder(self.workdir, self.judged.facts, write=self.is_first)
         devices = self.mesh.devices.flat
         facts, width = self.judged.facts, self.judged.module.num_features
@@ -170,15 +194,13 @@ class Evaluation:
     @functools.cached_property
     def _extract(self) -> FeatureExtractor:
         judged = self.judged
-        return FeatureExtractor(
-            frozen(judged.module), self.mesh, mean=judged.mean, std=judged.std, dtype=judged.module.dtype
-        )
+        return FeatureExtractor(frozen(judged.module), self.mesh, judged.inputs)
 
     def _explained(self, error: NotFiniteFeatures, source: Source, limit: int | None) -> UserError:
         """With the image's name, and the layer where it goes wrong."""
         judged, where = self.judged, "in a layer that the process with that image could name"
         if error.image is not None:
-            images = normalize(error.image[None], mean=judged.mean, std=judged.std, dtype=judged.module.dtype)
+            images = judged.inputs.normalize(error.image[None])
             here = jax.tree.map(lambda leaf: leaf.addressable_data(0), judged.variables)
             where = f"first in layer {first_bad_layer(judged.module, here, images)}"
         place = source.place(int(evenly(len(source), limit)[error.place]))
@@ -188,12 +210,19 @@ class Evaluation:
         )
 
     def pairs_of_views(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The features of both views of `knn.pairs` train images; None where there are none to be had."""
+        """The features of two views each of `knn.pairs` train images, drawn as `pairs` says; None where there are none."""
         config = self.config
-        specs = tuple(ViewSpec(**config.pairs[name]) for name in ("view_a", "view_b"))
-        size, count = config.features.batch_size, config.knn.pairs
-        pairs = Pairs(self.train, config, self.mesh, specs=specs, batch_size=size, count=count)
-        return pairs.features(self._extract, self.judged.variables) if pairs.count else None
+        draws = (ViewSpec(**config.pairs.view_a), ViewSpec(**config.pairs.view_b))
+        pairs = Pairs(
+            self.train,
+            config.data,
+            ViewGroup("pair", draws, config.data.image_size),
+            seed=config.seed,
+            count=config.knn.pairs,
+            batch_size=config.features.batch_size,
+            mesh=self.mesh,
+        )
+        return pairs.features(self._extract, self.judged.variables)
 
     def data_facts(self) -> Result:
         """The sets, for the result."""

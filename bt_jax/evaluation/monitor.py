@@ -3,20 +3,19 @@
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax.data.feed import eval_batches
+from bt_jax.data.eval_batches import eval_batches
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
-from bt_jax.data.views.spec import ViewSpec
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, frozen, raw_pixels
 from bt_jax.evaluation.health import health
 from bt_jax.evaluation.knn import knn_accuracy
 from bt_jax.evaluation.pairs import Pairs
+from bt_jax.models.inputs import Inputs
 from bt_jax.runtime import mesh as mesh_lib
 
 Labelled = tuple[np.ndarray, np.ndarray]  # features (n, F) and labels (n,)
@@ -28,13 +27,27 @@ class KnnMonitor:
     Beside it, without labels, what tells of a collapse before an accuracy does (bt_jax/evaluation/health.py).
     """
 
-    def __init__(self, config: ConfigDict, encoder: nn.Module, train: Source, mesh: Mesh):
-        """Raises:
-        UserError: the batch does not divide, the set has fewer than two classes, or the splits' classes differ.
+    def __init__(
+        self,
+        settings: ConfigDict,
+        data: ConfigDict,
+        *,
+        encoder: nn.Module,
+        inputs: Inputs,
+        train: Source,
+        pairs: Pairs | None,
+        mesh: Mesh,
+    ):
+        """Args:
+        settings: `config.monitor` of a run; data: `config.data`.
+        pairs: the pairs of views by which alignment and uniformity are told; None: without these two.
+
+        Raises:
+          UserError: the batch does not divide, the set has fewer than two classes, or the splits' classes differ.
         """
-        self._config, self._train = config, train
-        self.test = make_source(config.data, "test")
-        mesh_lib.check_batch_size(mesh, config.monitor.batch_size, "monitor.batch_size")
+        self._settings, self._data, self._train, self._mesh = settings, data, train, mesh
+        self.test = make_source(data, "test")
+        mesh_lib.check_batch_size(mesh, settings.batch_size, "monitor.batch_size")
         for source in (train, self.test):
             if source.num_classes < 2:
                 raise UserError(
@@ -47,13 +60,8 @@ class KnnMonitor:
                 f"{train.name} and {self.test.name} have different classes ({', '.join(odd[:3])}…); "
                 "give both the same, or set monitor.every_epochs to 0."
             )
-        self._mesh = mesh
-        self._input = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "dtype": jnp.dtype(config.dtype)}
-        self._extract = FeatureExtractor(frozen(encoder), mesh, **self._input)
-        own = config[config.method]
-        specs = tuple(ViewSpec(**own[name]) for name in ("view_a", "view_b") if name in own)
-        size, count = config.monitor.batch_size, config.monitor.pairs if specs else 0
-        self._pairs = Pairs(train, config, mesh, specs=specs, batch_size=size, count=count)
+        self._inputs, self._pairs = inputs, pairs
+        self._extract = FeatureExtractor(frozen(encoder), mesh, inputs)
 
     def __call__(self, variables: Any) -> float:
         """The accuracy, 0 to 1, of an encoder with these variables."""
@@ -62,25 +70,25 @@ class KnnMonitor:
     def report(self, variables: Any) -> dict[str, float]:
         """The accuracy as `knn_accuracy`, and the numbers of `bt_jax.evaluation.health.health`, by their names."""
         train, test = self._features(self._extract, variables)
-        views = self._pairs.features(self._extract, variables) if self._pairs.count else None
+        views = self._pairs.features(self._extract, variables) if self._pairs is not None else None
         return {"knn_accuracy": self._accuracy(train, test), **health(test[0], views)}
 
     def raw_pixels(self) -> float:
         """The accuracy, 0 to 1, with the normalised pixels as features."""
-        extract = FeatureExtractor(raw_pixels, self._mesh, **self._input)
+        extract = FeatureExtractor(raw_pixels, self._mesh, self._inputs)
         return self._accuracy(*self._features(extract, None))
 
     def _features(self, extract: FeatureExtractor, variables: Any) -> tuple[Labelled, Labelled]:
-        monitor = self._config.monitor
-        train = extract(variables, self._batches(self._train, monitor.train_examples), monitor.batch_size)
-        return train, extract(variables, self._batches(self.test, monitor.test_examples), monitor.batch_size)
+        settings = self._settings
+        train = extract(variables, self._batches(self._train, settings.train_examples), settings.batch_size)
+        return train, extract(variables, self._batches(self.test, settings.test_examples), settings.batch_size)
 
     def _accuracy(self, train: Labelled, test: Labelled) -> float:
-        monitor, mesh = self._config.monitor, self._mesh
-        k, temperature = min(monitor.k, len(train[0])), monitor.temperature
+        settings, mesh = self._settings, self._mesh
+        k, temperature = min(settings.k, len(train[0])), settings.temperature
         return knn_accuracy(*train, *test, num_classes=self._train.num_classes, k=k, temperature=temperature, mesh=mesh)
 
     def _batches(self, source: Source, limit: int):
-        size = self._config.monitor.batch_size
+        size = self._settings.batch_size
         rows = mesh_lib.process_rows(self._mesh, size)
-        return eval_batches(source, self._config.data, batch_size=size, rows=rows, limit=limit)
+        return eval_batches(source, self._data, batch_size=size, rows=rows, limit=limit)

@@ -1,4 +1,4 @@
-"""Pairs of training views, by whose features alignment and uniformity are told (health.py)."""
+"""Pairs of views, by whose features alignment and uniformity are told (health.py)."""
 
 from typing import Any
 
@@ -6,51 +6,65 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax.data.feed import train_batches
+from bt_jax.data.feed import make_feed, ready_batches
 from bt_jax.data.sources.base import Source
-from bt_jax.data.views.spec import ViewSpec
+from bt_jax.data.views.spec import ViewGroup
 from bt_jax.evaluation.features import FeatureExtractor
+from bt_jax.facts import Facts
 from bt_jax.runtime import mesh as mesh_lib
 
 
 class Pairs:
-    """Both views, as pre-training draws them, of a few images: those that the first batches of a run would show."""
+    """Two views of each of a few images: those that the first batches of a run would show."""
 
     def __init__(
         self,
         source: Source,
-        config: ConfigDict,
-        mesh: Mesh,
+        data: ConfigDict,
+        group: ViewGroup,
+        views: tuple[int, int] = (0, 1),
         *,
-        specs: tuple[ViewSpec, ...],
-        batch_size: int,
+        seed: int,
         count: int,
+        batch_size: int,
+        mesh: Mesh,
     ):
         """Args:
-        config: of a run: its data and seed.
-        specs: how the two views are drawn.
-        batch_size: images whose features are computed at once.
-        count: of images, at most.
+        data: `config.data` of a run.
+        group: how the views are drawn; views: which two of it.
+        count: images at most, fewer where the source has fewer.
+        batch_size: images whose features are computed at once, over all devices.
         """
-        self._source, self._config, self._mesh, self._specs = source, config, mesh, specs
-        self._size = batch_size
+        self._source, self._data, self._group, self._views = source, data, group, views
+        self._seed, self._size, self._mesh = seed, batch_size, mesh
         # A source smaller than a batch has none: then there are no pairs.
         self.count = min(count, len(source) // batch_size * batch_size)
-        self._batches: list[dict[str, np.ndarray]] | None = None
+        self._batches: list[np.ndarray] | None = None
 
-    def features(self, extract: FeatureExtractor, variables: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The features of the first and of the second views, (count, F) both; the same views at every call."""
-        size = self._size
-        rows = mesh_lib.process_rows(self._mesh, size)
+    def features(self, extract: FeatureExtractor, variables: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """The features of the first and of the second views, (count, F) both; the same views at every call.
+
+        None where there are no pairs.
+        """
+        if not self.count:
+            return None
         if self._batches is None:
-            steps = -(-self.count // size)
-            arguments = {"seed": self._config.seed, "batch_size": size, "rows": rows, "num_steps": steps}
-            arguments |= {"specs": self._specs}
-            self._batches = list(train_batches(self._source, self._config.data, **arguments))
+            self._batches = self._drawn()
+        rows = mesh_lib.process_rows(self._mesh, self._size)
 
         def one(view):
-            for number, batch in enumerate(self._batches):
-                mask = number * size + rows < self.count
-                yield {"image": np.ascontiguousarray(batch["views"][:, view]), "label": batch["label"], "mask": mask}
+            for number, views in enumerate(self._batches):
+                mask = number * self._size + rows < self.count
+                yield {"image": np.ascontiguousarray(views[:, view]), "label": np.zeros_like(rows), "mask": mask}
 
-        return extract(variables, one(0), size)[0], extract(variables, one(1), size)[0]
+        first, second = (extract(variables, one(view), self._size)[0] for view in self._views)
+        return first, second
+
+    def _drawn(self) -> list[np.ndarray]:
+        """The views, this process's rows of each batch; kept in the host's memory, as a training needs the device's."""
+        facts = Facts(len(self._source), self._source.num_classes, self._size, epochs=1)
+        feed = make_feed(
+            self._source, self._data, (self._group,), mesh=self._mesh, seed=self._seed, facts=facts, may_reside=False
+        )
+        batches = ready_batches(feed, 0, -(-self.count // self._size))
+        return [mesh_lib.local_rows(batch["views"][self._group.name]) for batch in batches]

@@ -63,7 +63,16 @@ def evaluate_voc(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
         f"{', '.join(f'{c:g}' for c in settings.svm_costs)} by {settings.svm_folds}-fold cross-validation; mAP by VOC07's "
         "11-point rule and by all points"
     )
-    evaluation.begin(protocol)
+    found: list[Result] = []
+    with evaluation.begun(protocol) as session:
+        session.do(
+            lambda: found.append(_judge(evaluation, protocol)), "the SVMs were not finished, and will begin again"
+        )
+    return found[0]
+
+
+def _judge(evaluation: VocEvaluation, protocol: str) -> Result:
+    config, settings = evaluation.config, evaluation.config.transfer
     train, train_images = evaluation.features(evaluation.train)
     test, test_images = evaluation.features(evaluation.test)
     if not evaluation.is_first:
@@ -87,12 +96,12 @@ def evaluate_voc(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
     result = make_result(
         config, protocol=protocol, data=evaluation.data_facts(), checkpoint=evaluation.judged.facts, runs=runs
     )
-    write_result(workdir, result)
+    write_result(evaluation.workdir, result)
     processes.agree("SVMs", {}, seconds=_LONG)
     evaluation.say(
         f"\nmAP, 11-point rule      {mean_and_spread(result, 'map_voc07')}\n"
         f"mAP, all points         {mean_and_spread(result, 'map_all_points')}\n"
-        f"result                  {workdir / (config.task + '.json')}"
+        f"result                  {evaluation.workdir / (config.task + '.json')}"
     )
     return result
 

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,12 +26,14 @@ class Reporter:
         batch_size: int,
         every_steps: int,
         tensorboard: bool,
+        short_names: Mapping[str, str] | None = None,
         active: bool = True,
         lines: bool = True,
         history: Sequence[dict] = (),
         history_is_all: bool = False,
     ):
         """Args:
+        short_names: of metrics, for the progress line, which should fit 80 columns.
         history: the records up to `start_step` that a checkpoint holds, in case the file has fewer.
         history_is_all: whether other records in the file are dropped.
         active: whether this process reports; on the others all methods do nothing.
@@ -40,6 +42,7 @@ class Reporter:
         self._active, self._lines = active, lines
         self._total, self._steps_per_epoch, self._batch_size = total_steps, steps_per_epoch, batch_size
         self._every = every_steps
+        self._short_names = short_names or {}
         self._mark: tuple[int, float] | None = None  # step and time from which the rate is measured
         self._rate: float | None = None
         self._unmeasured = False  # whether a line was due since the rate was last measured
@@ -125,8 +128,7 @@ class Reporter:
 
     def _line(self, step: int, metrics: dict[str, float], learning_rates: dict[str, float]) -> str:
         parts = [f"{step:{len(str(self._total))}}/{self._total}", f"ep {step / self._steps_per_epoch:.1f}"]
-        # "on" and "off" for on_diagonal and off_diagonal: the line should fit 80 columns.
-        parts += [f"{name.removesuffix('_diagonal')} {value:.4g}" for name, value in metrics.items()]
+        parts += [f"{self._short_names.get(name, name)} {value:.4g}" for name, value in metrics.items()]
         parts.append(f"lr {next(iter(learning_rates.values())):.3g}")
         if self._rate is not None:
             seconds = (self._total - step) * self._batch_size / self._rate

@@ -99,13 +99,27 @@ def put_batch(mesh: Mesh, batch_size: int, local: Any) -> Any:
     Args:
       batch_size: rows of the global batch.
       local: a pytree of arrays whose first axis runs over this process's rows, as `process_rows` gives them.
+
+    Returns:
+      The same tree of jax.Array, sharded over the batch. int64 becomes int32, as numbers are on the devices.
     """
     sharding = over_batch(mesh)
 
     def put(array: np.ndarray) -> jax.Array:
+        array = array.astype(np.int32) if array.dtype == np.int64 else array
         return jax.make_array_from_process_local_data(sharding, array, (batch_size, *array.shape[1:]))
 
     return jax.tree.map(put, local)
+
+
+def local_rows(batch: Any) -> Any:
+    """The inverse of `put_batch`: this process's rows of a pytree of arrays sharded over the batch, on the host."""
+
+    def rows(array: jax.Array) -> np.ndarray:
+        shards = {shard.index[0].start or 0: np.asarray(shard.data) for shard in array.addressable_shards}
+        return np.concatenate([shards[start] for start in sorted(shards)])
+
+    return jax.tree.map(rows, batch)
 
 
 def share(mesh: Mesh, batch_size: int) -> str:
@@ -125,7 +139,7 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def prefetch_to_mesh(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, batch_size: int) -> Iterator[dict[str, Any]]:
+def prefetch_to_mesh(batches: Iterable[Any], mesh: Mesh, batch_size: int) -> Iterator[Any]:
     """Starts the transfer of each batch to the devices while the previous one is computed on."""
     ahead = None
     for local in batches:

@@ -100,6 +100,7 @@ class Preemption:
         if self._several or not self._before:
             work()
             return True
+        outer = self._interruptible
         try:
             self._interruptible = True
             if self.signal:
@@ -109,7 +110,7 @@ class Preemption:
         except _Interrupted:
             return False
         finally:
-            self._interruptible = False
+            self._interruptible = outer
 
     def leave(self, sentence: str) -> None:
         """Prints why the run stops here, and ends it with status 75.

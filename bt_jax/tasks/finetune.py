@@ -13,9 +13,11 @@ from ml_collections import ConfigDict
 
 from bt_jax.data.sources.base import Source
 from bt_jax.data.subsets import check_labels, fingerprint, labels_of, listed, stratified, take
-from bt_jax.evaluation.classifier_training import ClassifierTraining
+from bt_jax.engine.session import Session
+from bt_jax.evaluation.classifier import ClassifierTraining
 from bt_jax.evaluation.judged import Evaluation, run_task
 from bt_jax.evaluation.results import Result, make_result, write_result
+from bt_jax.optim.make import described_schedule
 from bt_jax.tasks.linear import described_seeds, farewell
 
 
@@ -32,10 +34,15 @@ def finetune(config: ConfigDict, workdir: str) -> Result:
 
 
 def evaluate_finetune(
-    config: ConfigDict, workdir: epath.Path, mesh: Mesh, *, say: Callable[[str], None] | None = None
+    config: ConfigDict,
+    workdir: epath.Path,
+    mesh: Mesh,
+    *,
+    within: Session | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Result:
-    """As `finetune`, in processes that are joined, on a mesh."""
-    evaluation = Evaluation(config, workdir, mesh, say=say)
+    """As `finetune`, in processes that are joined, on a mesh; `within` and `say` as for `Evaluation`."""
+    evaluation = Evaluation(config, workdir, mesh, within=within, say=say)
     seeds = range(config.seed, config.seed + config.repeats)
     parts = [labelled_part(evaluation.train, config.finetune, seed) for seed in seeds]
     trainings = [
@@ -52,12 +59,12 @@ def evaluate_finetune(
         )
         for seed, (part, _) in zip(seeds, parts, strict=True)
     ]
-    evaluation.begin(_described(config, len(parts[0][0])), seeds=described_seeds(config))
     runs = []
-    for training, (_, examples) in zip(trainings, parts, strict=True):
-        if config.repeats > 1:
-            evaluation.say(f"\nseed {training.seed}")
-        runs.append(training.run() | {"labels": fingerprint(examples)})
+    with evaluation.begun(_described(config, len(parts[0][0])), seeds=described_seeds(config)) as session:
+        for training, (_, examples) in zip(trainings, parts, strict=True):
+            if config.repeats > 1:
+                evaluation.say(f"\nseed {training.seed}")
+            runs.append(training.run(session) | {"labels": fingerprint(examples)})
     if not evaluation.is_first:
         return {}
     facts = {
@@ -106,16 +113,14 @@ def labelled_part(train: Source, config: ConfigDict, seed: int) -> tuple[Source,
 def _rates(config: ConfigDict) -> dict[str, float]:
     if config.finetune.from_scratch:
         rate = config.finetune.learning_rate_from_scratch
-        return {"head": rate, "encoder": rate}
-    return {"head": config.sgd.learning_rate_head, "encoder": config.sgd.learning_rate_encoder}
+        return {"classifier": rate, "encoder": rate}
+    return {"classifier": config.sgd.learning_rate_head, "encoder": config.sgd.learning_rate_encoder}
 
 
 def _described(config: ConfigDict, count: int) -> str:
     sgd, rates = config.sgd, _rates(config)
-    falls = ", ".join(f"{e:g}" for e in sgd.decay_epochs)
-    when = "cosine" if sgd.schedule == "cosine" else f"×{sgd.decay_factor:g} after epochs {falls}"
     return (
         f"{'from scratch' if config.finetune.from_scratch else 'fine-tuned'} on {count} labels; SGD, {config.epochs} epochs in "
-        f"batches of {config.batch_size}, rates of encoder {rates['encoder']:g} and head {rates['head']:g} × "
-        f"{config.batch_size}/256, {when}, momentum {sgd.momentum:g}, weight decay {sgd.weight_decay:g}; crop and flip"
+        f"batches of {config.batch_size}, rates of encoder {rates['encoder']:g} and head {rates['classifier']:g} × "
+        f"{config.batch_size}/256, {described_schedule(sgd)}, momentum {sgd.momentum:g}, weight decay {sgd.weight_decay:g}; crop and flip"
     )

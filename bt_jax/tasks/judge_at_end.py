@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
+from bt_jax.engine.session import Session
 from bt_jax.errors import UserError
 from bt_jax.runtime import processes
 from bt_jax.tasks.finetune import evaluate_finetune
@@ -21,13 +22,13 @@ from bt_jax.tasks.linear import evaluate_linear
 
 def judge_at_end(
     config: ConfigDict,
-    workdir: epath.Path,
+    session: Session,
     mesh: Mesh,
     *,
     labels: np.ndarray | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Judges the newest checkpoint of the run in `workdir`.
+    """Judges the newest checkpoint of the run in `session.workdir`.
 
     The run is done: what cannot be judged (a set of one class, a test split without labels) is told, and left out.
 
@@ -40,6 +41,7 @@ def judge_at_end(
       {"linear_top1", "finetune_top1", "from_scratch_top1", "labels_a_class"}, without those that were left out; {} on
       processes other than the first.
     """
+    workdir = session.workdir
     wanted, most = config.judge.labels_a_class, config.judge.batch_size
     counts = np.unique(labels, return_counts=True)[1] if labels is not None and len(labels) else np.array([wanted])
     per_class = int(min(wanted, counts.min()))
@@ -53,7 +55,7 @@ def judge_at_end(
         found, problem = {}, ""
         try:
             evaluate = evaluate_linear if task == "linear" else evaluate_finetune
-            found = evaluate(derived, workdir / name, mesh, say=_silent)
+            found = evaluate(derived, workdir / name, mesh, within=session, say=_silent)
         except UserError as error:
             problem = str(error)
         processes.agree("judgements", {what: problem}, seconds=600)  # all go on, or none

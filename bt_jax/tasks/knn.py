@@ -29,14 +29,26 @@ def knn(config: ConfigDict, workdir: str) -> Result:
 def evaluate_knn(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
     """As `knn`, in processes that are joined, on a mesh."""
     evaluation = Evaluation(config, workdir, mesh)
-    settings, train, test = config.knn, evaluation.train, evaluation.test
+    settings, train = config.knn, evaluation.train
     if max(settings.k) > len(train):
         raise UserError(
             f"knn.k holds {max(settings.k)}, more than the {len(train)} train images of {train.name}; they can be at most "
             "as many."
         )
     protocol = f"frozen encoder; cosine, k of {', '.join(map(str, settings.k))}, temperature {settings.temperature:g}"
-    evaluation.begin(protocol)
+    found: list[Result] = []
+    with evaluation.begun(protocol) as session:
+        session.do(
+            lambda: found.append(_judge(evaluation, protocol)), "the search was not finished, and will begin again"
+        )
+    return found[0]
+
+
+def _judge(evaluation: Evaluation, protocol: str) -> Result:
+    config, mesh, workdir, train, test = (
+        evaluation.config, evaluation.mesh, evaluation.workdir, evaluation.train, evaluation.test
+    )  # fmt: skip
+    settings = config.knn
     begin = time.monotonic()
     features, labels = evaluation.features(train)
     test_features, test_labels = evaluation.features(test)

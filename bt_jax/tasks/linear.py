@@ -5,16 +5,18 @@ once.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bt_jax.engine.session import Session
 from bt_jax.evaluation.cached_probe import CachedProbe
-from bt_jax.evaluation.classifier_training import ClassifierTraining
+from bt_jax.evaluation.classifier import ClassifierTraining
 from bt_jax.evaluation.judged import Evaluation, run_task
 from bt_jax.evaluation.results import Result, make_result, mean_and_spread, write_result
+from bt_jax.optim.make import described_schedule
 
 
 def linear(config: ConfigDict, workdir: str) -> Result:
@@ -30,10 +32,18 @@ def linear(config: ConfigDict, workdir: str) -> Result:
 
 
 def evaluate_linear(
-    config: ConfigDict, workdir: epath.Path, mesh: Mesh, *, say: Callable[[str], None] | None = None
+    config: ConfigDict,
+    workdir: epath.Path,
+    mesh: Mesh,
+    *,
+    within: Session | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Result:
-    """As `linear`, in processes that are joined, on a mesh; the task `transfer` calls it too."""
-    evaluation = Evaluation(config, workdir, mesh, say=say)
+    """As `linear`, in processes that are joined, on a mesh; `within` and `say` as for `Evaluation`.
+
+    The task `transfer` calls it too.
+    """
+    evaluation = Evaluation(config, workdir, mesh, within=within, say=say)
     quiet = say is not None
     runs = cached_runs(evaluation) if config.linear.cached else sgd_runs(evaluation, quiet=quiet)
     protocol = describe_cached(config) if config.linear.cached else describe_sgd(config)
@@ -48,11 +58,9 @@ def evaluate_linear(
 
 def describe_sgd(config: ConfigDict) -> str:
     sgd = config.sgd
-    falls = ", ".join(f"{e:g}" for e in sgd.decay_epochs)
-    when = "cosine" if sgd.schedule == "cosine" else f"×{sgd.decay_factor:g} after epochs {falls}"
     return (
         f"frozen encoder; SGD, {config.epochs} epochs in batches of {config.batch_size}, rate "
-        f"{sgd.learning_rate_head:g} × {config.batch_size}/256, {when}, momentum {sgd.momentum:g}, weight decay "
+        f"{sgd.learning_rate_head:g} × {config.batch_size}/256, {described_schedule(sgd)}, momentum {sgd.momentum:g}, weight decay "
         f"{sgd.weight_decay:g}; crop and flip"
     )
 
@@ -77,17 +85,17 @@ def sgd_runs(evaluation: Evaluation, *, quiet: bool = False) -> list[Result]:
             evaluation.train,
             evaluation.test,
             seed=seed,
-            rates={"head": config.sgd.learning_rate_head},
+            rates={"classifier": config.sgd.learning_rate_head},
             quiet=quiet,
         )
         for seed in seeds
     ]  # all are checked before the first begins
-    evaluation.begin(describe_sgd(config), seeds=described_seeds(config))
     runs = []
-    for seed, training in zip(seeds, trainings, strict=True):
-        if config.repeats > 1:
-            evaluation.say(f"\nseed {seed}")
-        runs.append(training.run())
+    with evaluation.begun(describe_sgd(config), seeds=described_seeds(config)) as session:
+        for seed, training in zip(seeds, trainings, strict=True):
+            if config.repeats > 1:
+                evaluation.say(f"\nseed {seed}")
+            runs.append(training.run(session))
     return runs
 
 
@@ -99,8 +107,14 @@ def described_seeds(config: ConfigDict) -> str:
 
 def cached_runs(evaluation: Evaluation) -> list[Result]:
     """The features once, then a fit a seed; the seed says which train images are held out to choose l2."""
+    runs: list[Result] = []
+    with evaluation.begun(describe_cached(evaluation.config), seeds=described_seeds(evaluation.config)) as session:
+        session.do(lambda: runs.extend(_fits(evaluation)), "the probe was not finished, and will begin again")
+    return runs
+
+
+def _fits(evaluation: Evaluation) -> Iterator[Result]:
     config = evaluation.config
-    evaluation.begin(describe_cached(config), seeds=described_seeds(config))
     begin = time.monotonic()
     train, labels = evaluation.features(evaluation.train)
     test, test_labels = evaluation.features(evaluation.test)
@@ -112,7 +126,6 @@ def cached_runs(evaluation: Evaluation) -> list[Result]:
         mesh=evaluation.mesh,
         max_iterations=config.linear.max_iterations,
     )
-    runs = []
     for seed in range(config.seed, config.seed + config.repeats):
         begin = time.monotonic()
         classifier, l2, held = probe.fit_best(tuple(config.linear.l2), held_out=config.linear.held_out, seed=seed)
@@ -121,15 +134,14 @@ def cached_runs(evaluation: Evaluation) -> list[Result]:
         evaluation.say(
             f"seed {seed}: l2 {l2:g}{edge}, {held[l2]:.2%} of the held-out images, {time.monotonic() - begin:.0f} s"
         )
-        runs.append({
+        yield {
             "seed": seed,
             "final": found,
             "l2": l2,
             "held_out_top1": {f"{value:g}": accuracy for value, accuracy in held.items()},
             "train_images": len(labels),
             "seconds_of_fit": round(time.monotonic() - begin, 1),
-        })  # fmt: skip
-    return runs
+        }
 
 
 def farewell(result: Result, workdir: epath.Path) -> str:

@@ -22,7 +22,7 @@ from bt_jax.engine.checkpoint import Checkpoints, fingerprints
 from bt_jax.engine.state import abstract_state
 from bt_jax.facts import Facts
 from bt_jax.methods import make_method
-from bt_jax.optim.recipe import make_optimizer
+from bt_jax.optim import make_optimizer
 from bt_jax.runtime import mesh as mesh_lib
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # the configs are not installed
@@ -39,7 +39,7 @@ def main() -> None:
     config = resnet50_imagenet.get_config()
     config.barlow_twins.projector = tuple(map(int, arguments.projector.split(",")))
     mesh = mesh_lib.make_mesh(config.mesh)
-    optimizer = make_optimizer(config.optimizer, batch_size=2048, steps_per_epoch=625, epochs=1000)
+    optimizer = make_optimizer(config.optimizer, Facts(625 * 2048, 1000, batch_size=2048, epochs=1000))
     rng = np.random.default_rng(0)
 
     def drawn(leaf):

@@ -79,7 +79,7 @@ def main() -> None:
     from bt_jax.engine.step import jit_step, make_train_step
     from bt_jax.facts import Facts
     from bt_jax.methods import make_method
-    from bt_jax.optim.recipe import make_optimizer
+    from bt_jax.optim import make_optimizer
     from bt_jax.planning.compiled import collectives
     from bt_jax.runtime import mesh as mesh_lib
 
@@ -93,8 +93,8 @@ def main() -> None:
     for devices in arguments.devices:
         config.mesh.data = devices // arguments.model
         mesh = mesh_lib.make_mesh(config.mesh)
-        method = make_method(config, Facts(1000 * n, 0, n, config.epochs), mesh)
-        optimizer = make_optimizer(config.optimizer, batch_size=n, steps_per_epoch=1000, epochs=config.epochs)
+        facts = Facts(1000 * n, 0, n, config.epochs)
+        method, optimizer = make_method(config, facts, mesh), make_optimizer(config.optimizer, facts)
         batch = batch_spec(method.view_groups, n, mesh_lib.over_batch(mesh))
         state = abstract_state(method, optimizer, batch, mesh)
         begin = time.monotonic()

@@ -35,7 +35,7 @@ from bt_jax.engine.state import init_state
 from bt_jax.engine.step import make_train_step
 from bt_jax.facts import Facts
 from bt_jax.methods import make_method
-from bt_jax.optim.recipe import make_optimizer
+from bt_jax.optim import make_optimizer
 from bt_jax.reporting.profile import flops_of, peak_flops
 from bt_jax.runtime import mesh as mesh_lib
 
@@ -51,8 +51,8 @@ class Ours:
     def __init__(self, case: "Case", dtype: str, batches: list[np.ndarray], *, views: bool = False, together: int = 1):
         config = case.config(dtype)
         mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
-        method = make_method(config, Facts(1000 * case.batch, 0, case.batch, 100), mesh)
-        optimizer = make_optimizer(config.optimizer, batch_size=case.batch, steps_per_epoch=1000, epochs=100)
+        facts = Facts(1000 * case.batch, 0, case.batch, 100)
+        method, optimizer = make_method(config, facts, mesh), make_optimizer(config.optimizer, facts)
         spec = batch_spec(method.view_groups, case.batch)
         self.state = init_state(method, optimizer, 0, spec, mesh)
         step = make_train_step(method, optimizer, 0)

@@ -11,5 +11,6 @@ POD = Group(
         "topology": Field("", anything, "Slice of TPU chips, such as v5e:16x16", resume="free"),
         "search": Field(False, anything, "Whether to look for the largest batch that fits", resume="free"),
         "images": Field(0, at_least(0), "Images per epoch; 0 for the number in the source", resume="free"),
+        "num_classes": Field(1000, at_least(0), "Classes of the labels, where images is given", resume="free"),
     },
 )

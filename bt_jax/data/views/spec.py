@@ -36,6 +36,11 @@ class ViewSpec:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
+# The two of Barlow Twins and BYOL (Zbontar et al. 2021, appendix A).
+VIEW_A = ViewSpec()
+VIEW_B = ViewSpec(blur=0.1, solarize=0.2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Jigsaw:
     """The patches of one crop: a window in each cell of a grid, in an order drawn anew each time.
@@ -57,7 +62,11 @@ class Jigsaw:
     grid: int = 3
 
 
-MAX_GROUPS, MAX_VIEWS = 1 << 14, 1 << 9  # of an image, and of a group: so that no two draws share a seed
+_GROUPS, _VIEWS = (
+    64,
+    512,
+)  # numbers for groups, and for a group's draws, of which a jigsaw takes two besides its patches'
+MAX_VIEWS = _VIEWS - 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +97,9 @@ class ViewGroup:
                 )
         else:
             object.__setattr__(self, "draws", tuple(self.draws))
-        if not 1 <= self.num_views < MAX_VIEWS:
+        if not 1 <= self.num_views <= MAX_VIEWS:
             raise UserError(
-                f"view group {self.name!r} has {self.num_views or 'no'} draws; it must have 1 to {MAX_VIEWS - 1}."
+                f"view group {self.name!r} has {self.num_views or 'no'} draws; it must have 1 to {MAX_VIEWS}."
             )
         for spec in self.specs:
             if spec.interpolation not in INTERPOLATIONS:
@@ -122,8 +131,8 @@ def check_groups(groups: Sequence[ViewGroup]) -> tuple[ViewGroup, ...]:
       UserError: there is none, or two have the same name.
     """
     names = [group.name for group in groups]
-    if not 1 <= len(names) < MAX_GROUPS:
-        raise UserError(f"there are {len(names)} view groups; a batch needs at least one.")
+    if not 1 <= len(names) <= _GROUPS:
+        raise UserError(f"there are {len(names) or 'no'} view groups; a batch has 1 to {_GROUPS}.")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two view groups are called {twice!r}; each needs a name of its own.")
     return tuple(groups)
@@ -193,21 +202,14 @@ UNIFORMS = 2 * CROP_TRIES + 16  # random numbers that a draw takes
 def draw_number(group: int, view: int) -> int:
     """The number of a draw among all of an image, of the groups' and the views' places, from 0.
 
-    A further view or group takes a number of its own, so that the others' draws stay. That of view V of a group of V views
-    is for what its views share.
+    A further view or group takes numbers of its own, so that the others' draws stay as they were.
+
+    Args:
+      view: its place in the group; those after the last are for what the views share.
     """
-    return group * MAX_VIEWS + view
+    return group * _VIEWS + view
 
 
 def canvas_side(config: ConfigDict) -> int:
     """Side of the square on which the device is given an image: `canvas_size`, by default 16/7 of a view's, 512 for 224."""
     return config.canvas_size or config.image_size * 16 // 7
-
-
-VIEW_A = ViewSpec()
-VIEW_B = ViewSpec(blur=0.1, solarize=0.2)
-
-
-def kernel_of(specs: Sequence[ViewSpec]) -> str:
-    """How crops are resized, in TensorFlow's words; all views of a batch alike."""
-    return {"bicubic": "keyscubic", "bilinear": "triangle"}[specs[0].interpolation]

@@ -1,0 +1,232 @@
+"""Batches whose views are made on the device (`data.views = "device"`), for a machine whose host is weak.
+
+A set that fits lives in the memory of each device as uint8, and a step gets only the numbers of its examples: nothing else
+crosses the bus, several steps can be started at once, and where the set is in memory already (photographs, arrays)
+TensorFlow is never imported. Each device holds all of the set rather than a part: sets that fit are small beside what a
+device has (CIFAR-10 154 MB, STL-10 3 GB), and an epoch's order takes every image to every device, so that a set in parts
+would send each batch between devices.
+
+Larger sets come from the host, each image decoded once a step and not augmented there: encoded ones on a canvas, a square
+of 512 pixels for views of 224 in whose corner the image stands, reduced if it is larger. What that costs: 0.8 MB an image
+over the bus, where two views are 0.3 MB, and of an image larger than the canvas a crop of 8 % has fewer pixels than it
+could. Most of ImageNet (500×375) fits and loses nothing. A smaller canvas saves bus, memory and the device's work for crops;
+below 256 it costs sharpness that the views would have had.
+
+The views are not the host's: the distributions are the same, the random numbers are JAX's.
+"""
+
+import dataclasses
+import os
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from bt_jax.data.order import Order
+from bt_jax.data.sources.base import ArraySource, Source, StreamSource, import_tensorflow
+from bt_jax.data.subsets import check_labels, with_checked_labels
+from bt_jax.data.views.device import make_views
+from bt_jax.data.views.spec import ViewGroup, canvas_side
+from bt_jax.errors import UserError
+from bt_jax.facts import Facts
+from bt_jax.runtime import mesh as mesh_lib
+
+Arrays = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceFeed:
+    """What both kinds have in common; see `bt_jax.data.feed.Feed`."""
+
+    source: Source
+    config: ConfigDict  # `config.data` of a run
+    groups: tuple[ViewGroup, ...]
+    mesh: Mesh
+    seed: int
+    facts: Facts
+    labelled: bool
+    words: str
+
+    def prepare(self, resident: Arrays | None, item: Arrays) -> Arrays:
+        """A method's batch of an item of one step, to be jitted with the step.
+
+        Args:
+          resident: as `ResidentFeed.resident`, handed in, as a jitted function should not close over large arrays.
+          item: "slot" (N,) int32 and "epoch" () or (N,) int32, by which views are drawn, and, where nothing is resident, what
+            is resident else.
+        """
+        over_batch = mesh_lib.over_batch(self.mesh)
+        if resident is not None:
+            item = item | {name: array[item["slot"]] for name, array in resident.items()}
+        images = jax.lax.with_sharding_constraint(item["image"], over_batch)
+        views = make_views(
+            images, item.get("size"), self.groups, seed=self.seed, epoch=item["epoch"], examples=item["slot"]
+        )
+        views = jax.lax.with_sharding_constraint(views, over_batch)
+        return {"views": views, "label": item["label"], "example": item["example"]}
+
+    def _order(self) -> Order:
+        return Order(self.seed, self.facts.num_examples, self.facts.batch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CanvasFeed(DeviceFeed):
+    """Images come from the host: encoded ones on canvases, arrays as they are."""
+
+    def batches(self, start_step: int, total_steps: int) -> Generator[tuple[int, Arrays], None, None]:
+        rows = mesh_lib.process_rows(self.mesh, self.facts.batch_size)
+        steps = range(start_step, total_steps)
+        host = self._of_arrays(rows, steps) if isinstance(self.source, ArraySource) else self._decoded(rows, steps)
+        host = with_checked_labels(host, self.source) if self.labelled else host
+        items = mesh_lib.prefetch_to_mesh(host, self.mesh, self.facts.batch_size)
+        yield from enumerate(items, start_step + 1)
+
+    def _decoded(self, rows: np.ndarray, steps: range) -> Iterator[Arrays]:
+        from bt_jax.data.pipeline import canvas_batches
+
+        lengths = {"batch_size": self.facts.batch_size, "start_step": steps.start, "num_steps": len(steps)}
+        return canvas_batches(self.source, self.config, seed=self.seed, rows=rows, **lengths)
+
+    def _of_arrays(self, rows: np.ndarray, steps: range) -> Iterator[Arrays]:
+        order = self._order()
+        for step in steps:
+            epoch, slots = order.batch(step)
+            image, label = self.source.fetch(slots[rows])
+            places = {"example": slots[rows], "slot": slots[rows], "epoch": np.full(len(rows), epoch)}
+            yield {"image": image, "label": label, **places}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidentFeed(DeviceFeed):
+    """All images are in the memory of each device.
+
+    Attributes:
+      resident: {"image": (n, H, W, 3) uint8, "label": (n,) int32, "example": (n,) int32: whose image it is, a stand-in's
+        where another did not decode}, and "size" (n, 2) int32 where images are of mixed sizes.
+      steps_per_dispatch: at most.
+    """
+
+    resident: Arrays
+    steps_per_dispatch: int
+
+    def batches(self, start_step: int, total_steps: int) -> Generator[tuple[int, Arrays], None, None]:
+        """Dispatches of several steps end where an epoch does, so that what happens at its end happens there."""
+        order, step = self._order(), start_step
+        while step < total_steps:
+            place = step % order.steps_per_epoch
+            whole = self.steps_per_dispatch - place % self.steps_per_dispatch
+            count = min(whole, order.steps_per_epoch - place, total_steps - step)
+            epochs, slots = zip(*(order.batch(step + i) for i in range(count)), strict=True)
+            items = {"epoch": np.array(epochs, np.int32), "slot": np.stack(slots).astype(np.int32)}
+            step += count
+            yield step, {"resident": self.resident, "items": self._placed(items)}
+
+    def _placed(self, items: Arrays) -> Arrays:
+        over_rows = NamedSharding(self.mesh, PartitionSpec(None, self.mesh.axis_names))
+        shardings = {"epoch": mesh_lib.everywhere(self.mesh), "slot": over_rows}
+        return {name: _placed(array, shardings[name]) for name, array in items.items()}
+
+
+def make_device_feed(
+    source: Source,
+    config: ConfigDict,
+    groups: tuple[ViewGroup, ...],
+    *,
+    mesh: Mesh,
+    seed: int,
+    facts: Facts,
+    labelled: bool,
+    steps_per_dispatch: int,
+    may_reside: bool,
+) -> DeviceFeed:
+    """The one of the two that the devices' memory allows; arguments and errors as of `bt_jax.data.feed.make_feed`."""
+    if not isinstance(source, ArraySource):
+        import_tensorflow()  # says what is missing, before anything is loaded
+    common = {"source": source, "config": config, "groups": groups, "mesh": mesh, "seed": seed, "facts": facts}
+    common["labelled"] = labelled
+    needs, (room, device) = _needs(source, config), _room(config, mesh)
+    # A stream has an order of its own, which must not depend on what device there is.
+    streamed = isinstance(source, StreamSource) and not config.device_bytes
+    if needs <= room and not streamed and may_reside:
+        # XLA runs convolutions in a loop ten times slower on a CPU, and there the host is the device.
+        steps = 1 if mesh.local_devices[0].platform == "cpu" else steps_per_dispatch
+        words = f"made on the device, from the set in its memory ({amount(needs)})"
+        if steps_per_dispatch > 1:
+            words += f"; {steps} steps at once" if steps > 1 else "; on a CPU one step at a time"
+        everywhere = mesh_lib.everywhere(mesh)
+        loaded = _loaded(source, config)
+        if labelled:
+            check_labels(loaded["label"], source, all_classes=False)
+        resident = {name: _placed(array, everywhere) for name, array in loaded.items()}
+        return ResidentFeed(**common, words=words, resident=resident, steps_per_dispatch=steps)
+    why = f"{source.name} needs {amount(needs)} of the memory of each device ({device}), of which " + (
+        "data.device_bytes must say how much is for it" if streamed else f"{amount(room)} are for it"
+    )
+    smaller = "" if isinstance(source, ArraySource) else f", or lower data.canvas_size, {canvas_side(config)} now"
+    if steps_per_dispatch > 1:
+        raise UserError(
+            f"steps_per_dispatch is {steps_per_dispatch}, which takes the set in the device's memory, but {why}; "
+            f"set steps_per_dispatch to 1, or raise data.device_bytes{smaller}."
+        )
+    words = f"made on the device; images come from the host:\n{why};\nto keep it there raise data.device_bytes{smaller}"
+    return CanvasFeed(**common, words=words)
+
+
+def _needs(source: Source, config: ConfigDict) -> int:
+    """Bytes of all images as the device takes them."""
+    if isinstance(source, ArraySource):
+        return source.images.nbytes
+    return len(source) * canvas_side(config) ** 2 * 3
+
+
+def _room(config: ConfigDict, mesh: Mesh) -> tuple[int, str]:
+    """Bytes of a device's memory that the set may take, and what device that is."""
+    device = mesh.local_devices[0]
+    total = (device.memory_stats() or {}).get("bytes_limit")
+    if total is None:  # a CPU, whose devices share the host's memory
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+    return config.device_bytes or total // 4, f"{device.device_kind} with {amount(total)}"
+
+
+def _placed(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _loaded(source: Source, config: ConfigDict) -> Arrays:
+    """All images of a set, on the host; encoded ones are decoded, and those that do not decode stood in for.
+
+    Returns:
+      As `ResidentFeed.resident`.
+
+    Raises:
+      UserError: too many images do not decode.
+    """
+    n, block = len(source), 256
+    numbers = np.arange(n, dtype=np.int32)
+    if isinstance(source, ArraySource):
+        return {"image": source.images, "label": source.labels, "example": numbers}
+    from bt_jax.data.eval_pipeline import canvas_batches
+
+    side = canvas_side(config)
+    images, labels, sizes = np.zeros((n, side, side, 3), np.uint8), np.zeros(n, np.int32), np.ones((n, 2), np.int32)
+    batches = canvas_batches(source, config, batch_size=block)
+    for start, batch in zip(range(0, n, block), batches, strict=True):
+        real = min(block, n - start)
+        images[start : start + real] = batch["image"][:real]
+        labels[start : start + real], sizes[start : start + real] = batch["label"][:real], batch["size"][:real]
+    # What stood in for a bad image while it was read may have turned out bad itself since.
+    bad = np.array([] if isinstance(source, StreamSource) else sorted(source.bad), np.int64)
+    standing_in = source.usable(bad)
+    for array in (images, labels, sizes, numbers):
+        array[bad] = array[standing_in]
+    height, width = sizes.max(axis=0)
+    resident = {"image": np.ascontiguousarray(images[:, :height, :width]), "label": labels, "example": numbers}
+    return resident if (sizes == (height, width)).all() else resident | {"size": sizes}
+
+
+def amount(count: float) -> str:
+    """`154 MB`, `3.1 GB`."""
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

@@ -1,0 +1,65 @@
+"""The images of a source as evaluations look at them: the one way in, with TensorFlow or without it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from bt_jax.data.order import evenly
+from bt_jax.data.sources.base import ArraySource, Source, import_tensorflow
+
+
+def eval_batches(
+    source: Source, config: ConfigDict, *, batch_size: int, rows: np.ndarray, limit: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Each image exactly once, in the source's order; the last batch is padded.
+
+    Images that do not decode are left out by the mask, and counted in `source.bad`. Where views are made on the device and
+    the set is in memory TensorFlow is not imported.
+
+    Args:
+      config: `config.data` of a run.
+      batch_size: of the global batch.
+      rows: the rows of the global batch to make, (n,), rising: all of them, or this process's share.
+      limit: at most so many images, evenly spread over the source.
+
+    Yields:
+      {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding or does not
+      decode}; as many batches on every process.
+
+    Raises:
+      UserError: TensorFlow is needed and absent; (while iterating) too many images do not decode.
+      ValueError: rows that are not rows of a batch.
+    """
+    if config.views == "device" and isinstance(source, ArraySource):
+        return _of_arrays(source, config, batch_size, rows, limit)
+    import_tensorflow()
+    from bt_jax.data import eval_pipeline
+
+    return eval_pipeline.eval_batches(source, config, batch_size=batch_size, rows=rows, limit=limit)
+
+
+def _of_arrays(source: ArraySource, config: ConfigDict, batch_size: int, rows: np.ndarray, limit: int | None):
+    shown = evenly(len(source), limit)
+    for start in range(0, len(shown), batch_size):
+        places = start + rows
+        mask = places < len(shown)
+        images, labels = source.fetch(shown[np.minimum(places, len(shown) - 1)])
+        yield {"image": evaluation_views(images, config.eval_resize, config.image_size), "label": labels, "mask": mask}
+
+
+def evaluation_views(images: np.ndarray, resize: int, size: int) -> np.ndarray:
+    """The images as evaluations look at them, by Pillow: as views.host.evaluation_view, for (N, H, W, 3) uint8."""
+    height, width = images.shape[1:3]
+    if resize:
+        short = min(height, width)
+        new_height, new_width = resize * height // short, resize * width // short
+    else:
+        new_height, new_width = size, size
+    if (new_height, new_width) != (height, width):
+        resized = (Image.fromarray(x).resize((new_width, height), Image.Resampling.BILINEAR) for x in images)
+        resized = (x.resize((new_width, new_height), Image.Resampling.BILINEAR) for x in resized)
+        images = np.stack([np.asarray(x) for x in resized])
+    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+    return images[:, top : top + size, left : left + size]

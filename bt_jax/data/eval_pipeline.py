@@ -1,0 +1,120 @@
+"""Evaluation's batches by tf.data, from any source; `bt_jax/data/eval_batches.py` is the way in."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from bt_jax.data.bad_images import Batch, bad_images, bad_records, delivered_batches, with_stand_ins
+from bt_jax.data.datasets import LABELS, batched, check_rows, in_parallel, one_by_one
+from bt_jax.data.decode import decode
+from bt_jax.data.items import items_spec, pixels_of
+from bt_jax.data.order import evenly
+from bt_jax.data.sources.base import Source, StreamSource
+from bt_jax.data.tensorflow_import import tf
+from bt_jax.data.views.host import evaluation_view, on_canvas
+from bt_jax.data.views.spec import canvas_side
+
+
+def eval_batches(
+    source: Source, config: ConfigDict, *, batch_size: int, rows: np.ndarray, limit: int | None = None
+) -> Iterator[Batch]:
+    """As bt_jax.data.eval_batches.eval_batches."""
+
+    def view(image, label):
+        return {"image": evaluation_view(image, config.eval_resize, config.image_size), "label": label}
+
+    side = config.image_size
+    nothing = {"image": np.zeros((0, side, side, 3), np.uint8), "label": np.zeros(0, np.int32)}
+    return _batches(source, config, view, nothing, batch_size, rows, limit)
+
+
+def canvas_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iterator[Batch]:
+    """All images of a source in its order, on canvases as a device makes views of them.
+
+    Yields:
+      {"image": (batch_size, C, C, 3) uint8, "size": (batch_size, 2) int32, "label": (batch_size,) int32,
+      "mask": (batch_size,) bool}, the last of them padded.
+    """
+    side = canvas_side(config)
+
+    def canvas(image, label):
+        image, size = on_canvas(image, side)
+        return {"image": image, "size": size, "label": label}
+
+    nothing = {"image": np.zeros((0, side, side, 3), np.uint8), "size": np.zeros((0, 2), np.int32)}
+    nothing |= {"label": np.zeros(0, np.int32)}
+    return _batches(source, config, canvas, nothing, batch_size, np.arange(batch_size), None)
+
+
+def _batches(
+    source: Source,
+    config: ConfigDict,
+    load: Callable,
+    nothing: Batch,
+    batch_size: int,
+    rows: np.ndarray,
+    limit: int | None,
+) -> Iterator[Batch]:
+    """Batches of what `load` makes of (image, label), and a mask; `nothing` is one of them without rows."""
+    check_rows(rows, batch_size)
+    shown = evenly(len(source), limit)
+    starts = np.arange(0, len(shown), batch_size)
+    places = (starts[:, None] + rows[None, :]).reshape(-1)
+    mine = shown[places[places < len(shown)]]
+    n = len(rows)
+
+    def examples_of(number):
+        return mine[number * n : (number + 1) * n]
+
+    def fetch(number):
+        return source.fetch(source.usable(examples_of(int(number))))
+
+    def of_record(encoded, label, stands_in):
+        return {**load(decode(encoded), label), "stands_in": stands_in}
+
+    def wanted_records():
+        wanted = np.zeros(len(source), bool)
+        wanted[mine] = True
+        wanted = tf.constant(wanted)
+        records = with_stand_ins(source.records(None, 0), source).enumerate()
+        return records.filter(lambda place, _: wanted[place]).map(lambda _, record: record)
+
+    def from_batch(delivered):
+        if isinstance(source, StreamSource):
+            dataset = in_parallel(wanted_records().skip(delivered * n), of_record, config)
+        else:
+            pixels = pixels_of(source)
+            dataset = one_by_one(tf.data.Dataset.range(delivered, len(starts)), fetch, [items_spec(source), LABELS])
+            dataset = in_parallel(dataset, lambda item, label: load(pixels(item), label), config)
+        return batched(dataset, config, n)
+
+    def bad_in(delivered):
+        if isinstance(source, StreamSource):
+            return bad_records(wanted_records().skip(delivered * n).take(n))
+        return bad_images(source, examples_of(delivered))
+
+    batches = delivered_batches(from_batch, source, bad_in, config.max_bad_fraction)
+    return _masked(batches, source, examples_of, len(starts), n, nothing)
+
+
+def _masked(
+    batches: Iterator[Batch],
+    source: Source,
+    examples_of: Callable[[int], np.ndarray],
+    count: int,
+    n: int,
+    nothing: Batch,
+) -> Iterator[Batch]:
+    """Exactly `count` batches of n rows, and a mask that is false for padding and for what stands in for bad images."""
+    for number in range(count):
+        batch = next(batches, nothing)
+        real = len(batch["label"])
+        if real < n:
+            batch = {k: np.concatenate([v, np.zeros((n - real, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
+        mask = np.arange(n) < real
+        if "stands_in" in batch:
+            mask &= ~batch.pop("stands_in")
+        elif source.bad:
+            mask[:real] &= [int(example) not in source.bad for example in examples_of(number)]
+        yield {**batch, "mask": mask}

@@ -1,0 +1,162 @@
+"""The training loop: everything that happens between steps, for pre-training, fine-tuning and probes alike.
+
+Batches and random numbers follow from (seed, step), so that a checkpoint's state is all that it takes to go on with the very
+same bits. Metrics are fetched a step late, so that no device waits for the host.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bt_jax.data.views.spec import batch_spec
+from bt_jax.engine.dispatch import Program, make_program
+from bt_jax.engine.due import due
+from bt_jax.engine.run import Run
+from bt_jax.engine.setup import Setup
+from bt_jax.engine.state import TrainState, abstract_state
+from bt_jax.engine.step import jit_step, make_train_step
+from bt_jax.errors import UserError
+from bt_jax.reporting.bad_images import BadImages
+from bt_jax.reporting.profile import Profiler, flops_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What a look at the state found.
+
+    Attributes:
+      record: numbers by name, for the files.
+      sentence: for the user.
+      score: how good the state is, higher is better: by it the best checkpoints are kept.
+    """
+
+    record: Mapping[str, float]
+    sentence: str
+    score: float | None = None
+
+
+def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -> TrainState:
+    """Makes the steps of a run that are still to be made.
+
+    Args:
+      look: looks at the state after a step, whenever `setup.cadence` says so. A signal may break it off; then it is taken
+        first of all when the run goes on.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      UserError: the loss is not finite (the last good checkpoint is kept); the workdir cannot be written any more.
+      Preempted: the process was told to leave; the step is saved.
+    """
+    setup, preemption, reporter = run.setup, run.session.preemption, run.reporter
+    facts, cadence = setup.facts, setup.cadence
+    state, before = run.start.state, run.start.step
+    looks, bad_images = _Looks(run, look), BadImages(setup.sources, reporter.say if run.session.is_first else print)
+    profiler = Profiler(setup.profile, setup.workdir, setup.dtype, reporter.say)
+    program = profiler.wrap(_program(setup), lambda: _flops_of_a_step(setup))
+    if (cadence.look_first and before == 0) or not run.start.notes.looked:
+        preemption.finished(lambda: looks.take(state, before))
+    if before == facts.total_steps:
+        return state
+    if preemption.signal and jax.process_count() == 1:  # several agree at a step
+        preemption.leave("nothing new was to be saved")
+    batches = setup.feed.batches(before, facts.total_steps)
+    waiting = None  # (step, metrics) that the devices are still computing
+    try:
+        for step, batch in batches:
+            with jax.transfer_guard("disallow"):
+                state, metrics = program(state, batch)
+            if waiting is not None:
+                _report(run, *waiting)
+            waiting = (step, metrics)
+            now = due(before, step, facts, cadence)
+            before = step
+            leaving = not now.last and preemption.reached(step)
+            if now.save or now.look or leaving:
+                _report(run, *waiting)  # first: what is not finite must not be saved
+                waiting = None
+            looked = not now.look or (not leaving and preemption.finished(functools.partial(looks.take, state, step)))
+            leaving = leaving or not looked
+            if now.save or leaving:
+                with reporter.pause():
+                    run.save(state, step, looked=looked, score=looks.score_at(step))
+            if leaving:
+                run.leave(step)
+            bad_images.tell(epoch_ends=now.epoch_ends)
+    finally:
+        batches.close()
+        profiler.close()
+    return state
+
+
+class _Looks:
+    """Takes looks, and keeps the score of the last."""
+
+    def __init__(self, run: Run, look: Callable[[TrainState, int], Look] | None):
+        self._run, self._look = run, look
+        self._scored: tuple[int, float | None] = (-1, None)
+
+    def take(self, state: TrainState, step: int) -> None:
+        if self._look is None:
+            return
+        reporter = self._run.reporter
+        with reporter.pause():
+            found = self._look(state, step)
+            self._scored = (step, found.score)
+            reporter.record(step, dict(found.record))
+            if found.sentence:
+                reporter.say(found.sentence)
+
+    def score_at(self, step: int) -> float | None:
+        return self._scored[1] if self._scored[0] == step else None
+
+
+def _report(run: Run, last: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Of a dispatch, whose metrics are scalars or have an axis of steps, the last of which is `last`."""
+    names, schedules = run.setup.method.metrics, run.setup.optimizer.schedules
+    columns = {name: np.ravel(values) for name, values in jax.device_get(dict(metrics)).items()}
+    count = len(columns[names[0]])
+    for i in range(count):
+        step = last - count + 1 + i
+        values = {name: float(columns[name][i]) for name in names}
+        rates = {f"learning_rate_{name}": float(schedule(step - 1)) for name, schedule in schedules.items()}
+        run.reporter.step(step, values, rates, timed=i == count - 1)
+        if not all(map(math.isfinite, values.values())):
+            raise _not_finite(run, step, values)
+
+
+def _not_finite(run: Run, step: int, values: Mapping[str, float]) -> UserError:
+    run.checkpoints.wait()
+    good = run.checkpoints.steps()
+    kept = f"the last good checkpoint is step {good[-1]} in {run.checkpoints.folder}" if good else (
+        "no checkpoint had been saved yet"
+    )  # fmt: skip
+    found = ", ".join(f"{name} {value:g}" for name, value in values.items())
+    return UserError(f"the loss is not finite at step {step} ({found}); {kept}. {run.setup.advice}")
+
+
+def _program(setup: Setup) -> Program:
+    """The jitted step; the same one for trainings that differ in nothing that it is made of."""
+    parts = (setup.method, setup.optimizer, setup.seed, setup.facts.batch_size, setup.mesh, setup.feed.prepare)
+    try:
+        hash(parts)
+    except TypeError:  # a method of the user's need not be hashable
+        return _jitted.__wrapped__(*parts)
+    return _jitted(*parts)
+
+
+@functools.lru_cache(maxsize=4)
+def _jitted(method, optimizer, seed, batch_size, mesh, prepare) -> Program:
+    state = abstract_state(method, optimizer, batch_spec(method.view_groups, batch_size), mesh)
+    return jit_step(make_program(make_train_step(method, optimizer, seed), prepare), state, mesh)
+
+
+def _flops_of_a_step(setup: Setup) -> float:
+    step: Any = make_train_step(setup.method, setup.optimizer, setup.seed)
+    return flops_of(step, setup.abstract_state(), setup.batch_spec)

@@ -1,0 +1,78 @@
+"""A task's hold on its workdir, and its ear for signals: around every training, of whatever task."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from bt_jax.engine.checkpoint import storage_failure
+from bt_jax.errors import Preempted, UserError
+from bt_jax.runtime.preemption import Preemption
+from bt_jax.runtime.workdir import Holder, claim_workdir, held
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A workdir that is this task's for as long as the session lasts.
+
+    Attributes:
+      holder: the lock on the workdir, on the first process.
+    """
+
+    workdir: epath.Path
+    preemption: Preemption
+    holder: Holder | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return jax.process_index() == 0
+
+    def do(self, work: Callable[[], None], otherwise: str) -> None:
+        """Does what cannot be saved half done; a signal breaks it off, and the task ends.
+
+        Args:
+          otherwise: what is said then, a sentence without its end.
+
+        Raises:
+          Preempted: it was broken off.
+        """
+        if not self.preemption.finished(work):
+            self.preemption.leave(otherwise)
+
+    def check(self) -> None:
+        """Sees that the workdir is still this task's.
+
+        Raises:
+          UserError: it has gone, or another task has taken it.
+        """
+        if self.holder is not None:
+            self.holder.check()
+
+
+@contextlib.contextmanager
+def session(config: ConfigDict, workdir: epath.Path) -> Iterator[Session]:
+    """Claims a workdir for the task of `config`, and notes signals; nothing has been written before.
+
+    Raises:
+      UserError: the workdir holds a run of another config, or another task is in it; it cannot be written any more.
+      Preempted: the process was told to leave, and what it did is saved.
+    """
+    preemption = Preemption()
+    try:
+        with contextlib.ExitStack() as stack:
+            holder = None
+            if jax.process_index() == 0:
+                holder = stack.enter_context(held(workdir))
+                claim_workdir(config, workdir, write=True)
+            stack.enter_context(preemption)
+            yield Session(workdir, preemption, holder)
+    except OSError as error:
+        if sentence := storage_failure(workdir, error):
+            raise UserError(sentence) from error
+        raise
+    except Preempted:
+        preemption.requeue()  # the last act: Slurm ends the job at once
+        raise

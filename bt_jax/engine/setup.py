@@ -1,0 +1,63 @@
+"""What a training is made of."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax.data.feed import Feed
+from bt_jax.data.sources.base import Source
+from bt_jax.data.views.spec import batch_spec
+from bt_jax.engine.due import Cadence
+from bt_jax.engine.state import TrainState, abstract_state, init_state
+from bt_jax.facts import Facts
+from bt_jax.methods.base import Method
+from bt_jax.optim import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A training before its first step: all of it is decided, and nothing of it changes while it runs.
+
+    Attributes:
+      workdir: the folder of its checkpoints and metrics.
+      seed: of the parameters, the order of images and their views.
+      sources: whose images that cannot be read are named; the training set first.
+      cadence: when it saves and looks.
+      checkpoint, log, profile: these groups of the config.
+      dtype: of the computation, by its name.
+      config: the whole config as a plain dict, for the notes beside a checkpoint.
+      advice: what to change where the loss is not finite, a sentence.
+    """
+
+    workdir: epath.Path
+    seed: int
+    facts: Facts
+    method: Method
+    optimizer: Optimizer
+    feed: Feed
+    mesh: Mesh
+    sources: tuple[Source, ...]
+    cadence: Cadence
+    checkpoint: ConfigDict
+    log: ConfigDict
+    profile: ConfigDict
+    dtype: str
+    config: Mapping[str, Any]
+    advice: str
+
+    @property
+    def batch_spec(self) -> dict[str, Any]:
+        """The shapes and dtypes of a batch."""
+        return batch_spec(self.method.view_groups, self.facts.batch_size)
+
+    def abstract_state(self) -> TrainState:
+        """The state's shapes, dtypes and shardings."""
+        return abstract_state(self.method, self.optimizer, self.batch_spec, self.mesh)
+
+    def init_state(self) -> TrainState:
+        """The state at step 0, on the devices."""
+        return init_state(self.method, self.optimizer, self.seed, self.batch_spec, self.mesh)

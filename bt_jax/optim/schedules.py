@@ -1,0 +1,104 @@
+"""Learning-rate schedules: functions of the step, counted from 0."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def warmup_cosine(
+    base_rate: float,
+    *,
+    batch_size: int,
+    steps_per_epoch: int,
+    epochs: int,
+    warmup_epochs: int = 10,
+    end_factor: float = 1e-3,
+) -> optax.Schedule:
+    """The official schedule: linear from 0 to the peak over the warm-up, then a half cosine down.
+
+        peak = base_rate · batch_size / 256
+        rate(k) = peak · k / warm-up steps                            during the warm-up
+        rate(k) = peak · (q + end_factor · (1 - q)),  q = (1 + cos(π s)) / 2
+
+    where s goes from 0 after the warm-up to 1 at the end of the last epoch. From there on the rate stays at its end,
+    peak · end_factor.
+
+    q is computed as sin²(π/2 · (1 - s)) from the number of steps that remain, an exact integer. In float32 1 + cos(π s)
+    would lose the last thousand steps to cancellation.
+
+    Args:
+      base_rate: the peak rate for a batch of 256.
+      batch_size: images in a step over all devices.
+      steps_per_epoch, epochs, warmup_epochs: lengths; 0 warm-up epochs start at the peak.
+      end_factor: the last rate over the peak rate.
+
+    Returns:
+      A function of the step (Python, numpy or traced integer, from 0), giving a () array: float32, or float64 with
+      `jax_enable_x64`.
+
+    Raises:
+      ValueError: epochs not above warmup_epochs, or steps_per_epoch below 1.
+
+    Source: official main.py, adjust_learning_rate.
+    """
+    if epochs <= warmup_epochs:
+        raise ValueError(f"epochs is {epochs}, but must be more than the warmup_epochs, {warmup_epochs}.")
+    if steps_per_epoch < 1:
+        raise ValueError(f"steps_per_epoch is {steps_per_epoch}, but must be at least 1.")
+    peak = base_rate * batch_size / 256
+    warmup = warmup_epochs * steps_per_epoch
+    decay = epochs * steps_per_epoch - warmup
+
+    def rate(step: int | np.integer | jax.Array) -> jax.Array:
+        step, dtype = jnp.asarray(step, jnp.int32), jnp.result_type(float)
+        remaining = jnp.clip(warmup + decay - step, 0, decay).astype(dtype)
+        q = jnp.square(jnp.sin(np.pi / 2 / decay * remaining))
+        rising = peak / max(warmup, 1) * step.astype(dtype)
+        return jnp.where(step < warmup, rising, peak * (end_factor + (1 - end_factor) * q))
+
+    return rate
+
+
+def by_epoch(
+    peak: float, *, steps_per_epoch: int, epochs: int, schedule: str, decay_epochs: Sequence[float], decay_factor: float
+) -> optax.Schedule:
+    """A rate that is the same within an epoch.
+
+        cosine: peak · (1 + cos(π epoch / epochs)) / 2
+        steps:  peak · decay_factor ^ (how many of decay_epochs have passed when the epoch begins)
+
+    Args:
+      peak: the rate of the first epoch.
+      schedule: "cosine" or "steps".
+      decay_epochs: for "steps", rising; fractions of an epoch count from the next epoch on.
+
+    Returns:
+      A function of the step (Python, numpy or traced integer, from 0), giving a () float32 array.
+
+    Raises:
+      ValueError: another schedule, or steps_per_epoch below 1.
+
+    Source: official evaluate.py (CosineAnnealingLR, stepped once an epoch).
+    """
+    if schedule not in ("cosine", "steps"):
+        raise ValueError(f"schedule is {schedule!r}, but must be 'cosine' or 'steps'.")
+    if steps_per_epoch < 1:
+        raise ValueError(f"steps_per_epoch is {steps_per_epoch}, but must be at least 1.")
+
+    def factor(epoch: int) -> float:
+        if schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        return decay_factor ** sum(epoch >= passed for passed in decay_epochs)
+
+    # A table, so that the rate of an epoch is the same number wherever it is asked for.
+    rates = np.array([peak * factor(epoch) for epoch in range(epochs)], np.float32)
+
+    def rate(step: int | np.integer | jax.Array) -> jax.Array:
+        epoch = jnp.clip(jnp.asarray(step, jnp.int32) // steps_per_epoch, 0, epochs - 1)
+        return jnp.asarray(rates)[epoch]
+
+    return rate

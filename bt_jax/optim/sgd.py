@@ -1,0 +1,66 @@
+"""PyTorch's SGD as an optax chain, with a rate for each part of a network."""
+
+from collections.abc import Mapping
+
+import jax
+import optax
+
+
+def sgd(
+    learning_rates: Mapping[str, optax.ScalarOrSchedule],
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decay_norms: bool = True,
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent in PyTorch's order.
+
+    For a parameter w of a part with the rate r, with gradient g at step k:
+
+        u = g + weight_decay · w                    (decay)
+        m = momentum · m + u                        (momentum)
+        w = w - r(k) · m                            (learning rate; with nesterov m is replaced by u + momentum · m)
+
+    Args:
+      learning_rates: numbers or schedules of the step by the name of the part, the first key on the way to a parameter.
+        Parts that are not named are frozen: their updates are zero, and no momentum is kept for them.
+      decay_norms: whether scales and shifts of batch norms are decayed too, as PyTorch does by default. Biases of linear
+        layers always are.
+
+    Returns:
+      A transformation whose `update` needs the parameters.
+
+    Source: torch.optim.SGD; official evaluate.py, which gives encoder and classifier a rate each.
+    """
+    chains = {
+        part: optax.chain(
+            optax.add_decayed_weights(weight_decay, mask=None if decay_norms else _not_of_norms),
+            optax.trace(decay=momentum, nesterov=nesterov),
+            optax.scale_by_learning_rate(rate),
+        )
+        for part, rate in learning_rates.items()
+    }
+
+    def parts(params: optax.Params) -> optax.Params:
+        return {
+            name: jax.tree.map(lambda _, name=name: name if name in chains else _FROZEN, part)
+            for name, part in params.items()
+        }
+
+    return optax.multi_transform({**chains, _FROZEN: optax.set_to_zero()}, parts)
+
+
+_FROZEN = "frozen"
+
+
+def _not_of_norms(params: optax.Params) -> optax.Params:
+    """False for a norm's scale and for the bias beside it."""
+
+    def marked(module):
+        if not isinstance(module, Mapping):
+            return True
+        undecayed = ("scale", "bias") if "scale" in module else ()
+        return {name: False if name in undecayed else marked(part) for name, part in module.items()}
+
+    return marked(params)

@@ -1,0 +1,23 @@
+"""Images that turn out not to decode while a run goes on: each is named once, and they are counted at the end of an epoch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class BadImages:
+    """What is said of the images that sources leave out. Each process knows of those that it met itself."""
+
+    def __init__(self, sources: Sequence[Any], say: Callable[[str], None]):
+        """Args:
+        sources: as bt_jax.data.sources.base.Source.
+        """
+        self._sources, self._say = sources, say
+        self._named = [0] * len(sources)
+
+    def tell(self, *, epoch_ends: bool) -> None:
+        for i, source in enumerate(self._sources):
+            for example, why in list(source.bad.items())[self._named[i] :]:
+                self._say(f"{source.place(example)} cannot be read as an image ({why}); it is left out")
+            self._named[i] = len(source.bad)
+            if source.bad and epoch_ends:
+                self._say(f"{len(source.bad)} of {len(source)} images in {source.name} left out")

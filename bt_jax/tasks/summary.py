@@ -1,0 +1,84 @@
+"""What a pre-training run says of itself at its start and at its end."""
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from bt_jax.engine.run import Start
+from bt_jax.engine.setup import Setup
+from bt_jax.engine.state import count_parameters
+from bt_jax.reporting.progress import duration
+from bt_jax.version import __version__
+
+
+def summary(config: ConfigDict, setup: Setup, start: Start) -> str:
+    """What a run is, at its start: every number that a reader of its log may ask for."""
+    facts, method, source = setup.facts, setup.method, setup.sources[0]
+    devices, count = setup.mesh.devices.flat, setup.mesh.size
+    total, encoder = count_parameters(start.state.params), count_parameters(start.state.params["encoder"])
+    processes, split = jax.process_count(), config.mesh.model
+    lines = {
+        "bt_jax": f"{__version__}, JAX {jax.__version__}: {config.task} with {config.method}, seed {config.seed}",
+        "devices": f"{count} × {devices[0].device_kind}, {facts.batch_size // count} images each; "
+        f"{processes} process{'es' if processes > 1 else ''}"
+        + (f"; each of the projector's layers on {split}" if split > 1 else ""),
+        "data": f"{source.name}: {len(source)} images, {source.num_classes} classes; {described_views(method.view_groups)}"
+        + (f"\n{setup.feed.words}" if setup.feed.words else ""),
+        "encoder": f"{config.model.arch}, {method.encoder.num_features} features, {encoder / 1e6:.2f} M parameters of "
+        f"{total / 1e6:.2f} M; computes in {config.dtype}",
+        **method.describe(facts.batch_size),
+        "batch": f"{facts.batch_size}; {facts.steps_per_epoch} steps an epoch, {facts.epochs} epochs, "
+        f"{facts.total_steps} steps",
+        "rates": setup.optimizer.description,
+        "workdir": str(setup.workdir),
+    }
+    text = [f"{title:<9} " + value.replace("\n", "\n" + " " * 10) for title, value in lines.items()]
+    text += [f"note      {notice}" for notice in [*source.notices, *start.notices]]
+    if start.step == facts.total_steps:
+        text.append(f"complete  this run has made all its {start.step} steps; choose another --workdir for a new one")
+    elif start.step:
+        text.append(f"resuming  at step {start.step} of {facts.total_steps}")
+    return "\n".join(text)
+
+
+def described_views(groups: Any) -> str:
+    """`two views of 48×48`, or `two views of 224×224 and six of 96×96`."""
+    parts = []
+    for group in groups:
+        number = _NUMBERS.get(group.num_views, str(group.num_views))
+        noun = "" if parts else " view" if group.num_views == 1 else " views"
+        parts.append(f"{number}{noun} of {group.size}×{group.size}")
+    return " and ".join(parts)
+
+
+_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
+
+
+def farewell(setup: Setup, result: dict[str, Any]) -> str:
+    """What came of a run, and what to do with it.
+
+    Args:
+      result: as pretrain.json has it.
+    """
+    lines, workdir = [f"\ndone in {duration(result['seconds_of_last_start'])}"], setup.workdir
+    if "knn_accuracy_after" in result:
+        before, after = result["knn_accuracy_before"], result["knn_accuracy_after"]
+        raw = result.get("knn_accuracy_raw_pixels")
+        pixels = "" if raw is None else f", {raw:.1%} on raw pixels"
+        lines.append(f"kNN accuracy   {after:.1%} with the trained encoder, {before:.1%} untrained{pixels}")
+    if "linear_top1" in result:
+        lines.append(f"linear         {result['linear_top1']:.1%}, a linear classifier on the frozen features")
+    if "labels_a_class" in result:
+        tuned, scratch = result["finetune_top1"], result["from_scratch_top1"]
+        lines.append(
+            f"few labels     {tuned:.1%} fine-tuned on {result['labels_a_class']} labels a class, {scratch:.1%} from scratch "
+            f"on the same: {100 * (tuned - scratch):+.1f} points"
+        )
+    lines += [
+        f"checkpoint     {workdir / 'checkpoints' / str(setup.facts.total_steps)}",
+        f"metrics        {workdir / 'metrics.jsonl'}, {workdir / 'pretrain.json'}",
+        f"to look        tensorboard --logdir {workdir}   (pip install tensorboard)",
+        f"to use         python -c \"import bt_jax; print(bt_jax.load_encoder('{workdir}'))\"",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,67 @@
+"""What the tests of pipelines and feeds share: small sources, and batches of them."""
+
+import numpy as np
+
+from bt_jax.config import default
+from bt_jax.data import eval_pipeline, pipeline
+from bt_jax.data.sources.base import ArraySource, StreamSource
+from bt_jax.data.sources.make import make_source
+from bt_jax.data.views.spec import VIEW_A, VIEW_B, Jigsaw, ViewGroup, ViewSpec
+
+SIZE = 12
+PAIR = (ViewGroup("pair", (VIEW_A, VIEW_B), SIZE),)
+CROPS = ViewSpec(jitter=0.0, grayscale=0.0, blur=0.0)  # quick to compile
+TWO_SIZES = (ViewGroup("global", (CROPS,) * 2, 32), ViewGroup("local", (CROPS,) * 3, 16))
+WITH_JIGSAW = (*TWO_SIZES, ViewGroup("patches", Jigsaw(CROPS, cell=11), 8))
+
+
+def data_config(**fields):
+    config = default().data
+    config.update({"image_size": SIZE, "eval_resize": 0, "threads": 2, **fields})
+    return config
+
+
+def array_source(n, size=20):
+    images = np.random.default_rng(n).integers(0, 256, (n, size, size + 3, 3), np.uint8)
+    return ArraySource("arrays", images, np.arange(n) % 1000)  # a label tells which image it was
+
+
+def stream(tfds_dir, name="numbers_set"):
+    config = data_config(source="tfds", name=name, data_dir=str(tfds_dir), in_memory_bytes=0)
+    source = make_source(config, "train")
+    assert isinstance(source, StreamSource)
+    return source
+
+
+def take(source, steps, *, groups=PAIR, batch_size=8, rows=None, start_step=0, seed=3, **fields):
+    """Training batches of the host's pipeline."""
+    rows = np.arange(batch_size) if rows is None else rows
+    where = {"rows": rows, "start_step": start_step, "num_steps": steps}
+    return list(
+        pipeline.train_batches(source, data_config(**fields), groups, seed=seed, batch_size=batch_size, **where)
+    )
+
+
+def flat(batch):
+    """Its arrays by name, views by their groups' names."""
+    views = batch.get("views", {})
+    return {**{f"views of {name}": v for name, v in views.items()}, **{k: v for k, v in batch.items() if k != "views"}}
+
+
+def assert_same(found, expected, rows=slice(None)):
+    assert len(found) == len(expected)
+    for a, b in zip(map(flat, found), map(flat, expected), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name][rows], err_msg=name)
+
+
+def evaluate(source, *, batch_size=8, rows=None, limit=None, **fields):
+    rows = np.arange(batch_size) if rows is None else rows
+    return list(
+        eval_pipeline.eval_batches(source, data_config(**fields), batch_size=batch_size, rows=rows, limit=limit)
+    )
+
+
+def masked(batches):
+    return {name: np.concatenate([b[name][b["mask"]] for b in batches]) for name in ("image", "label")}

@@ -1,0 +1,155 @@
+"""bt_jax/data/bad_images.py: what does not decode is found and stood in for, and a batch stays a function of (seed, step)."""
+
+import io
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from batches import PAIR, assert_same, data_config, evaluate, masked, stream, take
+from PIL import Image
+
+from bt_jax.data import eval_pipeline, pipeline
+from bt_jax.data.order import permutation
+from bt_jax.data.sources.folder import FolderSource
+from bt_jax.errors import UserError
+
+
+def test_others_stand_in_for_bad_images(tmp_path, light_views):
+    """The next good one each time, label and all; rows, seeds and later batches as before; evaluation leaves them out."""
+    for name, shade in (("a", 0), ("b", 200)):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(np.full((20, 20, 3), shade + i, np.uint8)).save(tmp_path / "train" / name / f"{i}.png")
+    config = data_config()
+    config.max_bad_fraction = 0.2
+    clean = FolderSource(str(tmp_path), "train")
+    expected = take(clean, 8, batch_size=4)
+    order = [permutation(3, epoch, 16) for epoch in range(2)]
+    bad = {int(order[0][9]), 7, 15}  # the last of all is followed by the first
+    source = FolderSource(str(tmp_path), "train")
+    for example in bad:
+        pathlib.Path(source.paths[example]).write_bytes(b"no image")
+    batches = pipeline.train_batches(source, config, PAIR, seed=3, batch_size=4, rows=np.arange(4), num_steps=8)
+    for step, batch in enumerate(batches):
+        examples = order[step // 4][step % 4 * 4 :][:4]
+        for row, example in enumerate(examples):
+            if example not in bad:
+                np.testing.assert_array_equal(batch["views"]["pair"][row], expected[step]["views"]["pair"][row])
+            stands = example
+            while stands in bad:
+                stands = (stands + 1) % 16
+            assert batch["label"][row] == clean.labels[stands]
+            assert batch["example"][row] == stands
+    assert step == 7 and set(source.bad) == bad
+    fresh = FolderSource(str(tmp_path), "train")
+    seen = list(eval_pipeline.eval_batches(fresh, config, batch_size=6, rows=np.arange(6)))
+    assert sum(batch["mask"].sum() for batch in seen) == 13 and set(fresh.bad) == bad
+    np.testing.assert_array_equal(
+        np.concatenate([batch["label"][batch["mask"]] for batch in seen]),
+        [clean.labels[i] for i in range(16) if i not in bad],
+    )
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "cut", "gone"])
+def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
+    """The batches before it are delivered; then, as it is more than a thousandth of all, a sentence names it alone."""
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    for i in range(16):
+        Image.fromarray(pixels).save(folder / f"{i:02d}.jpg")
+    source = FolderSource(str(tmp_path), "train")
+    bad = folder / f"{permutation(3, 0, 16)[9]:02d}.jpg"  # in the third batch of four
+    whole = bad.read_bytes()
+    if kind == "gone":
+        bad.unlink()
+    else:
+        bad.write_bytes({"text": b"not an image at all", "empty": b"", "cut": whole[: len(whole) // 2]}[kind])
+    batches = pipeline.train_batches(source, data_config(), PAIR, seed=3, batch_size=4, rows=np.arange(4))
+    assert len(next(batches)["label"]) == len(next(batches)["label"]) == 4
+    with pytest.raises(
+        UserError, match=rf"{bad} cannot be read as an image \(.+\); mend or remove it, or raise"
+    ) as raised:
+        next(batches)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=str(bad)):
+        evaluate(source, batch_size=4)
+
+
+def store_with_bad_images(root, bad, files=2):
+    """24 images of one colour that is their number, but for some that are no images."""
+    import tensorflow_datasets as tfds
+
+    def image(i):
+        return io.BytesIO(b"\xff\xd8\xff" + bytes([i])) if i in bad else np.full((14, 14, 3), i, np.uint8)
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="bad_set",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(
+            {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=24)}
+        ),
+        split_datasets={"train": [(i, {"image": image(i), "label": i}) for i in range(24)]},
+        data_dir=root,
+        description="for tests",
+        download_config=tfds.download.DownloadConfig(num_shards=files),
+    )
+
+
+def test_others_stand_in_for_bad_records_of_a_stream(tmp_path, light_views):
+    """The one before in the epoch, whichever process and start met it; evaluations leave it out."""
+    store_with_bad_images(tmp_path, bad=(5, 6))
+    settings = {"shuffle_buffer": 6, "max_bad_fraction": 0.1}
+    source = stream(tmp_path, "bad_set")
+    expected = take(source, 3, **settings)
+    assert len(source.bad) == 2
+    labels = np.concatenate([batch["label"] for batch in expected])
+    assert set(labels) == set(range(24)) - {5, 6}
+    for batch in expected:  # all three of an epoch
+        np.testing.assert_array_equal(batch["example"] % 8, np.arange(8))
+    repeated = [place for place in range(1, 24) if labels[place] == labels[place - 1]]
+    assert len(repeated) == 2, "each has the record of the place before it"
+    assert_same(take(stream(tmp_path, "bad_set"), 2, start_step=1, **settings), expected[1:])
+    for rows in (np.array([0, 1, 2, 6]), np.array([3, 4, 5, 7])):
+        assert_same(take(stream(tmp_path, "bad_set"), 3, rows=rows, **settings), expected, rows)
+
+    source = stream(tmp_path, "bad_set")
+    for _ in range(2):  # the second time they are known
+        seen = masked(evaluate(source, max_bad_fraction=0.1))
+        assert sorted(seen["label"]) == sorted(set(range(24)) - {5, 6})
+        np.testing.assert_array_equal(seen["image"][:, 5, 5, 0], seen["label"])
+
+
+def test_canvases_of_stand_ins(tmp_path):
+    """Drawn in the slot of the image that does not decode, under the stand-in's own number."""
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for i in range(8):
+        Image.fromarray(np.full((20, 20, 3), i, np.uint8)).save(tmp_path / "train" / "a" / f"{i}.png")
+    (tmp_path / "train" / "a" / "3.png").write_bytes(b"no image")
+    source, config = FolderSource(str(tmp_path), "train"), data_config(max_bad_fraction=0.2)
+    (batch,) = pipeline.canvas_batches(source, config, seed=3, batch_size=8, rows=np.arange(8), num_steps=1)
+    np.testing.assert_array_equal(batch["slot"], permutation(3, 0, 8))
+    np.testing.assert_array_equal(batch["example"], np.where(batch["slot"] == 3, 4, batch["slot"]))
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["example"])
+
+
+def test_too_many_bad_records_of_a_stream(tmp_path, light_views):
+    store_with_bad_images(tmp_path, bad=(5, 6))
+    sentence = (
+        r"record of TFDS bad_set, train with fingerprint [0-9a-f]{16} cannot be read as an image \(.+\).* or raise"
+    )
+    with pytest.raises(UserError, match=sentence):
+        take(stream(tmp_path, "bad_set"), 3, max_bad_fraction=0.05)
+
+
+def test_a_broken_file_of_a_stream(tfds_dir, tmp_path):
+    """No record of it can be told from another, so none stands in; the set is named."""
+    shutil.copytree(tfds_dir / "numbers_set", tmp_path / "numbers_set")
+    source = stream(tmp_path)
+    for file in (tmp_path / "numbers_set" / "1.0.0").glob("*tfrecord*"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 255
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=r"TFDS numbers_set, train cannot be read \(corrupted record.+\)"):
+        evaluate(source)

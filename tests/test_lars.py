@@ -1,0 +1,51 @@
+"""bt_jax/optim/lars.py against the official optimiser."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import optax
+from recipes import relative
+
+from bt_jax.optim import lars, warmup_cosine
+
+
+def test_golden_lars(golden):
+    """Sixty official steps in float64 to 1e-9, with biases and a parameter that starts at zero."""
+    results = golden("lars")
+    settings = json.loads(str(results["settings"]))
+    lengths = {k: settings[k] for k in ("batch_size", "steps_per_epoch", "epochs", "warmup_epochs")}
+    names = [k.removeprefix("init_") for k in results if k.startswith("init_")]
+    with jax.enable_x64(True):
+        params = {n: jnp.asarray(results[f"init_{n}"]) for n in names}
+        transform = lars(
+            warmup_cosine(settings["base_lr_weights"], **lengths),
+            warmup_cosine(settings["base_lr_biases"], **lengths),
+            weight_decay=settings["weight_decay"],
+            momentum=settings["momentum"],
+            trust_coefficient=settings["trust_coefficient"],
+        )
+        state = transform.init(params)
+        compared = 0
+        for step in range(60):
+            gradients = {n: jnp.asarray(results[f"grad_{step}_{n}"]) for n in names}
+            updates, state = transform.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+            for n in names:
+                if f"param_{step}_{n}" in results:
+                    assert relative(params[n], results[f"param_{step}_{n}"]) < 1e-9, (step, n)
+                    compared += 1
+    assert compared >= 5 * len(names)
+
+
+def test_rate_comes_after_momentum():
+    """What `optax.lars` does differently: a rate that falls to zero stops the parameters at once."""
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    fall = optax.piecewise_constant_schedule(1.0, {1: 0.0})
+    transform = lars(fall, fall)
+    state = transform.init(params)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    updates, state = transform.update(gradients, state, params)
+    assert all((u != 0).all() for u in jax.tree.leaves(updates))
+    updates, state = transform.update(gradients, state, params)
+    assert not any(u.any() for u in jax.tree.leaves(updates))

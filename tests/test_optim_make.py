@@ -1,0 +1,84 @@
+"""bt_jax/optim/make.py: from the settings of a run to its optimiser and rates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bt_jax import config as config_lib
+from bt_jax.facts import Facts
+from bt_jax.optim import make_optimizer
+
+FACTS = Facts(num_examples=1024, num_classes=10, batch_size=256, epochs=20)  # 4 steps an epoch
+SGD = {
+    "name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4, "schedule": "steps",
+    "decay_epochs": (8, 16), "decay_factor": 0.1, "warmup_epochs": 2,
+}  # fmt: skip
+
+
+def test_gradient_divisor():
+    """It divides what biases feel, and nothing that LARS adapts without decay."""
+    config = config_lib.default().optimizer
+    config.weight_decay = 0.0
+    params, gradients = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}, {"w": jnp.full((3, 2), 0.3), "b": jnp.full(2, 0.3)}
+    updates = {}
+    for divisor in (1.0, 16.0):
+        config.gradient_divisor = divisor
+        optimizer = make_optimizer(config, FACTS)
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates[divisor], state = optimizer.update(gradients, state, params)
+    np.testing.assert_allclose(updates[16.0]["w"], updates[1.0]["w"], rtol=1e-5)
+    np.testing.assert_allclose(updates[16.0]["b"] * 16, updates[1.0]["b"], rtol=1e-5)
+
+
+def test_lars_is_described():
+    """Effective rates, the divisor, and the schedule: as they stand in a run's summary."""
+    config = config_lib.default().optimizer
+    config.gradient_divisor = 16.0
+    optimizer = make_optimizer(config, Facts(num_examples=4096, num_classes=10, batch_size=2048, epochs=20))
+    assert optimizer.description == (
+        "weights 1.6 = 0.2 × 2048/256, biases 0.0384 = 0.0048 × 2048/256,\n"
+        "gradients divided by 16; warm-up 10 epochs, then cosine"
+    )
+    assert list(optimizer.schedules) == ["weights", "biases"]
+
+
+def test_sgd_with_one_rate():
+    """Linear warm-up to the peak, then steps at their epochs; the rate is for a batch of 256."""
+    optimizer = make_optimizer(SGD, FACTS)
+    rates = [float(optimizer.schedules["weights"](step)) for step in range(80)]
+    np.testing.assert_allclose(rates[:9], 0.1 * np.minimum(np.arange(9) / 8, 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        rates[8:32] + rates[32:64] + rates[64:], [0.1] * 24 + [0.01] * 32 + [0.001] * 16, rtol=1e-6
+    )
+    params = {"encoder": {"kernel": jnp.ones((2, 2))}, "classifier": {"bias": jnp.ones(2)}}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    assert not any(u.any() for u in jax.tree.leaves(updates)), "the first rate of the warm-up is 0"
+    assert "warm-up 2 epochs, then ×0.1 after epochs 8, 16" in optimizer.description
+
+
+def test_sgd_with_a_rate_for_each_part():
+    settings = {
+        **SGD,
+        "learning_rates": {"classifier": 0.3, "encoder": 0.005},
+        "warmup_epochs": 0,
+        "schedule": "cosine",
+    }
+    optimizer = make_optimizer(settings, FACTS)
+    assert [float(schedule(0)) for schedule in optimizer.schedules.values()] == pytest.approx([0.3, 0.005])
+    assert "classifier 0.3 = 0.3 × 256/256, encoder 0.005 = 0.005 × 256/256" in optimizer.description
+
+
+def test_equal_settings_are_equal():
+    """So that a compiled step can be kept by what it was made of."""
+    assert make_optimizer(SGD, FACTS) == make_optimizer(dict(SGD), FACTS)
+    assert hash(make_optimizer(SGD, FACTS)) == hash(make_optimizer(dict(SGD), FACTS))
+    assert make_optimizer(SGD, FACTS) != make_optimizer({**SGD, "momentum": 0.8}, FACTS)
+
+
+def test_too_short_for_the_warm_up():
+    config = config_lib.default().optimizer
+    with pytest.raises(ValueError, match="epochs is 10, but must be more than the warmup_epochs, 10"):
+        make_optimizer(config, Facts(num_examples=1024, num_classes=10, batch_size=256, epochs=10))
