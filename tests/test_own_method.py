@@ -122,7 +122,7 @@ def test_the_encoder_is_loaded_and_exported(run, package):
         ({"model.arch": "my_package.net:ConvNet"}, "model.arch is .*, but there is no module 'my_package.net'"),
         (
             {"model.arch": "test_encoders:Unpooled"},
-            r"makes \(2, 2, 2, 12\) of images .* and must make \(2, 12\): \(N, F\)",
+            r"returns \(2, 2, 2, 12\) for images .* but must return \(2, 12\): \(N, F\)",
         ),
         (
             {"model.arch": "test_encoders:Patches", "data.image_size": 20},
@@ -134,7 +134,7 @@ def test_the_encoder_is_loaded_and_exported(run, package):
         ),
         (
             {"method": "test_methods:NoLoss"},
-            "method is 'test_methods:NoLoss', which is not a method .*: loss is missing",
+            "method is 'test_methods:NoLoss', which does not implement .*: loss is missing",
         ),
     ],
 )
