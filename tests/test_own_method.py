@@ -102,13 +102,15 @@ def test_the_run_goes_on_to_the_same_bits(run, package, capsys):
     chex.assert_trees_all_equal(first.heads, second.heads)
 
 
-def test_the_encoder_is_loaded_and_exported(run, package):
+def test_the_encoder_is_loaded_and_exported(run, package, capsys):
     workdir, _ = run
     encoder = bt_jax.load_encoder(str(workdir))
     assert (encoder.arch, encoder.width, encoder.heads.keys()) == ("my_package.nets:ConvNet", 16, {"projector"})
     config = default("export")
     config.init_from, config.export.program = str(workdir), False
     export(config, str(package / "exported"))
+    assert "in torch  no file: PyTorch has no names for my_package.nets:ConvNet" in (said := capsys.readouterr().out)
+    assert "projector 16-16" in said
     again = bt_jax.load_encoder(str(package / "exported"))
     assert again.sha256 == encoder.sha256
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)

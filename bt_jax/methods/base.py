@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
+from bt_jax.config import Field
 from bt_jax.data.views.spec import ViewGroup
 from bt_jax.facts import Facts
 from bt_jax.models.inputs import Inputs
@@ -32,8 +33,9 @@ class Method(Protocol):
     `encoder`, `view_groups`, `init` and `loss`; a class that is not a subclass must define every part.
 
     A user's own method also declares its config fields, as class attributes: `config_group`, the name of its group;
-    `fields`, `bt_jax.config.Field` objects by name; `optimizer`, the optimizer that trains it, "lars" or "sgd". (Those of
-    bt_jax's own methods are in bt_jax/config/methods.)
+    `fields`, `bt_jax.config.Field` objects by name; `optimizer`, the optimizer that trains it, "lars" or "sgd"; optionally
+    `defaults` of other fields, such as "epochs", and `contradictions` between fields. (Those of bt_jax's own methods are in
+    bt_jax/config/methods.)
 
     Attributes:
       name: the method's name in a run's log.
@@ -65,7 +67,7 @@ class Method(Protocol):
     advice: ClassVar[str] = "Lower the learning rates in optimizer, or lengthen optimizer.warmup_epochs."
 
     config_group: ClassVar[str]
-    fields: ClassVar[Mapping[str, Any]]
+    fields: ClassVar[Mapping[str, Field]]
     optimizer: ClassVar[str]
 
     @classmethod

@@ -78,7 +78,7 @@ def check_source(method: Method, source: Any) -> None:
             f"{method.name} needs labels of at least 2 classes, but {source.name} has {source.num_classes}; choose a "
             "labelled set, or another method."
         )
-    if method.needs_stable_examples and not getattr(source, "stable_examples", True):
+    if method.needs_stable_examples and not source.stable_examples:
         raise UserError(
             f"{method.name} needs images with stable numbers, but {source.name} is read as a stream, which has none; "
             "raise data.in_memory_bytes, or choose another source."

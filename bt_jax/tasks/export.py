@@ -9,6 +9,7 @@ from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.folder import write_folder
+from bt_jax.import_path import is_import_path
 
 
 def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -51,9 +52,14 @@ def _summary(description: dict[str, Any], folder: epath.Path) -> str:
         lines["projector"] = "-".join(map(str, description["projector"]))
     if description["classes"]:
         lines["classes"] = str(description["classes"])
+    shown = {"projector": description["projector"], "classifier": description["classes"]}
+    if others := [name for name in description["heads"] if not shown.get(name)]:
+        lines["heads"] = ", ".join(others)
     lines["to use"] = f"python -c \"import bt_jax; print(bt_jax.load_encoder('{folder}'))\""
     if "safetensors" in files:
         lines["in torch"] = f"model.load_state_dict(safetensors.torch.load_file('{folder / files['safetensors']}'))"
+    elif is_import_path(description["arch"]):
+        lines["in torch"] = f"no file: PyTorch has no names for {description['arch']}"
     if "program" in files:
         lines["anywhere"] = (
             f"jax.export.deserialize(bytearray(open('{folder / files['program']}', 'rb').read())).call(images)"
