@@ -17,6 +17,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bt_jax import config as config_lib
+from bt_jax.config import fields_page
 from bt_jax.config.command_line import ConfigFileParser
 from bt_jax.errors import UserError
 from bt_jax.runtime import console
@@ -25,6 +26,7 @@ QUICKSTART = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file of the run.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run, local or gs://; default: runs/<name of the config>.")
+_FIELDS = flags.DEFINE_bool("fields", False, "Whether to print all fields of the run, and to do nothing else.")
 flags.FLAGS["config"].parser = ConfigFileParser(flags.FLAGS["config"].parser)
 
 
@@ -32,6 +34,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"there is no argument {argv[1]!r}; options look like --config=FILE or --config.field=value.")
     config = _CONFIG.value
+    if _FIELDS.value:
+        fields_page.show(config)
+        return
     config_lib.check(config)
     name = pathlib.Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "-")
     # After the checks: Flax and Orbax take seconds to import.

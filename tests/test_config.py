@@ -45,6 +45,37 @@ def test_config_files_pass(name):
         assert word in module.__doc__, f"configs/{name}.py does not say {word}"
 
 
+@pytest.mark.parametrize("name", ["quickstart", "resnet18_cifar10", "resnet18_cifar10_cpu", "resnet50_imagenet"])
+def test_config_files_take_a_method(name):
+    """All methods, and a sentence for what is none."""
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    for method in config_lib.METHODS:
+        config = get_config(method)
+        assert config.method == method
+        config_lib.check(config)
+    assert get_config().to_dict() == get_config("barlow_twins").to_dict()
+    with pytest.raises(UserError, match="method is 'supervized', but must be .* \\(did you mean 'supervised'\\?\\)"):
+        get_config("supervized")
+
+
+def test_supervised_recipe():
+    """The numbers of Goyal et al. 2017, section 5.1."""
+    from configs.resnet50_imagenet import get_config
+
+    config = get_config("supervised")
+    optimizer = config.optimizer
+    assert (config.batch_size, config.epochs, optimizer.learning_rate, optimizer.warmup_epochs) == (256, 90, 0.1, 5)
+    assert (optimizer.momentum, optimizer.nesterov, optimizer.weight_decay, optimizer.decay_norms) == (
+        0.9,
+        True,
+        1e-4,
+        False,
+    )
+    assert (optimizer.schedule, optimizer.decay_epochs, optimizer.decay_factor) == ("steps", (30, 60, 80), 0.1)
+    view = config.supervised.view
+    assert (view.crop_scale, view.flip, view.jitter, view.blur, view.solarize) == ((0.08, 1.0), 0.5, 0.0, 0.0, 0.0)
+
+
 def test_official_recipe():
     """The numbers of the official main.py and of the paper's section 2.2."""
     from configs.resnet50_imagenet import get_config
@@ -183,6 +214,67 @@ def test_overrides_of_unknown_fields():
     assert "'epoch' (did you mean 'epochs'?)" in str(error.value)
     assert "'optimizer.lambd' (did you mean 'barlow_twins.lambd'?)" in str(error.value)
     assert "batch_size" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "config", "sentence"),
+    [
+        ("loss.lambd", ("pretrain",), "loss.lambd is now called barlow_twins.lambd."),
+        ("loss.lambd", ("pretrain", "supervised"), "loss.lambd is now called barlow_twins.lambd, which belongs to the method"),
+        ("data.view_a.blur", ("knn",), "data.view_a.blur is now called pairs.view_a.blur."),
+        ("monitor.batch_size", ("linear",), "monitor.batch_size is now called features.batch_size."),
+        ("data.view_supervised.flip", ("finetune",), "data.view_supervised.flip is now called supervised.view.flip."),
+        ("knn.k", ("pretrain",), "knn.k belongs to the task 'knn', but this run's task is 'pretrain'."),
+        ("linear.l2", ("knn",), "linear.l2 belongs to the tasks 'linear' and 'transfer', but this run's task is 'knn'."),
+        ("barlow_twins.lambd", ("linear",), "belongs to the task 'pretrain', but this run's task is 'linear'."),
+        ("supervised.label_smoothing", ("pretrain",), "belongs to the method 'supervised', but this run's method is 'barlow_twins'."),
+        ("optimizer.nesterov", ("pretrain",), "belongs to the optimizer 'sgd', but this run's is 'lars'."),
+        ("optimzer.momentum", ("pretrain",), "there is no field 'optimzer.momentum' (did you mean 'optimizer.momentum'?)."),
+        ("zzz.yyy", ("pretrain",), "there is no field 'zzz.yyy'."),
+        ("method", ("pretrain",), "--config=FILE:METHOD"),
+        ("optimizer.name", ("pretrain",), "default(optimizer=…)"),
+    ],
+)  # fmt: skip
+def test_overrides_of_fields_that_are_not_this_runs(argument, config, sentence):
+    """Whose it is, or what it is called now."""
+    with pytest.raises(UserError) as error:
+        config_lib.check_overrides([f"--config.{argument}=1", "--config.seed=1"], config_lib.default(*config))
+    assert sentence in str(error.value) and str(error.value).count(";") == 0
+
+
+def test_a_misspelt_group():
+    """One sentence, however many fields it has."""
+    config = sound()
+    config.optimiser = config.optimizer
+    del config.optimizer
+    text = complaint(config)
+    assert text == (
+        "the config is wrong: there is no group 'optimiser' (did you mean 'optimizer'?); the group optimizer is missing."
+    )
+
+
+def test_a_group_of_another_task_or_method():
+    config = sound()
+    config.knn = config_lib.default("knn").knn
+    config.supervised = config_lib.default(method="supervised").supervised
+    text = complaint(config)
+    assert "knn belongs to the task 'knn', but this run's task is 'pretrain'" in text
+    assert "supervised belongs to the method 'supervised', but this run's method is 'barlow_twins'" in text
+    assert text.count(";") == 1
+
+
+def test_a_task_or_optimizer_by_name_alone():
+    """The fields of it are missing; one sentence says what to do."""
+    config = sound()
+    config.task = "linear"
+    assert complaint(config).startswith(
+        "task is 'linear', but this config has the fields of the task 'pretrain'; make it with"
+    )
+    config = sound()
+    config.optimizer.name = "sgd"
+    assert complaint(config).startswith(
+        "optimizer.name is 'sgd', but this config has the fields of the optimizer 'lars'; make it with"
+    )
 
 
 def test_json_round_trip():

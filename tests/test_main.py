@@ -50,6 +50,14 @@ def folder_run(root, workdir, *more):
     [
         (["--config.optimizer.weight_decya=1"], "there is no field 'optimizer.weight_decya' (did you mean 'optimizer.weight_decay'?)"),
         (["--config.batch_size=many"], "batch_size"),
+        (["--config.loss.lambd=0.1"], "error: the config is wrong: loss.lambd is now called barlow_twins.lambd."),
+        (["--config.sgd.momentum=0.1"], "belongs to the tasks 'linear', 'finetune' and 'transfer'"),
+        (["--config.task=knn", "--config.init_from=x", "--config.monitor.k=3"], "monitor.k belongs to the task 'pretrain'"),
+        (["--config.method=supervised"], "--config=FILE:METHOD, such as"),
+        (["--config=configs/quickstart.py:suprvised"], "(did you mean 'supervised'?)"),
+        (["--config=configs/quickstart.py:no_such.module:Method"], "there is no module 'no_such'"),
+        (["--config=configs/quickstart.py:json:dumps"], "method is 'json:dumps', which does not declare its fields correctly"),
+        (["--config=configs/nothing.py", "--config.epochs=2"], "config file configs/nothing.py does not exist."),
         (["--config.barlow_twins.lambd=-1"], "barlow_twins.lambd is -1.0, but must be a number of at least 0"),
         (["--config.data.source=photo"], "(did you mean 'photographs'?)"),
         (["--config=configs/nothing.py"], "config file configs/nothing.py does not exist."),
@@ -117,6 +125,40 @@ def test_workdir_of_another_config(monkeypatch, tmp_path):
     claim_workdir(quickstart.get_config(), epath.Path(tmp_path), write=True)
     found = run(monkeypatch, f"--workdir={tmp_path}", "--config.barlow_twins.lambd=0.1")
     assert "holds a run with another config (barlow_twins.lambd was" in found and "is now 0.1" in found
+
+
+def test_config_files_of_before(monkeypatch, tmp_path):
+    """The line that speaks of an old field, and the name of now."""
+    lines = "from bt_jax.config import default\ndef get_config():\n    config = default()\n    config.{} = 1\n    return config\n"
+    path = tmp_path / "old.py"
+    path.write_text(lines.format("loss.lambd"))
+    assert f"{path}, line 4: loss.lambd is now called barlow_twins.lambd." in run(monkeypatch, f"--config={path}")
+    path.write_text(lines.format("model.projector"))
+    assert "model.projector is now called barlow_twins.projector" in run(monkeypatch, f"--config={path}")
+
+
+def test_the_task_on_the_command_line(monkeypatch, tmp_path):
+    """A pre-training's config serves an evaluation: with its fields, and on the same data."""
+    done = []
+    monkeypatch.setattr("bt_jax.tasks.knn.knn", lambda config, workdir: done.append(config) or sys.exit("error: done"))
+    run(
+        monkeypatch, "--config.task=knn", "--config.init_from=x", "--config.knn.k=(3,)", f"--workdir={tmp_path / 'run'}"
+    )
+    (config,) = done
+    assert (config.task, config.knn.k, config.data.source, config.data.image_size) == ("knn", (3,), "photographs", 48)
+
+
+def test_fields_are_printed_and_nothing_is_done(tmp_path):
+    """To the end, or as far as the reader goes; a config that is not complete has fields too."""
+    command = [sys.executable, "main.py", "--fields", f"--workdir={tmp_path / 'run'}", "--config.epochs=3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "pretrain with barlow_twins" in done.stdout and "* epochs" in done.stdout and "judge.view" in done.stdout
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(120) == 0
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_process_exits_with_status_one():

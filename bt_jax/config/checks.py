@@ -25,7 +25,7 @@ def check(config: ConfigDict) -> None:
     """
     complete(config)
     given, expected = flatten(config), fields_of(config)
-    _is_of_its_task(config, given, expected)
+    _is_of_its_kind(config, given, expected)
     wrong = unknown_fields(given, config) + _missing(given, expected)
     sound = {}
     for name, field in expected.items():
@@ -62,45 +62,49 @@ def check_overrides(argv: Iterable[str], config: ConfigDict | None = None) -> No
             "the method has its own fields, so it is chosen with the config file and not by --config.method: "
             "--config=FILE:METHOD, such as --config=configs/quickstart.py:supervised"
         )
+    if "optimizer.name" in names:
+        wrong.append(
+            "the optimizer has its own fields, so it is chosen in a config file and not by --config.optimizer.name: "
+            "default(optimizer=…)"
+        )
     if wrong:
         raise _wrong(wrong)
 
 
 def unknown_fields(names: Iterable[str], config: ConfigDict) -> list[str]:
-    """A sentence for each name that is neither a field nor a group of such a config."""
+    """A sentence for each name that is neither a field nor a group of such a config; fields of an unknown group share one."""
     fields = fields_of(config)
-    known = fields.keys() | _groups(fields)
-    return list(dict.fromkeys(_unknown(name, fields, config) for name in names if name not in known))
+    known = _groups(fields)
+    wrong = [name for name in names if name not in fields and name not in known]
+    groups = [next((group for group in sorted(_groups([name]), key=len) if group not in known), "") for name in wrong]
+    together = [group if group and groups.count(group) > 1 else name for name, group in zip(wrong, groups, strict=True)]
+    return list(dict.fromkeys(_unknown(name, fields, is_group=name in groups) for name in together))
 
 
-def _unknown(name: str, fields: Mapping[str, Field], config: ConfigDict) -> str:
-    task = config.get("task")
-    if (now := new_name(name, task)) and now != name:
-        return f"{name} is now called {now}" + ("" if now in fields else f", which {_belongs(now, config)}")
-    if words := _belongs(name, config):
-        return f"{name} cannot be set here: it {words}"
-    group = name.partition(".")[0]
-    if "." in name and group not in _groups(fields):
-        if (near := nearest(name, fields)) or not (near := nearest(group, _groups(fields))):
-            return f"there is no field {name!r}{near}"
-        return f"there is no group {group!r}{near}"
+def _unknown(name: str, fields: Mapping[str, Field], is_group: bool) -> str:
+    now = new_name(name, fields["task"].default)
+    if now != name:
+        return f"{name} is now called {now}" + ("" if _has(fields, now) else f", which {_belongs(now, fields)}")
+    if words := _belongs(name, fields):
+        return f"{name} {words}"
+    if is_group:
+        return f"there is no group {name!r}{nearest(name, _groups(fields))}"
     return f"there is no field {name!r}{nearest(name, fields)}"
 
 
-def _belongs(name: str, config: ConfigDict) -> str:
-    """The task, method or optimizer that a name belongs to, if not to this config, in words; "" if to none."""
-    task = config.get("task")
-    trains = TASKS[task].trains
-    for method, brought in METHODS.items():
-        if trains and _has(brought.group.named(), name):
-            return f"belongs to the method {method!r}, but this run's method is {config.method!r}"
-    for optimizer, group in OPTIMIZERS.items():
-        if trains and _has(group.named(), name):
-            return f"belongs to the optimizer {optimizer!r}, but this run's is {config.optimizer.name!r}"
+def _belongs(name: str, fields: Mapping[str, Field]) -> str:
+    """The task, method or optimizer that a name belongs to, if not to `fields`, in words; "" if to none."""
+    task = fields["task"].default
+    if TASKS[task].trains:
+        for method, brought in METHODS.items():
+            if _has(brought.group.named(), name):
+                return f"belongs to the method {method!r}, but this run's method is {fields['method'].default!r}"
+        for optimizer, group in OPTIMIZERS.items():
+            if _has(group.named(), name):
+                return f"belongs to the optimizer {optimizer!r}, but this run's is {fields['optimizer.name'].default!r}"
     owners = [other for other in TASKS if other != "pod_plan" and _has(declared(other), name)]
-    for method in METHODS:
-        if not owners and _has(declared("pretrain", method), name):
-            owners = ["pretrain"]
+    if not owners and any(_has(declared("pretrain", method), name) for method in METHODS):
+        owners = ["pretrain"]
     if not owners:
         return ""
     several = "s" if len(owners) > 1 else ""
@@ -116,17 +120,24 @@ def _groups(fields: Iterable[str]) -> set[str]:
     return {".".join(parts[:n]) for parts in (name.split(".") for name in fields) for n in range(1, len(parts))}
 
 
-def _is_of_its_task(config: ConfigDict, given: Mapping[str, Any], expected: Mapping[str, Field]) -> None:
-    """Raises a single sentence for a config whose `task` was changed, so that all its fields belong to another task."""
+def _is_of_its_kind(config: ConfigDict, given: Mapping[str, Any], expected: Mapping[str, Field]) -> None:
+    """Raises a single sentence for a config whose `task` or `optimizer.name` was changed, so that all its fields are wrong."""
     if given.keys() == expected.keys():
         return
-    task = config.task
-    made_for = next((other for other in TASKS if other != task and given.keys() == declared(other).keys()), None)
+    task, method = config.task, given.get("method", "barlow_twins")
+    others = [name for name in TASKS if TASKS[name].groups != TASKS[task].groups]
+    made_for = next((name for name in others if given.keys() == declared(name, method).keys()), None)
     if made_for is not None:
         raise UserError(
             f"task is {task!r}, but this config has the fields of the task {made_for!r}; make it with default({task!r}) "
             f"or based_on(config, {task!r}) from bt_jax.config."
         )
+    for optimizer in OPTIMIZERS:
+        if TASKS[task].trains and given.keys() == declared(task, method, optimizer).keys():
+            raise UserError(
+                f"optimizer.name is {given['optimizer.name']!r}, but this config has the fields of the optimizer {optimizer!r}; "
+                f"make it with default(optimizer={given['optimizer.name']!r})."
+            )
 
 
 def _missing(given: Mapping[str, Any], expected: Mapping[str, Field]) -> list[str]:

@@ -1,13 +1,15 @@
 """The command line: the flag for a config file, and changes to its fields."""
 
 import pathlib
+import re
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from bt_jax.config.checks import check_overrides
-from bt_jax.config.schema import based_on, complete
+from bt_jax.config.checks import check_overrides, unknown_fields
+from bt_jax.config.schema import based_on, complete, default
 from bt_jax.config.tasks import TASKS
 from bt_jax.errors import UserError
 
@@ -34,7 +36,12 @@ class ConfigFileParser(flags.ArgumentParser):
         Raises:
           UserError: the file does not exist or cannot be read, or the command line changes something that is not a field.
         """
-        config = self._reader.parse(path)
+        try:
+            config = self._reader.parse(path)
+        except AttributeError as error:
+            if sentence := _field_that_is_not(path, error):
+                raise UserError(sentence) from error
+            raise
         if not isinstance(config, ConfigDict):
             exists = pathlib.Path(path.partition(":")[0]).exists()
             raise UserError(f"config file {path} {'cannot be read' if exists else 'does not exist'}.")
@@ -44,6 +51,17 @@ class ConfigFileParser(flags.ArgumentParser):
         complete(config)
         check_overrides(sys.argv, config)
         return config
+
+
+def _field_that_is_not(path: str, error: AttributeError) -> str:
+    """What a config file spoke of that is no field, where that is why it failed; "" else."""
+    file = pathlib.Path(path.partition(":")[0]).resolve()
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if pathlib.Path(frame.filename).resolve() == file:
+            names = [name.removesuffix(".update") for name in re.findall(r"\bconfig\.([\w.]*\w)", frame.line or "")]
+            wrong = unknown_fields(names, default())
+            return f"{path}, line {frame.lineno}: {'; '.join(wrong)}." if wrong else ""
+    return ""
 
 
 def _names(argument: str) -> str:

@@ -41,11 +41,15 @@ def fields_of(config: ConfigDict) -> dict[str, Field]:
     return declared(*_kind(config))
 
 
+def groups_of(config: ConfigDict) -> list[Group]:
+    """The groups of this config's fields, in order; raises as `default`."""
+    return _groups(*_kind(config))
+
+
 def contradictions_of(config: ConfigDict) -> list[Contradiction]:
     """The conditions on several fields of this config; raises as `default`."""
-    task, method, optimizer = _kind(config)
-    groups = _groups(task, method, optimizer)
-    return [*_task(task).contradictions, *(found for group in groups for found in group.contradictions)]
+    own = _task(config.get("task")).contradictions
+    return [*own, *(found for group in groups_of(config) for found in group.contradictions)]
 
 
 def declared(task: str = "pretrain", method: str = "barlow_twins", optimizer: str | None = None) -> dict[str, Field]:
@@ -78,6 +82,10 @@ def _groups(task: str, method: str, optimizer: str | None) -> list[Group]:
         brought = method_fields(method)
         chosen = _optimizer(optimizer or brought.optimizer)
         after = next(i for i, group in enumerate(groups) if group.name == "model") + 1
+        if brought.group.name in {group.name for group in groups} | {chosen.name}:
+            raise UserError(
+                f"the method {method!r} calls its group {brought.group.name!r}, which is the name of another; choose one of its own."
+            )
         groups[1:after] = [METHOD, *groups[1:after], brought.group, chosen]
     return groups
 

@@ -56,7 +56,7 @@ SGD = Group(
             rising_above_zero,
             "With steps, learning rates are multiplied by decay_factor after these epochs; fractions are allowed",
         ),
-        "decay_factor": Field(0.1, between(0, 1), "See decay_epochs"),
+        "decay_factor": Field(0.1, between(0, 1), "Factor of the learning rates at each of decay_epochs"),
         "evaluate_every_epochs": Field(1, at_least(1), "Epochs from one evaluation on the test images to the next"),
     },
     (_steps_need_epochs,),

@@ -44,7 +44,9 @@ MESH = Group(
         "process_index": Field(
             -1, at_least(-1), "Number of this process, from 0; with coordinator", resume="free", own=True
         ),
-        "join_seconds": Field(300, at_least(5), "How long processes wait for each other at the start", resume="free"),
+        "join_seconds": Field(
+            300, at_least(5), "Seconds that processes wait for each other at the start", resume="free"
+        ),
         "heartbeat_seconds": Field(
             100, at_least(5), "If a process does not answer for this long, all others end", resume="free"
         ),

@@ -36,7 +36,7 @@ GROUP = Group(
             rising_above_zero,
             "With steps, the learning rate is multiplied by decay_factor after these epochs; fractions are allowed",
         ),
-        "decay_factor": Field(0.1, between(0, 1), "See decay_epochs"),
+        "decay_factor": Field(0.1, between(0, 1), "Factor of the learning rate at each of decay_epochs"),
         "warmup_epochs": Field(0, at_least(0), "Epochs in which the learning rate rises from 0 to its peak"),
     },
     (longer_than_its_warmup, _steps_need_epochs),
