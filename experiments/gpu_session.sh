@@ -43,8 +43,9 @@ if [[ -n ${SMALL:-} ]]; then
     --batches 2 --turns 2 --out "$out/views_224.json"
   part views_32 "$python" experiments/benchmarks/device_views.py --images 256 --batch-size 64 --batches 2 --turns 2 \
     --out "$out/views_32.json"
-  train=(--config=configs/quickstart.py --config.data.views=device --config.data.photographs.train_per_class=16
-    --config.data.photographs.test_per_class=8 --config.batch_size=32 --config.monitor.batch_size=64 --config.epochs=2
+  data=(--config=configs/quickstart.py --config.data.views=device --config.data.photographs.train_per_class=16
+    --config.data.photographs.test_per_class=8)
+  train=("${data[@]}" --config.batch_size=32 --config.monitor.batch_size=64 --config.epochs=2
     --config.log.tensorboard=False)
   profile=()
 else
@@ -59,14 +60,15 @@ else
   part views_224 "$python" experiments/benchmarks/device_views.py --size 224 --stored 256 --images 2048 --batch-size 256 \
     --blur --out "$out/views_224.json"
   part views_32 "$python" experiments/benchmarks/device_views.py --images 50000 --out "$out/views_32.json"
-  train=(--config=configs/resnet18_cifar10_fast.py "--config.data.data_dir=$cifar" --config.log.tensorboard=False)
+  data=(--config=configs/resnet18_cifar10_fast.py "--config.data.data_dir=$cifar")
+  train=("${data[@]}" --config.log.tensorboard=False)
   profile=(--config.profile.steps=20 --config.profile.after=200)
   [[ -n $cifar ]] || { echo "no .npz of CIFAR-10 was given, so training is skipped"; parts=${parts/train/}; }
 fi
 part train "$python" main.py "${train[@]}" "${profile[@]}" "--workdir=$out/run"
-part train_linear "$python" main.py "${train[@]}" --config.task=linear --config.linear.cached=True \
+part train_linear "$python" main.py "${data[@]}" --config.task=linear --config.linear.cached=True \
   "--config.init_from=$out/run" "--workdir=$out/linear"
-part train_knn "$python" main.py "${train[@]}" --config.task=knn "--config.init_from=$out/run" "--workdir=$out/knn"
+part train_knn "$python" main.py "${data[@]}" --config.task=knn "--config.init_from=$out/run" "--workdir=$out/knn"
 if [[ " $parts " == *" train "* ]]; then
   cp "$out"/run/{metrics.jsonl,pretrain.json} "$out/linear/linear.json" "$out/knn/knn.json" "$out/" 2>/dev/null ||
     failed+=("results of the training")

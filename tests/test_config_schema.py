@@ -1,6 +1,8 @@
 """bt_jax/config/schema.py: the fields of each task and method, configs made from others, methods from elsewhere."""
 
+import ast
 import collections
+import pathlib
 import sys
 
 import pytest
@@ -50,6 +52,21 @@ def package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     yield "users_methods"
     sys.modules.pop("users_methods", None)
+
+
+def test_the_room_is_at_the_bottom():
+    """No JAX, no TensorFlow, and nothing of bt_jax but errors and import paths: --fields answers at once."""
+    room = pathlib.Path(config_lib.__file__).parent
+    found = set()
+    for path in room.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            found |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+            found |= {name.name for name in node.names} if isinstance(node, ast.Import) else set()
+    outside = {name for name in found if not name.startswith("bt_jax.config")}
+    assert {name for name in outside if name.startswith("bt_jax")} == {"bt_jax.errors", "bt_jax.import_path"}
+    assert {name for name in outside if name.partition(".")[0] not in sys.stdlib_module_names | {"bt_jax"}} == {
+        "absl", "ml_collections"
+    }  # fmt: skip
 
 
 def test_no_field_is_declared_twice():
