@@ -1,12 +1,18 @@
 """What the tests of pipelines and feeds share: small sources, and batches of them."""
 
+import functools
+
+import jax
 import numpy as np
 
 from bt_jax.config import default
 from bt_jax.data import eval_pipeline, pipeline
+from bt_jax.data.feed import make_feed, ready_batches
 from bt_jax.data.sources.base import ArraySource, StreamSource
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.views.spec import VIEW_A, VIEW_B, Jigsaw, ViewGroup, ViewSpec
+from bt_jax.facts import Facts
+from bt_jax.runtime import mesh as mesh_lib
 
 SIZE = 12
 PAIR = (ViewGroup("pair", (VIEW_A, VIEW_B), SIZE),)
@@ -65,3 +71,33 @@ def evaluate(source, *, batch_size=8, rows=None, limit=None, **fields):
 
 def masked(batches):
     return {name: np.concatenate([b[name][b["mask"]] for b in batches]) for name in ("image", "label")}
+
+
+# --- feeds
+
+N, BATCH = 40, 16  # two batches an epoch
+CROP_PAIR = (ViewGroup("pair", (CROPS, ViewSpec(jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.2)), 16),)
+
+
+@functools.cache
+def noise():
+    images = np.random.default_rng(0).integers(0, 256, (N, 20, 24, 3), np.uint8)
+    return ArraySource("noise", images, np.arange(N) % 5)
+
+
+def device_config(**fields):
+    return data_config(**{"views": "device", "image_size": 16, **fields})
+
+
+def mesh_of(count):
+    return jax.make_mesh((count,), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:count])
+
+
+def feed_of(source, config, devices=8, *, groups=CROP_PAIR, batch_size=BATCH, **how):
+    facts = Facts.of(source, batch_size=batch_size, epochs=10)
+    return make_feed(source, config, groups, mesh=mesh_of(devices), seed=3, facts=facts, **how)
+
+
+def made(feed, start, total):
+    """The batches of these steps, on the host."""
+    return [jax.device_get(batch) for batch in ready_batches(feed, start, total)]

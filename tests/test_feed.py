@@ -1,254 +1,219 @@
-"""bt_jax/data/feed.py: batches that the device makes, from its memory or from the host; evaluation without TensorFlow."""
+"""bt_jax/data/feed.py: one interface to batches, a pure function of (seed, step), whoever makes the views."""
 
+import dataclasses
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from batches import (
+    BATCH,
+    CROP_PAIR,
+    WITH_JIGSAW,
+    N,
+    data_config,
+    device_config,
+    feed_of,
+    flat,
+    made,
+    mesh_of,
+    noise,
+    stream,
+)
 from PIL import Image
 
-from bt_jax import config as config_lib
-from bt_jax.data import feed as resident
-from bt_jax.data import pipeline
-from bt_jax.data.feed import DeviceFeed, amount, eval_batches, evaluation_views
-from bt_jax.data.order import Order
-from bt_jax.data.sources.base import ArraySource, StreamSource
+from bt_jax.data.device_feed import CanvasFeed, ResidentFeed
+from bt_jax.data.feed import HostFeed, make_feed, ready_batches
+from bt_jax.data.order import Order, draw_seed
+from bt_jax.data.sources.base import ArraySource
 from bt_jax.data.sources.folder import FolderSource
-from bt_jax.data.sources.make import make_source
-from bt_jax.data.views.device import make_views
-from bt_jax.data.views.host import on_canvas
-from bt_jax.data.views.spec import ViewSpec, canvas_side
+from bt_jax.data.views.device import draw_uniforms, make_views, sample_views
+from bt_jax.data.views.host import sample_view
+from bt_jax.data.views.spec import VIEW_A, VIEW_B, ViewGroup, ViewParameters, ViewSpec, batch_spec
 from bt_jax.errors import UserError
+from bt_jax.facts import Facts
 from bt_jax.runtime import mesh as mesh_lib
 
-N, BATCH = 40, 16  # two batches an epoch
-OFF = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}  # quicker to compile; tests/test_views_device.py has all of it
+# How a feed comes about: the class, where views are made, bytes of a device's memory for the set.
+KINDS = {
+    "host": (HostFeed, {"views": "host"}),
+    "canvas": (CanvasFeed, {"views": "device", "device_bytes": 1}),
+    "resident": (ResidentFeed, {"views": "device"}),
+}
+
+
+def feed_of_kind(kind, source, devices=8, steps_per_dispatch=1, **settings):
+    cls, fields = KINDS[kind]
+    groups = settings.pop("groups", CROP_PAIR)
+    feed = feed_of(source, data_config(image_size=16, **fields, **settings), devices, groups=groups)
+    assert type(feed) is cls and (feed.prepare is None) == (feed.words == "") == (kind == "host")
+    if steps_per_dispatch > 1:  # on a CPU it would be one
+        feed = dataclasses.replace(feed, steps_per_dispatch=steps_per_dispatch)
+    return feed
+
+
+def assert_equal(found, expected):
+    assert len(found) == len(expected)
+    for a, b in zip(map(flat, found), map(flat, expected), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 @pytest.fixture(scope="module")
-def source():
-    images = np.random.default_rng(0).integers(0, 256, (N, 20, 24, 3), np.uint8)
-    return ArraySource("noise", images, np.arange(N) % 5)
-
-
-@pytest.fixture
-def config():
-    config = config_lib.default()
-    config.seed, config.batch_size = 3, BATCH
-    config.data.update(views="device", image_size=16, threads=2, eval_resize=0)
-    for view in (config.barlow_twins.view_a, config.barlow_twins.view_b):
-        view.update(OFF)
-    return config
-
-
-def mesh_of(count):
-    return jax.make_mesh((count,), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:count])
-
-
-def made(feed, start, total):
-    """The batches of these steps, on the host."""
-
-    def batches(delivery):
-        if "items" not in delivery:
-            return [prepare(None, delivery)]
-        items = delivery["items"]
-        return [prepare(delivery["held"], jax.tree.map(lambda x, i=i: x[i], items)) for i in range(len(items["epoch"]))]
-
-    prepare = jax.jit(feed.prepare)
-    return [jax.device_get(batch) for _, delivery in feed.batches(start, total) for batch in batches(delivery)]
-
-
-@pytest.fixture(scope="module")
-def expected(source):
-    """The views of steps 0 to 4, made by hand: the order's examples, a seed's draws."""
-    order = Order(3, N, BATCH)
-    specs = [ViewSpec(**{**config_lib.default().barlow_twins[name], **OFF}) for name in ("view_a", "view_b")]
-    make = jax.jit(
-        lambda images, epoch, examples: make_views(
-            images, None, seed=3, epoch=epoch, examples=examples, specs=specs, size=16
-        )
-    )
-    batches = []
+def by_hand():
+    """The device's batches of steps 0 to 4: the order's examples, a seed's draws."""
+    order, source, batches = Order(3, N, BATCH), noise(), []
+    make = jax.jit(lambda images, **where: make_views(images, None, WITH_JIGSAW, seed=3, **where))
     for step in range(5):
         epoch, examples = order.batch(step)
-        views = make(source.images[examples], epoch, examples.astype(np.int32))
-        batches.append({"views": np.asarray(views), "label": source.labels[examples]})
+        views = make(source.images[examples], epoch=epoch, examples=examples.astype(np.int32))
+        batches.append({"views": views, "label": source.labels[examples], "example": examples})
     return batches
 
 
-@pytest.mark.parametrize(("devices", "room", "together"), [(8, 0, 2), (1, 0, 1), (8, 1, 1)])
-def test_batches_are_a_function_of_seed_and_step(source, config, expected, devices, room, together):
-    """From the device's memory, one step or two at a time, or from the host's; from any step on; on any devices."""
-    config.data.device_bytes = room
-    feed = DeviceFeed(config, source, mesh_of(devices))
-    feed.together = together
-    assert (feed.held is None) == (room == 1)
+@pytest.mark.parametrize(("kind", "devices", "steps"), [("resident", 8, 2), ("resident", 1, 1), ("canvas", 8, 1)])
+def test_device_batches_are_a_function_of_seed_and_step(by_hand, kind, devices, steps):
+    """Three groups of three sizes: from the device's memory, or from the host's; from any step on; on any devices."""
+    feed = feed_of_kind(kind, noise(), devices, steps, groups=WITH_JIGSAW)
     for start in (0, 3):
-        for found, batch in zip(made(feed, start, 5), expected[start:], strict=True):
-            for name in ("views", "label"):
-                np.testing.assert_array_equal(found[name], batch[name])
+        assert_equal(made(feed, start, 5), by_hand[start:])
 
 
-def test_dispatches_end_with_epochs(source, config):
-    """Three steps an epoch, two at a time: two and one; from a step in the middle, the rest of its two first."""
-    config.batch_size = 8  # five an epoch
-    feed = DeviceFeed(config, source, mesh_of(8))
-    feed.together = 3
-    assert [step for step, _ in feed.batches(0, 10)] == [3, 5, 8, 10]
-    assert [step for step, _ in feed.batches(4, 9)] == [5, 8, 9]
+def test_host_batches_are_a_function_of_seed_and_step():
+    """Three groups of three sizes, on eight devices and on one, over the end of an epoch and from within the second."""
+    expected = made(feed_of_kind("host", noise(), 8, groups=WITH_JIGSAW), 0, 5)
+    order = Order(3, N, BATCH)
+    for step, batch in enumerate(expected):
+        np.testing.assert_array_equal(batch["example"], order.batch(step)[1])
+    assert_equal(made(feed_of_kind("host", noise(), 1, groups=WITH_JIGSAW), 3, 5), expected[3:])
+    alone = made(feed_of_kind("host", noise(), 8, groups=WITH_JIGSAW[:1]), 0, 2)
+    for found, batch in zip(alone, expected, strict=False):
+        np.testing.assert_array_equal(found["views"]["global"], batch["views"]["global"])
 
 
-def test_nothing_crosses_the_bus_but_numbers(source, config):
-    """After the set is there, a step's delivery is an epoch and the examples."""
-    feed = DeviceFeed(config, source, mesh_of(8))
-    _, delivery = next(feed.batches(0, 1))
-    assert delivery["held"] is feed.held
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(delivery["items"])) == 4 * (BATCH + 1)
-    assert feed.held["image"].sharding.is_fully_replicated
-    assert "from the set in its memory (0.0576 MB)" in feed.words
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_as_their_spec_says(kind):
+    """On the mesh, sharded over the batch; of whole numbers 32 bits."""
+    feed = feed_of_kind(kind, noise(), groups=WITH_JIGSAW)
+    batch = next(ready_batches(feed, 0, 1))
+    over = mesh_lib.over_batch(feed.mesh)
+
+    def same(found, spec):
+        assert (found.shape, found.dtype) == (spec.shape, spec.dtype)
+        assert found.sharding.is_equivalent_to(over, found.ndim)
+
+    jax.tree.map(same, batch, batch_spec(WITH_JIGSAW, BATCH))
 
 
-@pytest.mark.parametrize("room", [0, 1])
-def test_folders_of_mixed_sizes(tmp_path, config, room):
-    """Images on canvases, larger ones reduced; in the device's memory or from the host: the same batches."""
-    rng, shapes = np.random.default_rng(0), [(20, 24), (60, 30), (9, 9), (1, 37)]
-    for i in range(16):
-        name = tmp_path / "train" / "ab"[i % 2] / f"{i:02}.png"
-        name.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (*shapes[i % 4], 3), np.uint8)).save(name)
-    (tmp_path / "train" / "a" / "02.png").write_bytes(b"no image")
-    config.data.update(device_bytes=room, max_bad_fraction=0.1)
-    folder = FolderSource(str(tmp_path), "train")
-    feed = DeviceFeed(config, folder, mesh_of(8))
-    assert canvas_side(config.data) == 36
-    batch = made(feed, 0, 1)[0]
-    np.testing.assert_array_equal(batch["label"], folder.labels[folder.usable(Order(3, 16, BATCH).batch(0)[1])])
-    images, sizes = [], []
-    for path in folder.paths:
-        content = np.asarray(Image.open(path)) if "02.png" not in path else None
-        content = np.asarray(Image.open(folder.paths[folder.paths.index(path) + 1])) if content is None else content
-        image, size = on_canvas(content, 36)
-        images.append(image.numpy())
-        sizes.append(size.numpy())
-    assert sizes[folder.paths.index(str(tmp_path / "train/b/01.png"))].tolist() == [36, 18]
-    _, examples = Order(3, 16, BATCH).batch(0)
-    specs = [ViewSpec(**config.barlow_twins[name]) for name in ("view_a", "view_b")]
-    by_hand = jax.jit(
-        lambda *arrays: make_views(*arrays, seed=3, epoch=0, examples=examples.astype(np.int32), specs=specs, size=16)
-    )(np.stack(images)[examples], np.stack(sizes)[examples])
-    np.testing.assert_array_equal(batch["views"], by_hand)
-    assert len(folder.bad) == 1
+def test_batches_are_those_before_there_were_groups(golden):
+    """Views, labels and examples of a step in the second epoch, to the bits on the machine where they were recorded.
 
-
-@pytest.fixture(scope="module")
-def record_stream(tmp_path_factory):
-    """A TFDS directory of TFRecord files: N images of mixed sizes; a label is an image's number."""
-    import tensorflow_datasets as tfds
-
-    rng, shapes = np.random.default_rng(0), [(20, 24), (60, 30), (9, 9)]
-    images = [rng.integers(0, 256, (*shapes[i % 3], 3), np.uint8) for i in range(N)]
-    root = tmp_path_factory.mktemp("tensorflow_datasets")
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name="mixed_set",
-        version="1.0.0",
-        features=tfds.features.FeaturesDict(
-            {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=N)}
-        ),
-        split_datasets={"train": [(i, {"image": image, "label": i}) for i, image in enumerate(images)]},
-        data_dir=root,
-        description="for tests",
-        download_config=tfds.download.DownloadConfig(num_shards=3),
-    )
-    return str(root), images
-
-
-@pytest.mark.parametrize(("devices", "room"), [(8, 0), (1, 0), (8, 10**6)])
-def test_streams_of_mixed_sizes(record_stream, config, devices, room):
-    """Decoded once onto canvases, which the views are made of, from the host or from the device's memory where
-    `device_bytes` says so; over the end of an epoch, and from a step in the middle of the second on.
+    On another a level that lies between two may fall to the other side; another draw would change all of a view.
     """
-    data_dir, images = record_stream
-    config.data.update(
-        source="tfds", name="mixed_set", data_dir=data_dir, in_memory_bytes=0, device_bytes=room, shuffle_buffer=8
-    )
-    stream = make_source(config.data, "train")
-    assert isinstance(stream, StreamSource)
-    feed = DeviceFeed(config, stream, mesh_of(devices))
-    assert (feed.held is None) == (room == 0)
-    canvases, sizes = (np.stack(x) for x in zip(*(on_canvas(image, 36) for image in images), strict=True))
-    specs = [ViewSpec(**config.barlow_twins[name]) for name in ("view_a", "view_b")]
-    by_hand = jax.jit(lambda *arrays, **place: make_views(*arrays, seed=3, specs=specs, size=16, **place))
-    batches = made(feed, 0, 4)
-    number = feed.held["label"] if feed.held else None  # of an image, by its place in the set
-    for step, batch in enumerate(batches):
-        epoch, examples = Order(3, N, BATCH).batch(step)
-        if number is None:
-            examples = step % 2 * BATCH + np.arange(BATCH)  # an example of a stream is its place in the epoch
-        else:
-            np.testing.assert_array_equal(batch["label"], number[examples])
-        label = batch["label"]
-        place = {"epoch": np.int32(epoch), "examples": examples.astype(np.int32)}
-        np.testing.assert_array_equal(batch["views"], by_hand(canvases[label], sizes[label], **place))
-    for epoch in (batches[:2], batches[2:]):
-        assert len({*epoch[0]["label"], *epoch[1]["label"]}) == 2 * BATCH
-    assert (batches[0]["label"] != batches[2]["label"]).any()
-    resumed = made(feed, 3, 4)
-    for name in ("views", "label"):
-        np.testing.assert_array_equal(resumed[0][name], batches[3][name])
+    recorded = golden("batches")
+    source = ArraySource("recorded", recorded["images"], np.arange(11))
+    facts, mesh = Facts.of(source, batch_size=5, epochs=2), mesh_of(1)
+    groups = (ViewGroup("pair", (VIEW_A, VIEW_B), 16),)
+    for kind in ("host", "device"):
+        feed = make_feed(source, device_config(views=kind), groups, mesh=mesh, seed=3, facts=facts)
+        (batch,) = made(feed, 3, 4)
+        np.testing.assert_array_equal(batch["label"], recorded["label"])
+        np.testing.assert_array_equal(batch["example"], recorded["label"])
+        assert np.mean(batch["views"]["pair"] != recorded[f"{kind}_views"]) < 0.01
+    supervised = ViewSpec(jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bilinear")
+    feed = make_feed(source, device_config(), (ViewGroup("image", (supervised,), 16),), mesh=mesh, seed=3, facts=facts)
+    assert np.mean(made(feed, 3, 4)[0]["views"]["image"] != recorded["device_supervised"]) < 0.01
 
 
-def test_a_set_that_does_not_fit_several_steps(source, config):
-    """How much it needs, how much there is, and which option to use."""
-    config.steps_per_dispatch, config.data.device_bytes = 4, 1000
-    with pytest.raises(
-        UserError,
-        match=r"steps_per_dispatch is 4, which .*noise needs 0.0576 MB of the memory of each device "
-        r"\(cpu with .*\), of which 0.001 MB are for it; set steps_per_dispatch to 1, or raise data.device_bytes",
-    ):
-        DeviceFeed(config, source, mesh_of(8))  # fmt: skip
-    config.steps_per_dispatch = 1
-    assert "images come from the host:\nnoise needs" in DeviceFeed(config, source, mesh_of(8)).words
-
-
-@pytest.mark.parametrize(("resize", "size"), [(0, 24), (32, 28)])
-def test_evaluation_is_as_with_tensorflow(source, config, resize, size):
-    """The same images to a level in three values of a hundred, labels and masks, with and without a limit."""
-    config.data.update(image_size=size, eval_resize=resize)
-    for limit in (None, 19):
-        batches = [
-            list(make(source, config.data, batch_size=8, rows=np.array([0, 1, 5]), limit=limit))
-            for make in (eval_batches, pipeline.eval_batches)
+@pytest.mark.parametrize("kind", ["host", "device"])
+def test_draws_are_those_before_there_were_groups(golden, kind):
+    """Of the same five images, both views: coins and orders exactly."""
+    recorded, examples = golden("batches"), Order(3, 11, 5).batch(3)[1]
+    if kind == "device":
+        sizes = np.full((5, 2), (24, 30), np.int32)
+        drawn = [
+            sample_views(draw_uniforms(3, 1, examples.astype(np.int32), 0, view), sizes, spec)
+            for view, spec in enumerate((VIEW_A, VIEW_B))
         ]
-        assert len(batches[0]) == len(batches[1])
-        for found, batch in zip(*batches, strict=True):
-            np.testing.assert_array_equal(found["mask"], batch["mask"])
-            np.testing.assert_array_equal(found["label"][found["mask"]], batch["label"][batch["mask"]])
-            difference = np.abs(found["image"].astype(int) - batch["image"])[batch["mask"]]
-            assert difference.max(initial=0) <= 1 and np.mean(difference > 0) <= 3e-2
+        found = {name: np.stack([getattr(p, name) for p in drawn], axis=1) for name in ViewParameters._fields}
+    else:
+
+        def draw(example, view, spec):
+            seed = np.array(draw_seed(3, np.int64(1), example, view))
+            return sample_view(seed, 24, 30, spec)
+
+        drawn = [[draw(example, view, spec) for view, spec in enumerate((VIEW_A, VIEW_B))] for example in examples]
+        found = {name: np.array([[getattr(p, name) for p in row] for row in drawn]) for name in ViewParameters._fields}
+    for name, values in found.items():
+        expected = recorded[f"{kind}_{name}"]
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-7)
+        elif name == "crop":
+            assert np.abs(values - expected).max() <= 1
+        else:
+            np.testing.assert_array_equal(values, expected)
 
 
-def test_images_of_the_right_size_pass_untouched():
-    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    assert evaluation_views(images, 0, 16).base is images or evaluation_views(images, 0, 16) is images
+@pytest.mark.parametrize("kind", KINDS)
+def test_stand_ins_come_under_their_own_numbers(tmp_path, kind):
+    """Whose image it is, whoever makes the views; rows of others as before."""
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(tmp_path / "train" / "a" / f"{i:02}.png")
+    clean = made(feed_of_kind(kind, FolderSource(str(tmp_path), "train")), 0, 3)
+    for i in (3, 4, 19):  # the last of all is followed by the first
+        (tmp_path / "train" / "a" / f"{i:02}.png").write_bytes(b"no image")
+    source = FolderSource(str(tmp_path), "train")
+    found = made(feed_of_kind(kind, source, max_bad_fraction=0.2), 0, 3)
+    for step, (batch, before) in enumerate(zip(found, clean, strict=True)):
+        slots = Order(3, 20, BATCH).batch(step)[1]
+        np.testing.assert_array_equal(before["example"], slots)
+        np.testing.assert_array_equal(batch["example"], [{3: 5, 4: 5, 19: 0}.get(slot, slot) for slot in slots])
+        good = batch["example"] == slots
+        np.testing.assert_array_equal(batch["views"]["pair"][good], before["views"]["pair"][good])
+    assert set(source.bad) == {3, 4, 19}
 
 
-@pytest.mark.parametrize(
-    ("images", "sentence"),
-    [
-        (np.linspace(-2, 3, 384, dtype=np.float32).reshape(2, 8, 8, 3), r"float32 \(2, 8, 8, 3\) from -2 to 3; they must be"),
-        (np.array([np.zeros((8, 8, 3)), np.zeros((9, 8, 3))], object), "images of mixed sizes make no array"),
-    ],
-)  # fmt: skip
-def test_arrays_that_are_no_images(tmp_path, config, images, sentence):
-    np.savez(tmp_path / "set.npz", x_train=images, y_train=np.arange(2))
-    config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"))
-    with pytest.raises(UserError, match=sentence):
-        make_source(config.data, "train")
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_that_are_no_classes(tfds_dir, kind):
+    """Of records they are known only as they come; who does not look at labels does not mind."""
+    source = stream(tfds_dir)
+    source.class_names = source.class_names[:30]
+    config = data_config(image_size=16, **{**KINDS[kind][1], "device_bytes": 10**6 if kind == "resident" else 0})
+    assert len(made(feed_of(source, config), 0, 2)) == 2
+    with pytest.raises(UserError, match="the labels of TFDS numbers_set, train run from .* lie in 0 to 29"):
+        made(feed_of(source, config, labelled=True), 0, 2)
 
 
-def test_amounts():
-    assert (amount(153.6e6), amount(3.072e9), amount(57600)) == ("154 MB", "3.07 GB", "0.0576 MB")
+def test_a_set_that_is_not_to_reside():
+    feed = feed_of(noise(), device_config(), may_reside=False)
+    assert isinstance(feed, CanvasFeed)
+    assert_equal(made(feed, 2, 3), made(feed_of(noise(), device_config()), 2, 3))
+
+
+def test_closed_early():
+    """As a run does that leaves in the middle: nothing is left hanging."""
+    for kind in KINDS:
+        batches = feed_of_kind(kind, noise()).batches(0, 100)
+        assert next(batches)[0] == 1
+        batches.close()
+        assert list(batches) == []
+
+
+@pytest.mark.parametrize("views", ["host", "device"])
+def test_groups_that_do_not_go_together(views):
+    with pytest.raises(UserError, match="two view groups are called 'pair'"):
+        feed_of(noise(), device_config(views=views), groups=CROP_PAIR * 2)
+
+
+def test_host_views_need_tensorflow(monkeypatch):
+    monkeypatch.delitem(sys.modules, "bt_jax.data.tensorflow_import", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(UserError, match="reading images needs TensorFlow, .* pip install tensorflow"):
+        feed_of(noise(), data_config())
 
 
 def test_tensorflow_is_not_imported():
@@ -256,37 +221,24 @@ def test_tensorflow_is_not_imported():
     program = """
 import sys
 sys.modules["tensorflow"] = None
-import jax, numpy as np
+import numpy as np
 import bt_jax
-from bt_jax.data.feed import DeviceFeed, eval_batches
+from bt_jax.data.eval_batches import eval_batches
+from bt_jax.data.feed import make_feed, ready_batches
 from bt_jax.data.sources.make import make_source
+from bt_jax.data.views.spec import VIEW_A, VIEW_B, ViewGroup
+from bt_jax.facts import Facts
 from bt_jax.runtime.mesh import make_mesh
 from configs.quickstart import get_config
 config = get_config()
 config.data.views, config.data.photographs.train_per_class = "device", 8
 source = make_source(config.data, "train")
-feed = DeviceFeed(config, source, make_mesh(config.mesh))
-_, delivery = next(feed.batches(0, 1))
-batch = feed.prepare(delivery["held"], jax.tree.map(lambda x: x[0], delivery["items"]))
-print(batch["views"].shape, next(eval_batches(source, config.data, batch_size=8, rows=np.arange(8)))["image"].shape)
+facts = Facts.of(source, batch_size=128, epochs=1)
+groups = (ViewGroup("pair", (VIEW_A, VIEW_B), 48),)
+feed = make_feed(source, config.data, groups, mesh=make_mesh(config.mesh), seed=0, facts=facts)
+batch = next(ready_batches(feed, 0, 1))
+images = next(eval_batches(source, config.data, batch_size=8, rows=np.arange(8)))["image"]
+print(batch["views"]["pair"].shape, images.shape)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "(128, 2, 48, 48, 3) (8, 48, 48, 3)", done.stderr[-2000:]
-
-
-def test_views_for_evaluations_are_those_of_training(config, source, expected, monkeypatch):
-    """The pair as a run draws it, for any rows and from any step on, without TensorFlow; and single views with labels."""
-    monkeypatch.setattr(pipeline, "train_batches", None)
-    specs = tuple(ViewSpec(**config.barlow_twins[name]) for name in ("view_a", "view_b"))
-    settings = {"seed": 3, "batch_size": BATCH, "specs": specs}
-    rows = np.arange(BATCH)
-    found = list(resident.train_batches(source, config.data, **settings, rows=rows, num_steps=5))
-    for batch, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(batch["views"], other["views"])
-        np.testing.assert_array_equal(batch["label"], other["label"])
-    (part,) = resident.train_batches(source, config.data, **settings, rows=rows[1::2], start_step=3, num_steps=1)
-    np.testing.assert_array_equal(part["views"], expected[3]["views"][1::2])
-    settings["specs"] = (ViewSpec(**config.judge.view),)
-    single = next(resident.train_batches(source, config.data, **settings, rows=rows))
-    assert single["views"].shape == (BATCH, 1, 16, 16, 3)
-    np.testing.assert_array_equal(single["label"], expected[0]["label"])

@@ -34,3 +34,16 @@ def test_wrong_array_files(tmp_path):
     }.items():
         with pytest.raises(UserError, match=sentence):
             array_source(str(tmp_path / name), "train")
+
+
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (np.linspace(-2, 3, 384, dtype=np.float32).reshape(2, 8, 8, 3), r"float32 \(2, 8, 8, 3\) from -2 to 3; they must be"),
+        (np.array([np.zeros((8, 8, 3)), np.zeros((9, 8, 3))], object), "images of mixed sizes make no array"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_no_images(tmp_path, images, sentence):
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=np.arange(2))
+    with pytest.raises(UserError, match=sentence):
+        array_source(str(tmp_path / "set.npz"), "train")

@@ -3,19 +3,12 @@
 import os
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from bt_jax.data.tensorflow_import import plain, tf
 
 LABELS = tf.TensorSpec((None,), tf.int32)
 NUMBERS = tf.TensorSpec((None,), tf.int64)
-
-
-def check_rows(rows: np.ndarray, batch_size: int) -> None:
-    """Raises ValueError unless `rows` are rows of a batch, rising."""
-    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= batch_size or np.any(np.diff(rows) <= 0):
-        raise ValueError(f"rows are {rows}; they must be rising and lie in 0 to {batch_size - 1}.")
 
 
 def one_by_one(numbers: tf.data.Dataset, fetch: Callable, specs: Sequence[tf.TensorSpec]) -> tf.data.Dataset:

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from bt_jax.data.order import evenly
+from bt_jax.data.order import check_rows, evenly
 from bt_jax.data.sources.base import ArraySource, Source, import_tensorflow
 
 
@@ -32,6 +32,7 @@ def eval_batches(
       UserError: TensorFlow is needed and absent; (while iterating) too many images do not decode.
       ValueError: rows that are not rows of a batch.
     """
+    check_rows(rows, batch_size)
     if config.views == "device" and isinstance(source, ArraySource):
         return _of_arrays(source, config, batch_size, rows, limit)
     import_tensorflow()

@@ -6,10 +6,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bt_jax.data.bad_images import Batch, bad_images, bad_records, delivered_batches, with_stand_ins
-from bt_jax.data.datasets import LABELS, batched, check_rows, in_parallel, one_by_one
+from bt_jax.data.datasets import LABELS, batched, in_parallel, one_by_one
 from bt_jax.data.decode import decode
 from bt_jax.data.items import items_spec, pixels_of
-from bt_jax.data.order import evenly
+from bt_jax.data.order import check_rows, evenly
 from bt_jax.data.sources.base import Source, StreamSource
 from bt_jax.data.tensorflow_import import tf
 from bt_jax.data.views.host import evaluation_view, on_canvas

@@ -44,6 +44,12 @@ class Order:
         return epoch, self._cached[1][place * self._batch_size : (place + 1) * self._batch_size]
 
 
+def check_rows(rows: np.ndarray, batch_size: int) -> None:
+    """Raises ValueError unless `rows` are rows of a batch, rising."""
+    if len(rows) == 0 or rows[0] < 0 or rows[-1] >= batch_size or np.any(np.diff(rows) <= 0):
+        raise ValueError(f"rows are {rows}; they must be rising and lie in 0 to {batch_size - 1}.")
+
+
 def draw_seed(seed: int, epoch: Any, example: Any, draw: int) -> tuple[Any, Any]:
     """The seed of one draw of one example: (seed + epoch·2³², 2·example + draw mod 2 + (draw // 2)·2⁴⁸).
 

@@ -11,10 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bt_jax.data.bad_images import Batch, bad_images, bad_records, delivered_batches, with_stand_ins
-from bt_jax.data.datasets import LABELS, NUMBERS, batched, check_rows, in_parallel, one_by_one
+from bt_jax.data.datasets import LABELS, NUMBERS, batched, in_parallel, one_by_one
 from bt_jax.data.decode import decode
 from bt_jax.data.items import items_spec, pixels_of
-from bt_jax.data.order import Order, single_seed
+from bt_jax.data.order import Order, check_rows, single_seed
 from bt_jax.data.sources.base import Source, StreamSource
 from bt_jax.data.tensorflow_import import tf
 from bt_jax.data.views.host import make_views, on_canvas
