@@ -1,5 +1,6 @@
 """What several tests share: parameters by the recipe of tests/golden/README.md, and small methods."""
 
+import dataclasses
 import zlib
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from bt_jax import config as config_lib
-from bt_jax.data.views.spec import batch_spec
+from bt_jax.data.views.spec import ViewGroup, ViewSpec, batch_spec
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
 from bt_jax.engine.step import make_train_step
@@ -75,6 +76,35 @@ def five_steps(mesh, *, form="auto"):
         state, metrics = step(state, mesh_lib.put_batch(mesh, 16, {"views": {"pair": views[rows]}}))
         losses.append(float(metrics["loss"]))
     return state, losses
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoSizes(BarlowTwins):
+    """Views of two sizes, as multi-crop has them: a pair, and three small ones, of which two make a loss of their own."""
+
+    @property
+    def view_groups(self):
+        return (*super().view_groups, ViewGroup("small", (ViewSpec(),) * 3, 8))
+
+    def loss(self, params, model_state, method_state, batch, step, rng):
+        loss, (model_state, _, parts) = super().loss(params, model_state, method_state, batch, step, rng)
+        small = {"views": {"pair": batch["views"]["small"][:, 1:]}}
+        other, (model_state, _, _) = super().loss(params, model_state, method_state, small, step, rng)
+        return loss + other, (model_state, method_state, parts | {"loss": loss + other})
+
+
+def three_steps_of_two_sizes(mesh):
+    """The losses of three steps on batches of 16 with views of 16 and of 8 pixels, and the parameters after them."""
+    rng, method = np.random.default_rng(1), TwoSizes(**vars(small_method(mesh, sizes=SIZES)))
+    state = init_state(method, small_optimizer(), 0, spec_of(method), mesh)
+    step = jax.jit(make_train_step(method, small_optimizer(), seed=0), donate_argnums=0)
+    rows, losses = mesh_lib.process_rows(mesh, 16), []
+    for _ in range(3):
+        sizes = {"pair": (16, 2, 16, 16, 3), "small": (16, 3, 8, 8, 3)}
+        views = {name: rng.integers(0, 256, shape, np.uint8)[rows] for name, shape in sizes.items()}
+        state, metrics = step(state, mesh_lib.put_batch(mesh, 16, {"views": views}))
+        losses.append(float(metrics["loss"]))
+    return losses, np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(state.params))])
 
 
 def judged_run(folder):

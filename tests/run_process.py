@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 from etils import epath
-from recipes import SIZES, five_steps, small_method, small_optimizer, spec_of
+from recipes import SIZES, five_steps, small_method, small_optimizer, spec_of, three_steps_of_two_sizes
 
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
@@ -46,8 +46,10 @@ def steps(changes, workdir):
     with processes.joined(config, workdir):
         mesh = mesh_lib.make_mesh(config.mesh)
         state, losses = five_steps(mesh)
+        two_sizes, of_two_sizes = three_steps_of_two_sizes(mesh)
         params = jax.device_get(state.params)
         if jax.process_index() == 0:
+            np.savez(folder / "two_sizes.npz", losses=two_sizes, params=of_two_sizes)
             np.savez(folder / "steps.npz", *jax.tree.leaves(params), losses=losses)
         config.mesh.model = 2
         mesh = mesh_lib.make_mesh(config.mesh)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
-from recipes import five_steps, relative, small_method
+from recipes import five_steps, relative, small_method, three_steps_of_two_sizes
 from run_process import quickstart_of
 
 from bt_jax import config as config_lib
@@ -152,8 +152,8 @@ def test_going_on_with_one_process_and_with_two(killed, monkeypatch, tmp_path):
 
 
 def test_steps_and_checkpoints_of_two_processes(tmp_path):
-    """Five steps as on one device, whose checkpoint two processes read; a damaged one is moved once, a state split along
-    the model axis comes back; and process 0 gone ends all.
+    """Steps as on one device, with views of one size and of two; two processes read the checkpoint of one, move a damaged
+    one once, and restore a state split along the model axis; and process 0 gone ends all.
     """
     with Processes(tmp_path, "steps", tmp_path) as both:
         one_device = mesh_lib.make_mesh(ConfigDict({"data": 1, "model": 1}))
@@ -169,6 +169,9 @@ def test_steps_and_checkpoints_of_two_processes(tmp_path):
         np.testing.assert_allclose(results["losses"], losses, rtol=1e-5)
         found = np.concatenate([np.ravel(results[f"arr_{i}"]) for i in range(len(results.files) - 1)])
         assert relative(found, expected) < 1e-5
+        two_sizes, (losses, params) = np.load(tmp_path / "two_sizes.npz"), three_steps_of_two_sizes(one_device)
+        np.testing.assert_allclose(two_sizes["losses"], losses, rtol=1e-5)
+        assert relative(two_sizes["params"], params) < 1e-5
         assert all("restored 5 (1 damaged), has [5]" in both.said(i) for i in (0, 1))
         assert (tmp_path / "damaged_checkpoints" / "6").is_dir()
         both.kill(0)

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from recipes import SIZES, five_steps, recipe, relative, small_method, small_optimizer, spec_of
+from recipes import (
+    SIZES,
+    five_steps,
+    recipe,
+    relative,
+    small_method,
+    small_optimizer,
+    spec_of,
+    three_steps_of_two_sizes,
+)
 
 from bt_jax import config as config_lib
 from bt_jax.engine.state import TrainState, abstract_state, count_parameters, init_state
@@ -137,6 +146,15 @@ def test_the_device_count_is_not_a_hyper_parameter(of_one_device, model, form):
     planned = abstract_state(method, small_optimizer(), spec_of(method), mesh)
     for leaf, plan in zip(jax.tree.leaves(state), jax.tree.leaves(planned), strict=True):
         assert leaf.sharding.is_equivalent_to(plan.sharding, leaf.ndim), "steps leave everything where it was"
+
+
+def test_views_of_two_sizes_on_any_number_of_devices():
+    """Three steps on one device and on eight, of a batch with two groups: losses and parameters to 1e-5."""
+    losses, params = zip(
+        *(three_steps_of_two_sizes(mesh_lib.make_mesh(ConfigDict({"data": n}))) for n in (1, 8)), strict=True
+    )
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    assert relative(params[1], params[0]) < 1e-5
 
 
 def test_gradients_on_eight_devices_are_those_of_one():

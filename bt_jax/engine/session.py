@@ -30,17 +30,17 @@ class Session:
     def is_first(self) -> bool:
         return jax.process_index() == 0
 
-    def do(self, work: Callable[[], None], otherwise: str) -> None:
-        """Does what cannot be saved half done; a signal breaks it off, and the task ends.
+    def do(self, work: Callable[[], None], name: str) -> None:
+        """Does work that cannot be saved half done; a signal ends it, and the task.
 
         Args:
-          otherwise: what is said then, a sentence without its end.
+          name: what the work is called in the message, such as "the kNN search".
 
         Raises:
-          Preempted: it was broken off.
+          Preempted: it was interrupted.
         """
         if not self.preemption.finished(work):
-            self.preemption.leave(otherwise)
+            self.preemption.leave(f"{name} was not finished", then="the same command starts it again")
 
     def check(self) -> None:
         """Sees that the workdir is still this task's.

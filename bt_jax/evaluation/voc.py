@@ -65,9 +65,7 @@ def evaluate_voc(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
     )
     found: list[Result] = []
     with evaluation.begun(protocol) as session:
-        session.do(
-            lambda: found.append(_judge(evaluation, protocol)), "the SVMs were not finished, and will begin again"
-        )
+        session.do(lambda: found.append(_judge(evaluation, protocol)), "the fitting of SVMs")
     return found[0]
 
 

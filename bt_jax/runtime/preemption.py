@@ -112,18 +112,19 @@ class Preemption:
         finally:
             self._interruptible = outer
 
-    def leave(self, sentence: str) -> None:
+    def leave(self, sentence: str, *, then: str = "the same command resumes there") -> None:
         """Prints why the run stops here, and ends it with status 75.
 
         Args:
           sentence: what was saved; the cause is put before it.
+          then: what the same command will do.
 
         Raises:
           Preempted: always.
         """
         if jax.process_index() == 0:
             cause = _WORDS.get(self.signal, self.signal or "SIGTERM")
-            console.warn(f"stopped by {cause}: {sentence}; the same command resumes there")
+            console.warn(f"stopped by {cause}: {sentence}; {then}")
         raise Preempted
 
     def requeue(self) -> None:

@@ -38,9 +38,7 @@ def evaluate_knn(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
     protocol = f"frozen encoder; cosine, k of {', '.join(map(str, settings.k))}, temperature {settings.temperature:g}"
     found: list[Result] = []
     with evaluation.begun(protocol) as session:
-        session.do(
-            lambda: found.append(_judge(evaluation, protocol)), "the search was not finished, and will begin again"
-        )
+        session.do(lambda: found.append(_judge(evaluation, protocol)), "the kNN search")
     return found[0]
 
 

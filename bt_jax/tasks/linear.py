@@ -109,7 +109,7 @@ def cached_runs(evaluation: Evaluation) -> list[Result]:
     """The features once, then a fit a seed; the seed says which train images are held out to choose l2."""
     runs: list[Result] = []
     with evaluation.begun(describe_cached(evaluation.config), seeds=described_seeds(evaluation.config)) as session:
-        session.do(lambda: runs.extend(_fits(evaluation)), "the probe was not finished, and will begin again")
+        session.do(lambda: runs.extend(_fits(evaluation)), "the linear probe")
     return runs
 
 

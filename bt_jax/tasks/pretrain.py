@@ -194,5 +194,7 @@ def _judgement(config: ConfigDict, run: Run) -> dict[str, Any]:
         found.update(judge_at_end(config, session, run.setup.mesh, labels=labels, say=run.reporter.say))
 
     if not session.preemption.finished(judge):
-        session.preemption.leave("training is complete, its final evaluation is not")
+        session.preemption.leave(
+            "training is complete, its final evaluation is not", then="the same command runs the evaluation again"
+        )
     return found

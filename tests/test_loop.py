@@ -1,0 +1,179 @@
+"""bt_jax/engine/loop.py and run.py: what happens between steps, with a model of two numbers that compiles at once."""
+
+import json
+import os
+import signal
+from contextlib import nullcontext
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from bt_jax.data.views.spec import ViewGroup, ViewSpec
+from bt_jax.engine import loop
+from bt_jax.engine.due import Cadence
+from bt_jax.engine.loop import Look, run_steps
+from bt_jax.engine.run import started
+from bt_jax.engine.session import Session
+from bt_jax.engine.setup import Setup
+from bt_jax.errors import Preempted, UserError
+from bt_jax.facts import Facts
+from bt_jax.methods.base import Method
+from bt_jax.optim import make_optimizer
+from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.runtime.preemption import Preemption
+
+FACTS = Facts(num_examples=16, num_classes=2, batch_size=8, epochs=3)  # 2 steps an epoch, 6 in all
+SGD = {
+    "name": "sgd", "learning_rate": 1.0, "momentum": 0.5, "weight_decay": 0.0, "schedule": "cosine", "decay_epochs": (),
+    "decay_factor": 1.0,
+}  # fmt: skip
+
+
+class TwoNumbers(Method):
+    """Its loss is what the images' mean makes of a weight; not finite from step `ends` on."""
+
+    name, metrics, encoder = "two_numbers", ("loss",), nn.Dense(1)
+    view_groups = (ViewGroup("image", (ViewSpec(),), 4),)
+
+    def __init__(self, ends=100):
+        self.ends = ends
+
+    def init(self, rng, batch_spec):
+        return {"encoder": {"w": jnp.ones(2)}}, {"batch_stats": {"encoder": {}}}, {"seen": jnp.int32(0)}
+
+    def loss(self, params, model_state, method_state, batch, step, rng):
+        level = jnp.mean(batch["views"]["image"].astype(jnp.float32)) / 255
+        loss = jnp.sum(jnp.square(params["encoder"]["w"] - level)) + jnp.where(step >= self.ends, jnp.nan, 0.0)
+        return loss, (model_state, {"seen": method_state["seen"] + 1}, {"loss": loss})
+
+
+class Batches:
+    """A feed: step k has images of one level; a signal or an error may come before a step."""
+
+    words, prepare = "", None
+
+    def __init__(self, mesh, before=None):
+        self.mesh, self.before = mesh, before or {}
+
+    def batches(self, start_step, total_steps):
+        for step in range(start_step, total_steps):
+            self.before.get(step, lambda: None)()
+            views = np.full((8, 1, 4, 4, 3), 20 * step, np.uint8)
+            numbers = np.arange(8)
+            yield (
+                step + 1,
+                mesh_lib.put_batch(self.mesh, 8, {"views": {"image": views}, "label": numbers, "example": numbers}),
+            )
+
+
+def run(workdir, *, look=None, cadence=Cadence(), before=None, method=None):  # noqa: B008
+    """One start; returns the state after the last step."""
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    setup = Setup(
+        workdir=epath.Path(workdir), seed=0, facts=FACTS, method=method or TwoNumbers(),
+        optimizer=make_optimizer(SGD, FACTS), feed=Batches(mesh, before), mesh=mesh, sources=(), cadence=cadence,
+        checkpoint=ConfigDict({"keep": 10, "keep_every_epochs": 0, "keep_best": 0}),
+        log=ConfigDict({"every_steps": 1, "tensorboard": False}), profile=ConfigDict({"steps": 0, "after": 1}),
+        dtype="float32", config={}, advice="Lower the rate.",
+    )  # fmt: skip
+    with Preemption() as preemption, started(setup, Session(setup.workdir, preemption), quiet=True) as begun:
+        return run_steps(begun, look)
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def notes(workdir, step):
+    return json.loads((workdir / "checkpoints" / str(step) / "run" / "metadata").read_text())
+
+
+def test_losses_looks_and_checkpoints_in_their_order(tmp_path):
+    """Each step is recorded once; a look sees the state of its step, and its score goes with that step's checkpoint."""
+    looks = []
+
+    def look(state, step):
+        looks.append((step, int(state.step), int(state.method_state["seen"])))
+        return Look({"seen": step}, "", score=float(-step))
+
+    state = run(tmp_path, look=look, cadence=Cadence(save_epochs=1, look_epochs=2, look_first=True))
+    assert int(state.step) == 6 and looks == [(0, 0, 0), (4, 4, 4), (6, 6, 6)]
+    assert saved(tmp_path) == [2, 4, 6]
+    found = records(tmp_path)
+    assert [r["step"] for r in found if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in found if "seen" in r] == [0, 4, 6]
+    assert [r["step"] for r in found] == [0, 1, 2, 3, 4, 4, 5, 6, 6]
+    assert [r["learning_rate_weights"] for r in found if "loss" in r][::2] == pytest.approx(
+        [1 / 32, 0.75 / 32, 0.25 / 32]
+    )
+    score = json.loads((tmp_path / "checkpoints" / "4" / "score" / "metadata").read_text())["score"]
+    assert score == -4 and not (tmp_path / "checkpoints" / "2" / "score").exists()
+    assert notes(tmp_path, 4)["history"] == found[:6] and notes(tmp_path, 4)["watched"] is True
+
+
+@pytest.mark.parametrize("after", range(6))
+def test_a_signal_before_any_step(tmp_path, after):
+    """That step is made and saved, or is the last; the run resumes to the bits of one piece, records included."""
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Preempted) if after < 5 else nullcontext():
+        run(tmp_path / "cut", before={after: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    assert saved(tmp_path / "cut")[-1] == after + 1
+    state = run(tmp_path / "cut")
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
+    rate = "images_per_second"
+    assert [r | {rate: 0} for r in records(tmp_path / "cut")] == [r | {rate: 0} for r in records(tmp_path / "whole")]
+
+
+def test_a_look_that_is_broken_off_is_taken_again(tmp_path):
+    """First of all when the run goes on, and recorded once; the checkpoint says that it is owed."""
+    looks = []
+
+    def look(_, step):
+        looks.append(step)
+        if len(looks) == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return Look({"seen": step}, "")
+
+    cadence = Cadence(look_epochs=1)
+    with pytest.raises(Preempted):
+        run(tmp_path, look=look, cadence=cadence)
+    assert saved(tmp_path) == [2] and notes(tmp_path, 2)["watched"] is False
+    run(tmp_path, look=look, cadence=cadence)
+    assert looks == [2, 2, 4, 6]
+    assert [r["step"] for r in records(tmp_path) if "seen" in r] == [2, 4, 6]
+
+
+def test_what_is_not_finite_is_never_saved(tmp_path):
+    """Found a step late at most, before anything of it is written; the advice is the setup's."""
+    with pytest.raises(
+        UserError, match=r"not finite at step 4 \(loss nan\); the last good checkpoint is step 2 .*Lower the rate"
+    ):
+        run(tmp_path, method=TwoNumbers(ends=3))
+    assert saved(tmp_path) == [2]
+    assert records(tmp_path)[-1]["step"] == 4 and records(tmp_path)[-1]["loss"] is None
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path):
+    whole = run(tmp_path)
+    found = records(tmp_path)
+    again = run(tmp_path, before={6: pytest.fail})
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    assert records(tmp_path) == found
+
+
+def test_equal_trainings_share_a_program():
+    """Kept by what it is made of: a second training of the same method and optimiser compiles nothing."""
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    method, optimizer = TwoNumbers(), make_optimizer(SGD, FACTS)
+    one = loop._jitted(method, optimizer, 0, 8, mesh, None)
+    assert loop._jitted(method, make_optimizer(dict(SGD), FACTS), 0, 8, mesh, None) is one
+    assert loop._jitted(method, optimizer, 1, 8, mesh, None) is not one
