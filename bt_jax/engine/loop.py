@@ -125,7 +125,7 @@ def _report(run: Run, last: int, metrics: Mapping[str, jax.Array]) -> None:
     for i in range(count):
         step = last - count + 1 + i
         values = {name: float(columns[name][i]) for name in names}
-        rates = {f"learning_rate_{name}": float(schedule(step - 1)) for name, schedule in schedules.items()}
+        rates = {f"learning_rate_{name}": float(np.asarray(schedule(step - 1))) for name, schedule in schedules.items()}
         run.reporter.step(step, values, rates, timed=i == count - 1)
         if not all(map(math.isfinite, values.values())):
             raise _not_finite(run, step, values)

@@ -116,7 +116,7 @@ def started(setup: Setup, session: Session, *, fresh: Fresh | None = None, quiet
 def restored_or_new(setup: Setup, checkpoints: Checkpoints, fresh: Fresh | None = None) -> Start:
     """The newest checkpoint that can be read, else a new state; arguments and errors as for `started`."""
     state, step, notices = checkpoints.restore_newest(setup.abstract_state())
-    if state is None:
+    if state is None or step is None:
         state, told = setup.init_state(), []
         if fresh is not None:
             state, told = fresh(state)

@@ -5,10 +5,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding
 
 from bt_jax.methods.base import Batch, Method
+from bt_jax.optim import AnyOptimizer
 
 
 @flax.struct.dataclass
@@ -26,7 +26,7 @@ class TrainState:
         return {"params": self.params["encoder"], "batch_stats": self.model_state["batch_stats"]["encoder"]}
 
 
-def create_state(method: Method, optimizer: optax.GradientTransformation, seed: int, batch_spec: Batch) -> TrainState:
+def create_state(method: Method, optimizer: AnyOptimizer, seed: int, batch_spec: Batch) -> TrainState:
     """The state at step 0, a pure function of its arguments: to be jitted.
 
     Args:
@@ -36,9 +36,7 @@ def create_state(method: Method, optimizer: optax.GradientTransformation, seed: 
     return TrainState(jnp.int32(0), params, model_state, method_state, optimizer.init(params))
 
 
-def abstract_state(
-    method: Method, optimizer: optax.GradientTransformation, batch_spec: Batch, mesh: Mesh
-) -> TrainState:
+def abstract_state(method: Method, optimizer: AnyOptimizer, batch_spec: Batch, mesh: Mesh) -> TrainState:
     """The state's shapes, dtypes and shardings, without any array: what a checkpoint is restored into.
 
     Each array is placed as `method.partition` says; Barlow Twins splits its projector, and its momentum, along a mesh's
@@ -46,16 +44,14 @@ def abstract_state(
     """
 
     def placed(path, leaf):
-        names = tuple(getattr(key, "key", getattr(key, "name", None)) for key in path)
+        names = tuple(str(getattr(key, "key", getattr(key, "name", ""))) for key in path)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, method.partition(names)))
 
     shapes = jax.eval_shape(lambda: create_state(method, optimizer, 0, batch_spec))
     return jax.tree.map_with_path(placed, shapes)
 
 
-def init_state(
-    method: Method, optimizer: optax.GradientTransformation, seed: int, batch_spec: Batch, mesh: Mesh
-) -> TrainState:
+def init_state(method: Method, optimizer: AnyOptimizer, seed: int, batch_spec: Batch, mesh: Mesh) -> TrainState:
     """The state at step 0 on the devices of the mesh; it never exists whole on the host."""
     shardings = shardings_of(abstract_state(method, optimizer, batch_spec, mesh))
     return jax.jit(lambda: create_state(method, optimizer, seed, batch_spec), out_shardings=shardings)()

@@ -8,13 +8,14 @@ from jax.sharding import Mesh
 
 from bt_jax.engine.state import TrainState, shardings_of
 from bt_jax.methods.base import Batch, Method
+from bt_jax.optim import AnyOptimizer
 from bt_jax.runtime import mesh as mesh_lib
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_train_step(method: Method, optimizer: optax.GradientTransformation, seed: int) -> Step:
+def make_train_step(method: Method, optimizer: AnyOptimizer, seed: int) -> Step:
     """Builds `train_step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     Nothing here names a device: with the batch sharded over its first axis and the state replicated, the compiler makes
@@ -38,7 +39,7 @@ def make_train_step(method: Method, optimizer: optax.GradientTransformation, see
     return train_step
 
 
-def jit_step(step: Step, state: TrainState, mesh: Mesh) -> Step:
+def jit_step(step: Step, state: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
     """A step as runs and plans compile it: the state is donated and comes back where it was.
 
     Args:

@@ -6,7 +6,7 @@ to the same bits. The optimiser is PyTorch's SGD with a rate for each part (offi
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -160,7 +160,7 @@ class ClassifierTraining:
         self._test_batches = list(batches)
         return self._test_batches
 
-    def _result(self, counted: list[Mapping[str, Any]], run: Run) -> dict[str, Any]:
+    def _result(self, counted: Sequence[Mapping[str, Any]], run: Run) -> dict[str, Any]:
         best, final, facts = max(counted, key=lambda record: record["top1"]), counted[-1], self.setup.facts
         return {
             "seed": self.seed,
@@ -186,6 +186,7 @@ NO_PROFILE = ConfigDict({"steps": 0, "after": 1})  # an evaluation traces nothin
 def _count_program(encoder: nn.Module, classifier: nn.Module, inputs: Inputs, mesh: Mesh) -> Callable[..., Any]:
     def count(encoder_variables, head, batch):
         features = encoder.apply(encoder_variables, inputs.normalize(batch["image"]), train=False)
-        return count_hits(classifier.apply(head, features), batch["label"], batch["mask"])
+        logits: Any = classifier.apply(head, features)
+        return count_hits(logits, batch["label"], batch["mask"])
 
     return jax.jit(count, out_shardings=mesh_lib.everywhere(mesh))

@@ -41,9 +41,9 @@ class Judged:
 
     Attributes:
       module: computes in the config's dtype.
-      variables: on all devices of the mesh; None for one that is to be made anew.
+      variables: on all devices of the mesh; None for a new encoder.
       inputs: how its images are normalised: as when it was trained.
-      facts: source, step, sha256, arch and width, for the result; None for one that is to be made anew.
+      facts: source, step, sha256, arch and width, for the result; None for a new encoder.
     """
 
     module: nn.Module
@@ -200,13 +200,13 @@ class Evaluation:
         """With the image's name, and the layer where it goes wrong."""
         judged, where = self.judged, "in a layer that the process with that image could name"
         if error.image is not None:
-            images = judged.inputs.normalize(error.image[None])
+            images = judged.inputs.normalize(jnp.asarray(error.image[None]))
             here = jax.tree.map(lambda leaf: leaf.addressable_data(0), judged.variables)
             where = f"first in layer {first_bad_layer(judged.module, here, images)}"
         place = source.place(int(evenly(len(source), limit)[error.place]))
         return UserError(
-            f"the features of {place} are not finite, {where}; the weights that init_from names, {judged.facts['source']}, "
-            "must be wrong."
+            f"the features of {place} are not finite, {where}; check the weights that init_from names, "
+            f"{(judged.facts or {}).get('source', 'none')}."
         )
 
     def pairs_of_views(self) -> tuple[np.ndarray, np.ndarray] | None:

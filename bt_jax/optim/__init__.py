@@ -1,8 +1,8 @@
 """Optimisers as optax chains, and their learning-rate schedules."""
 
 from bt_jax.optim.lars import lars
-from bt_jax.optim.make import Optimizer, make_optimizer
+from bt_jax.optim.make import AnyOptimizer, Optimizer, make_optimizer
 from bt_jax.optim.schedules import warmup_cosine
 from bt_jax.optim.sgd import sgd
 
-__all__ = ["Optimizer", "lars", "make_optimizer", "sgd", "warmup_cosine"]
+__all__ = ["AnyOptimizer", "Optimizer", "lars", "make_optimizer", "sgd", "warmup_cosine"]

@@ -48,6 +48,9 @@ class Optimizer:
         return self._built[0].update(updates, state, params)
 
 
+AnyOptimizer = Optimizer | optax.GradientTransformation
+
+
 def make_optimizer(settings: ConfigDict | Mapping[str, Any], facts: Facts) -> Optimizer:
     """The optimiser that `settings.name` names.
 
@@ -148,9 +151,9 @@ def _sgd(fields: dict[str, Any], facts: Facts):
 
 def _of_the_whole(schedule: optax.Schedule, common: dict[str, Any]) -> optax.GradientTransformation:
     """`sgd` with all parameters as one part."""
-    inner = sgd({"all": schedule}, **common)
+    inner: Any = sgd({"all": schedule}, **common)
 
-    def update(updates, state, params=None):
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
         updates, state = inner.update({"all": updates}, state, {"all": params})
         return updates["all"], state
 

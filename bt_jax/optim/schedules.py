@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 
 def warmup_cosine(
@@ -53,7 +54,7 @@ def warmup_cosine(
     warmup = warmup_epochs * steps_per_epoch
     decay = epochs * steps_per_epoch - warmup
 
-    def rate(step: int | np.integer | jax.Array) -> jax.Array:
+    def rate(step: ArrayLike) -> jax.Array:
         step, dtype = jnp.asarray(step, jnp.int32), jnp.result_type(float)
         remaining = jnp.clip(warmup + decay - step, 0, decay).astype(dtype)
         q = jnp.square(jnp.sin(np.pi / 2 / decay * remaining))
@@ -97,7 +98,7 @@ def by_epoch(
     # A table, so that the rate of an epoch is the same number wherever it is asked for.
     rates = np.array([peak * factor(epoch) for epoch in range(epochs)], np.float32)
 
-    def rate(step: int | np.integer | jax.Array) -> jax.Array:
+    def rate(step: ArrayLike) -> jax.Array:
         epoch = jnp.clip(jnp.asarray(step, jnp.int32) // steps_per_epoch, 0, epochs - 1)
         return jnp.asarray(rates)[epoch]
 

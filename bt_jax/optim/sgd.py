@@ -1,6 +1,7 @@
 """PyTorch's SGD as an optax chain, with a rate for each part of a network."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import optax
@@ -42,7 +43,7 @@ def sgd(
         for part, rate in learning_rates.items()
     }
 
-    def parts(params: optax.Params) -> optax.Params:
+    def parts(params: Any) -> Any:
         return {
             name: jax.tree.map(lambda _, name=name: name if name in chains else _FROZEN, part)
             for name, part in params.items()

@@ -141,7 +141,9 @@ def table(plan: Plan, images: int, epochs: int) -> str:
     devices = math.prod(plan.mesh.values())
     each = "" if topology.chip.devices == 1 else f", {topology.chip.devices} devices each"
     bound, after_another = max(times.values()), sum(times.values())
-    limit = {"products": "the products", "memory": "memory", "links": "the links"}[max(times, key=times.get)]
+    limit = {"products": "the products", "memory": "memory", "links": "the links"}[
+        max(times, key=lambda part: times[part])
+    ]
     fits = "fits" if plan.memory <= plan.capacity else "DOES NOT FIT"
     lines = {
         "chips": f"{topology.chips} × {topology.name.partition(':')[0]}{each}; mesh "

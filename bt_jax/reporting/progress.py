@@ -29,7 +29,7 @@ class Reporter:
         short_names: Mapping[str, str] | None = None,
         active: bool = True,
         lines: bool = True,
-        history: Sequence[dict] = (),
+        history: Sequence[Mapping[str, Any]] = (),
         history_is_all: bool = False,
     ):
         """Args:

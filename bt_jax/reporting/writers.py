@@ -6,7 +6,7 @@ When a run resumes, both drop what it wrote after its checkpoint's step, because
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -27,7 +27,7 @@ class JsonLines:
         path: epath.Path,
         *,
         start_step: int = 0,
-        history: Sequence[dict[str, Any]] = (),
+        history: Sequence[Mapping[str, Any]] = (),
         history_is_all: bool = False,
     ):
         """Args:

@@ -106,7 +106,9 @@ def make_plan(config: ConfigDict, mesh: Mesh, topology: Topology, facts: Facts) 
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), spec)
     begin = time.monotonic()
     try:
-        program = jit_step(make_train_step(method, optimizer, config.seed), state, mesh).lower(state, batch).compile()
+        program: Any = (
+            jit_step(make_train_step(method, optimizer, config.seed), state, mesh).lower(state, batch).compile()
+        )
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

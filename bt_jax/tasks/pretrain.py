@@ -137,13 +137,13 @@ def _pairs(config: ConfigDict, method: Method, source: Source, mesh: Mesh) -> Pa
     """Two views of each image, as the method draws them, for alignment and uniformity."""
     if method.alignment is None or not config.monitor.pairs:
         return None
-    name, *views = method.alignment
+    name, first, second = method.alignment
     group = next(group for group in method.view_groups if group.name == name)
     return Pairs(
         source,
         config.data,
         group,
-        tuple(views),
+        (first, second),
         seed=config.seed,
         count=config.monitor.pairs,
         batch_size=config.monitor.batch_size,

@@ -44,7 +44,7 @@ def summary(config: ConfigDict, setup: Setup, start: Start) -> str:
 
 def described_views(groups: Any) -> str:
     """`two views of 48×48`, or `two views of 224×224 and six of 96×96`."""
-    parts = []
+    parts: list[str] = []
     for group in groups:
         number = _NUMBERS.get(group.num_views, str(group.num_views))
         noun = "" if parts else " view" if group.num_views == 1 else " views"
