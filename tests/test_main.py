@@ -137,6 +137,27 @@ def test_config_files_of_before(monkeypatch, tmp_path):
     assert "model.projector is now called barlow_twins.projector" in run(monkeypatch, f"--config={path}")
 
 
+def test_a_config_file_that_names_its_own_method(monkeypatch, tmp_path):
+    """The method's fields are there for the command line, though the file set no more than its name."""
+    (tmp_path / "users_own.py").write_text(
+        "from bt_jax.config import Field\nfrom bt_jax.config.rules import at_least\n"
+        "class Mine:\n    config_group = 'mine'\n    optimizer = 'sgd'\n"
+        "    fields = {'rank': Field(4, at_least(1), 'A number')}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from bt_jax.config import default\n"
+        "def get_config():\n    config = default()\n    config.method = 'users_own:Mine'\n    return config\n"
+    )
+    arguments = (f"--config={path}", "--config.data.data_dir=x", f"--workdir={tmp_path / 'run'}")
+    found = run(monkeypatch, *arguments, "--config.mine.rank=0", "--config.optimizer.nesterov=True")
+    assert found == "error: the config is wrong: mine.rank is 0, but must be an integer of at least 1."
+    found = run(monkeypatch, *arguments, "--config.barlow_twins.lambd=1")
+    assert "belongs to the method 'barlow_twins', but this run's method is 'users_own:Mine'" in found
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_task_on_the_command_line(monkeypatch, tmp_path):
     """A pre-training's config serves an evaluation: with its fields, and on the same data."""
     done = []
