@@ -14,12 +14,15 @@ import pytest
 from etils import epath
 
 import bt_jax
-from bt_jax.config import default
+from bt_jax.config import based_on, default
 from bt_jax.tasks.export import export
+from bt_jax.tasks.finetune import finetune
+from bt_jax.tasks.knn import knn
 from bt_jax.tasks.pretrain import pretrain
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
+    "mesh.data": 1,
     "batch_size": 64,
     "epochs": 2,
     "data.image_size": 16,
@@ -29,7 +32,7 @@ SMALL = {
     "data.photographs.test_per_class": 2,
     "model.width": 4,
     "vicreg.projector": (16, 16),
-    "monitor.every_epochs": 0,
+    "monitor.every_epochs": 1,
     "monitor.batch_size": 32,
     "monitor.pairs": 32,
     "log.tensorboard": False,
@@ -84,10 +87,12 @@ def run(package):
 
 
 def test_the_pages_command(run):
-    """Its loss falls into its parts."""
+    """Its loss falls into its parts, and the monitor sees the alignment of its two views."""
     workdir, said = run
-    assert re.search(r"loss [\d.]+ inv\w* [\d.]+ var\w* [\d.]+ cov\w* [\d.e+-]+", said), said
-    assert '"covariance"' in (workdir / "metrics.jsonl").read_text()
+    assert re.search(r"loss [\d.]+ inv [\d.]+ var [\d.]+ cov [\d.e+-]+", said), said
+    assert "kNN accuracy" in said
+    metrics = (workdir / "metrics.jsonl").read_text()
+    assert '"covariance"' in metrics and '"alignment"' in metrics
 
 
 def test_the_run_goes_on_to_the_same_bits(run, package, capsys):
@@ -116,6 +121,24 @@ def test_the_encoder_is_loaded_and_exported(run, package, capsys):
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     np.testing.assert_array_equal(again.features(images), encoder.features(images))
     chex.assert_trees_all_equal(jax.device_get(again.heads), jax.device_get(encoder.heads))
+
+
+def test_the_encoder_is_evaluated(run, package):
+    """By the page's command, and fine-tuned; of another config: a sentence."""
+    workdir, _ = run
+    small = small_config(**{"data.photographs.train_per_class": 8})
+    config = based_on(small, "knn")
+    config.init_from, config.knn.k, config.knn.pairs, config.features.batch_size = str(workdir), (5,), 32, 32
+    found = knn(config, str(package / "knn"))
+    assert found["checkpoint"]["arch"] == "my_package.nets:ConvNet" and 0 <= found["runs"][0]["top1"]["5"] <= 1
+    config.model.width = 8
+    with pytest.raises(bt_jax.UserError, match="holds a my_package.nets:ConvNet width=4, but .*ConvNet width=8; set"):
+        knn(config, str(package / "wrong"))
+    config = based_on(small, "finetune")
+    config.init_from, config.batch_size, config.epochs, config.features.batch_size = str(workdir), 64, 1, 32
+    config.finetune.percent = 50.0
+    finetune(config, str(package / "tuned"))
+    assert bt_jax.load_encoder(str(package / "tuned")).classifier_variables["params"]["linear"]["bias"].shape == (17,)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, firs
 from bt_jax.evaluation.pairs import Pairs
 from bt_jax.evaluation.results import Result, same_encoder
 from bt_jax.export.encoder import load_encoder
-from bt_jax.models import make_encoder
+from bt_jax.import_path import is_import_path
+from bt_jax.models import check_encoder, make_encoder
+from bt_jax.models.encoders import described, in_dtype
 from bt_jax.models.inputs import Inputs
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
@@ -59,16 +61,16 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
       UserError: it cannot be loaded, or is not of `config.model`.
     """
     model, dtype = config.model, jnp.dtype(config.dtype)
-    wanted = make_encoder(
-        model.arch, small_images=model.small_images, dtype=dtype, width=model.width, stem_stride=model.stem_stride
-    )
+    wanted = make_encoder(**model, dtype=dtype)
+    if is_import_path(model.arch):
+        check_encoder(wanted, model.arch, config.data.image_size)
     if config.task == "finetune" and config.finetune.from_scratch:
         return Judged(wanted, None, Inputs.of(config.data, dtype), None)
     encoder = load_encoder(config.init_from)
-    if encoder.module.clone(dtype=dtype) != wanted:
+    if in_dtype(encoder.module, dtype) != wanted:
         raise UserError(
-            f"init_from, {config.init_from}, holds a {_described(encoder.arch, encoder.module)}, but the config's model is a "
-            f"{_described(model.arch, wanted)}; set model.arch, model.width, model.small_images and model.stem_stride to "
+            f"init_from, {config.init_from}, holds a {described(encoder.module, encoder.arch)}, but the config's model is a "
+            f"{described(wanted, model.arch)}; set model.arch, model.width, model.small_images and model.stem_stride to "
             "the checkpoint's."
         )
     facts = {"source": encoder.source, "step": encoder.step, "sha256": encoder.sha256}
@@ -77,11 +79,6 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
     placed = jax.device_put(host, mesh_lib.everywhere(mesh))
     inputs = Inputs(config.data.image_size, tuple(encoder.mean), tuple(encoder.std), dtype)
     return Judged(wanted, placed, inputs, facts)
-
-
-def _described(arch: str, module: nn.Module) -> str:
-    stem = f"3×3 stem of stride {module.stem_stride}" if module.small_images else "7×7 stem"
-    return f"{arch} of width {module.width} with a {stem}"
 
 
 class Evaluation:

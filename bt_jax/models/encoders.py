@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bt_jax.errors import UserError, first_line
 from bt_jax.import_path import import_object, is_import_path
-from bt_jax.models.resnet import make_resnet
+from bt_jax.models.resnet import ResNet, make_resnet
 
 
 def make_encoder(
@@ -68,10 +68,11 @@ def check_encoder(encoder: nn.Module, arch: str, image_size: int, views: Iterabl
       UserError: it cannot take such images, returns a shape other than (N, F) or (N, V, F), or has variables other than
         "params" and "batch_stats".
     """
-    shapes = [(2, image_size, image_size, 3), *((2, count, side, side, 3) for count, side in views)]
+    single = (2, image_size, image_size, 3)
+    cases = [(single, False), (single, True), *(((2, count, side, side, 3), True) for count, side in views)]
     variables: Any = None
-    for shape in shapes:
-        images, train = jax.ShapeDtypeStruct(shape, jnp.float32), len(shape) == 5
+    for shape, train in cases:
+        images = jax.ShapeDtypeStruct(shape, jnp.float32)
         try:
             if variables is None:
                 variables = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), images)
@@ -94,6 +95,20 @@ def check_encoder(encoder: nn.Module, arch: str, image_size: int, views: Iterabl
         raise UserError(
             f"model.arch is {arch!r}, which has variables {other[0]!r}; only 'params' and 'batch_stats' are trained and saved."
         )
+
+
+def in_dtype(encoder: nn.Module, dtype: Any) -> nn.Module:
+    """The encoder computing in `dtype`; as it is if it has no such field."""
+    return encoder.clone(dtype=dtype) if hasattr(encoder, "dtype") else encoder
+
+
+def described(encoder: nn.Module, arch: str) -> str:
+    """An encoder in words, by what its variables depend on."""
+    if isinstance(encoder, ResNet):
+        stem = f"3×3 stem of stride {encoder.stem_stride}" if encoder.small_images else "7×7 stem"
+        return f"{arch} of width {encoder.width} with a {stem}"
+    names = [f.name for f in dataclasses.fields(encoder) if f.name not in ("parent", "name", "dtype")]
+    return " ".join([arch, *(f"{name}={getattr(encoder, name)!r}" for name in names)])
 
 
 def _words(shape: tuple[int, ...]) -> str:
