@@ -1,6 +1,8 @@
 """bt_jax/methods/supervised.py: a classifier on an encoder that learns, or that is frozen."""
 
 import dataclasses
+import json
+import shutil
 
 import chex
 import jax
@@ -11,13 +13,16 @@ import pytest
 from ml_collections import ConfigDict
 from recipes import relative, spec_of
 
+import bt_jax
 from bt_jax import UserError
+from bt_jax.config import default
 from bt_jax.data.views.spec import ViewSpec
 from bt_jax.facts import Facts
 from bt_jax.methods.supervised import Supervised
-from bt_jax.models import LinearClassifier, ResNet
+from bt_jax.models import LinearClassifier, ResNet, resnet
 from bt_jax.models.inputs import Inputs
 from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.tasks.pretrain import pretrain
 
 FACTS = Facts(num_examples=64, num_classes=5, batch_size=16, epochs=2)
 INPUTS = Inputs(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -118,3 +123,34 @@ def test_a_set_without_labels():
         Supervised.build(
             ConfigDict(), encoder=None, inputs=INPUTS, facts=dataclasses.replace(FACTS, num_classes=0), mesh=None
         )
+
+
+def test_a_whole_run(tmp_path, monkeypatch, capsys):
+    """By the harness that all methods share: it learns colours, goes on to the same bits, and its classifier is kept."""
+    monkeypatch.setitem(resnet.BLOCKS, "resnet18", (1, 1))
+    rng = np.random.default_rng(0)
+    labels = np.arange(64) % 2
+    images = (rng.integers(0, 120, (64, 16, 16, 3)) + 120 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images[:16], y_test=labels[:16])
+    config = default(method="supervised")
+    config.batch_size, config.epochs, config.dtype = 16, 4, "float32"
+    config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"), image_size=16, eval_resize=0, threads=2)
+    config.model.update(arch="resnet18", width=4, small_images=True)
+    config.mesh.data = 1
+    config.monitor.update(every_epochs=4, batch_size=16, k=5, pairs=16)
+    config.log.tensorboard = False
+    pretrain(config, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "one view of 16×16" in said and "2, with a linear classifier on 8 features" in said and " acc " in said
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["accuracy"] for r in records if "accuracy" in r][-1] == 1.0
+    assert not any("alignment" in r for r in records), "no two views show the same image"
+
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "16")
+    pretrain(config, str(tmp_path / "again"))
+    whole, again = (bt_jax.load_encoder(str(tmp_path / name)) for name in ("run", "again"))
+    assert whole.step == again.step == 16 and whole.sha256 == again.sha256
+    chex.assert_trees_all_equal(whole.heads, again.heads)
+    logits = LinearClassifier(2).apply(whole.classifier_variables, whole.features(images))
+    assert np.mean(np.argmax(logits, axis=1) == labels) > 0.9
