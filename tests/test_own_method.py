@@ -137,8 +137,11 @@ def test_the_encoder_is_evaluated(run, package):
     config = based_on(small, "finetune")
     config.init_from, config.batch_size, config.epochs, config.features.batch_size = str(workdir), 64, 1, 32
     config.finetune.percent = 50.0
+    config.data.mean = (0.5, 0.5, 0.5)  # not what the encoder was trained with, which is what counts
     finetune(config, str(package / "tuned"))
-    assert bt_jax.load_encoder(str(package / "tuned")).classifier_variables["params"]["linear"]["bias"].shape == (17,)
+    tuned = bt_jax.load_encoder(str(package / "tuned"))
+    assert tuned.classifier_variables["params"]["linear"]["bias"].shape == (17,)
+    assert tuned.mean == bt_jax.load_encoder(str(workdir)).mean != config.data.mean
 
 
 @pytest.mark.parametrize(

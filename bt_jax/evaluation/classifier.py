@@ -87,7 +87,7 @@ class ClassifierTraining:
             log=config.log,
             profile=NO_PROFILE,
             dtype=config.dtype,
-            config=config.to_dict(),
+            config=_as_trained(config, judged.inputs),
             advice=f"Lower {'finetune.learning_rate_from_scratch' if judged.facts is None else 'the rates in sgd'}.",
         )
         self._count = _count_program(judged.module, method.heads()["classifier"], judged.inputs, mesh)
@@ -176,6 +176,12 @@ class ClassifierTraining:
             "train_images": facts.num_examples,
             "seconds_of_last_start": round(run.seconds_of_this_start(), 1),
         }
+
+
+def _as_trained(config: ConfigDict, inputs: Inputs) -> dict[str, Any]:
+    """The config for the notes beside a checkpoint, with the normalisation that the encoder came with."""
+    fields = config.to_dict()
+    return {**fields, "data": {**fields["data"], "mean": inputs.mean, "std": inputs.std}}
 
 
 NO_PROFILE = ConfigDict({"steps": 0, "after": 1})  # an evaluation traces nothing

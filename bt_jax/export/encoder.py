@@ -150,6 +150,8 @@ def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
         )
     try:
         config = config_lib.from_json(text)
+        if config.task != "pretrain" and (saved := checkpoint.config_text(workdir, step)):
+            config = config_lib.from_json(saved)  # which has the normalisation that the encoder came with
         model, data = config.model, config.data
         weights = EncoderWeights(
             arch=model.arch,
@@ -173,8 +175,11 @@ def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
     except UserError:
         if config.task == "pretrain":
             raise
+        part = (
+            f"one of its trainings, such as {workdir}/seed_{config.seed}, or " if config.get("repeats", 1) > 1 else ""
+        )
         raise UserError(
-            f"{workdir} is the workdir of an evaluation ({config.task}), from which no encoder can be read; name the run "
+            f"{workdir} is the workdir of an evaluation ({config.task}), from which no encoder can be read; name {part}the run "
             f"that it judged, {config.init_from or 'none here'}."
         ) from None
     variables = networks.pop("encoder")
