@@ -116,7 +116,7 @@ def test_no_run(tmp_path):
     with pytest.raises(bt_jax.UserError, match="is not the workdir of a run: there is no config.json"):
         bt_jax.load_encoder(tmp_path / "nowhere")
     claim_workdir(config_lib.default(), epath.Path(tmp_path), write=True)
-    with pytest.raises(bt_jax.UserError, match="holds no checkpoint yet"):
+    with pytest.raises(bt_jax.UserError, match="has no checkpoint yet"):
         bt_jax.load_encoder(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(bt_jax.UserError, match="is not the config of a run"):
@@ -211,7 +211,7 @@ def test_an_encoder_of_ones_own(tmp_path):
     with pytest.raises(bt_jax.UserError, match="model.arch is 'gone:Net', but there is no module 'gone'"):
         again(arch="gone:Net")
     with pytest.raises(
-        bt_jax.UserError, match=r"holds another encoder than .* describes \(.* is missing and must be .* more"
+        bt_jax.UserError, match=r"has another encoder than .* describes \(.* is missing and must be .* more"
     ):
         again(arch="resnet18")
 

@@ -209,7 +209,7 @@ def test_paths_may_be_relative(folder, tmp_path, monkeypatch):
 def test_the_task(folder, tmp_path, capsys):
     """From weights to a folder, with as much as is asked for; not over an export, nor into a run."""
     config = config_lib.default("export")
-    with pytest.raises(UserError, match="init_from is empty, but must name what is to be exported"):
+    with pytest.raises(UserError, match="init_from is empty, but must name the encoder to export"):
         export(config, str(tmp_path / "x"))
     config.init_from = str(folder)
     config.export.program = config.export.projector = False

@@ -69,12 +69,12 @@ def test_what_is_said(other, monkeypatch):
     model = {"arch": "resnet18", "width": 4, "small_images": True}
     config = ConfigDict({"init_from": "elsewhere", "model": model, "data": settings})
     _, notices = start_from(config, fresh(supervised(5)))
-    assert notices[0] == "the encoder and the classifier begin with the weights of step 6 of a run"
+    assert notices[0] == "the encoder and the classifier start from the weights of step 6 of a run"
     assert "it was trained with data.mean=" in notices[1] and len(notices) == 2
     config.data.std = weights.std
     _, notices = start_from(config, fresh(supervised(4)))
     assert notices == [
-        "the encoder begins with the weights of step 6 of a run", "its classifier does not fit 4, which begins at random"
+        "the encoder starts from the weights of step 6 of a run", "its classifier does not fit 4, which starts at random"
     ]  # fmt: skip
     _, notices = start_from(config, fresh(small_method()))
     assert len(notices) == 1, "a head that the run has no place for is not spoken of"

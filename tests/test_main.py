@@ -87,7 +87,7 @@ def test_bad_folder(monkeypatch, tmp_path):
         monkeypatch, *folder_run(tmp_path / "empty", tmp_path / "run")
     )
     one = image_folder(tmp_path / "one", classes=("cat",))
-    assert "has 1 class(es), and the kNN monitor needs at least 2" in run(
+    assert "has 1 class(es), but the kNN monitor needs at least 2" in run(
         monkeypatch, *folder_run(one, tmp_path / "run")
     )
     stray = image_folder(tmp_path / "stray")

@@ -114,7 +114,7 @@ def test_the_encoder_is_loaded_and_exported(run, package, capsys):
     config = default("export")
     config.init_from, config.export.program = str(workdir), False
     export(config, str(package / "exported"))
-    assert "in torch  no file: PyTorch has no names for my_package.nets:ConvNet" in (said := capsys.readouterr().out)
+    assert "in torch  no file, as torchvision has no my_package.nets:ConvNet" in (said := capsys.readouterr().out)
     assert "projector 16-16" in said
     again = bt_jax.load_encoder(str(package / "exported"))
     assert again.sha256 == encoder.sha256

@@ -47,7 +47,7 @@ def test_files(tmp_path):
     (tmp_path / "knn.json").write_text("{")
     with pytest.raises(UserError, match="knn.json is not the result of an evaluation .it is not JSON"):
         read_results(str(tmp_path))
-    with pytest.raises(UserError, match="holds no result of an evaluation"):
+    with pytest.raises(UserError, match="has no result of an evaluation"):
         read_results(str(tmp_path / "nowhere"))
 
 
@@ -62,7 +62,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(
-        UserError, match=r"linear.json cannot be written \(No space left on device\), so the numbers are in what"
+        UserError, match=r"linear.json cannot be written \(No space left on device\), so the numbers are only in"
     ):
         write_result(folder, result_of("linear", [run(0, 0.6)]))
     assert (tmp_path / "linear.json").read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -28,7 +28,7 @@ def test_tuned_and_from_scratch_on_the_same_labels(config, tmp_path, capsys):
     config.finetune.from_scratch = True
     scratch = finetune(config, str(tmp_path / "scratch"))
     said = capsys.readouterr().out
-    assert "fine-tuned on 30 labels" in said and "from scratch on 30 labels" in said and "init_from is not read" in said
+    assert "fine-tuned on 30 labels" in said and "from scratch on 30 labels" in said and "init_from is not used" in said
     assert tuned["data"]["labels"] == 30 and tuned["data"]["percent"] == 50.0
     labels = [run["labels"] for run in tuned["runs"]]
     assert labels == [run["labels"] for run in scratch["runs"]] and labels[0] != labels[1]

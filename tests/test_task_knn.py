@@ -33,11 +33,11 @@ def test_against_scikit_learn_on_real_features(judged, tmp_path, capsys):
     assert (
         "kNN top-1" in said
         and "RankMe" in said
-        and "of two training views each of 48 images" in said
+        and "for two training views each of 48 images" in said
         and "with k = 60" in said
     )
 
     config.knn.k = (61,)
-    with pytest.raises(UserError, match="knn.k holds 61, more than the 60 train images"):
+    with pytest.raises(UserError, match="knn.k has 61, but must be at most 60"):
         knn(config, str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()

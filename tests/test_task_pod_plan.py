@@ -88,10 +88,10 @@ def test_the_table_fits_a_screen(planned):
     assert all(len(line) <= 120 for line in text.splitlines())
     for words in (
         "8 × v5e",
-        "2 images a device",
-        "17.18 GB a device: fits",
+        "2 images per device",
+        "17.18 GB per device: fits",
         "all-reduce",
-        "days at least",
+        "at least",
         "cloud.google.com",
     ):
         assert words in text
@@ -123,11 +123,11 @@ def test_search_reports_each_trial(monkeypatch, capsys, tmp_path, planned):
     """The compiler's own verdict counts as well as the sum."""
     real = dataclasses.replace(planned[2], arguments=0, results=0, program=0)
 
-    def make_plan(config, mesh, topology, images):
-        n = config.batch_size // mesh.size
+    def make_plan(config, mesh, topology, facts):
+        n = facts.batch_size // mesh.size
         if n > 20:
             return "the total memory required (17.00G) exceeds available HBM (15.75G)."
-        return dataclasses.replace(real, batch_size=config.batch_size, temporaries=real.capacity // 20 * n)
+        return dataclasses.replace(real, batch_size=facts.batch_size, temporaries=real.capacity // 20 * n)
 
     monkeypatch.setattr(pod_plan, "devices_of", lambda topology: jax.devices())
     monkeypatch.setattr(pod_plan, "make_plan", make_plan)

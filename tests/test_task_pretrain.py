@@ -138,7 +138,7 @@ def test_a_run_and_what_it_leaves(small_run, tmp_path, capsys):
     result = task.pretrain(small_run, str(workdir))
     said = capsys.readouterr().out
     for part in (
-        "8 × cpu, 1 images each; 1 process", "24 images, 2 classes", "3 steps an epoch, 2 epochs, 6 steps",
+        "8 × cpu, 1 images each; 1 process", "24 images, 2 classes", "3 steps per epoch, 2 epochs, 6 steps",
         "weights 0.00625 = 0.2 × 8/256, biases 0.00015 = 0.0048 × 8/256", "gradients divided by 1",
         "kNN accuracy", "untrained", "after epoch 1", "on raw pixels", "done in", f"load_encoder('{workdir}')",
     ):  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_run_and_what_it_leaves(small_run, tmp_path, capsys):
     assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == [3, 6]
 
     again = task.pretrain(small_run, str(workdir))
-    assert "this run has made all its 6 steps" in capsys.readouterr().out
+    assert "this run has finished all its 6 steps" in capsys.readouterr().out
     assert again["metrics"] == result["metrics"] and records(workdir) == lines
 
 
@@ -402,12 +402,12 @@ def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
     chex.assert_trees_all_equal(state.params, first.params)
     chex.assert_trees_all_equal(state.model_state, first.model_state)
     assert (
-        "the encoder and the projector begin with the weights of step 6 of a run; it was trained with data.mean" in told
+        "the encoder and the projector start from the weights of step 6 of a run; it was trained with data.mean" in told
     )
     weights.heads = {"projector": {**projector, "params": {"linear1": {"kernel": np.zeros((8, 3))}}}}
     state, told = fresh()
     chex.assert_trees_all_equal(state.params["encoder"], first.params["encoder"])
-    assert "the encoder begins with" in told and "its projector does not fit 32-32, which begins at random" in told
+    assert "the encoder starts from" in told and "its projector does not fit 32-32, which starts at random" in told
     weights.variables = {**encoder, "params": {"conv1": {"kernel": np.zeros((7, 7, 3, 4))}}}
     with pytest.raises(
         UserError, match=r"init_from is 'elsewhere', a resnet18 of width 4, which does not fit .* and \d+ more"

@@ -1,1 +1,1 @@
-"""The train state, the train step, checkpoints, and the loop."""
+"""The training engine: train state, train step, checkpoints and loop."""

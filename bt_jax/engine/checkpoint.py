@@ -23,10 +23,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bt_jax.engine.fingerprints import compare, fingerprints, fingerprints_on_host
-from bt_jax.engine.state import listed, shape_differences
+from bt_jax.engine.state import shape_differences
 from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax, steps_in
-from bt_jax.engine.storage import storage_failure as storage_failure  # known from here as well
-from bt_jax.errors import UserError
+from bt_jax.engine.storage import storage_failure as storage_failure  # also importable from here
+from bt_jax.errors import UserError, some
 from bt_jax.runtime import processes
 from bt_jax.runtime.files import read_object
 from bt_jax.runtime.paths import absolute
@@ -111,10 +111,10 @@ class Checkpoints:
             raise
 
     def _read_back(self) -> None:
-        """Reads the first checkpoint of this start and compares it with what was saved, while the devices go on.
+        """Reads the first checkpoint of this start back and compares it with what was saved, while training continues.
 
-        Orbax calls it on the first process, in a thread, once everything is written and before the checkpoint gets its
-        name: one that fails here never gets it.
+        Orbax calls this in a thread of the first process, after everything is written and before the checkpoint gets its
+        name, which one that fails here never gets.
 
         Raises:
           UserError: it cannot be read, or differs from what was saved.
@@ -130,10 +130,10 @@ class Checkpoints:
                 absolute(written) / "state", args=ocp.args.PyTreeRestore(item=like, restore_args=arrays)
             )
             compare(expected, fingerprints_on_host(found))
-        except Exception as error:  # whatever JSON, tensorstore or the file system raises
+        except Exception as error:  # from JSON, tensorstore or the file system
             raise UserError(
                 f"the checkpoint of step {step} was written to {self.folder}, but cannot be read back ({cause_of(error)}), so "
-                "nothing saved there can be relied on; choose another --workdir."
+                "that folder is not reliable; choose another --workdir."
             ) from error
 
     def _cannot_write(self, what: str, error: Exception) -> None:
@@ -240,26 +240,26 @@ def steps_on_disk(workdir: epath.Path) -> list[int]:
 
 
 def restore_networks(workdir: epath.Path, encoder: Any, step: int | None = None) -> tuple[dict[str, Any], int]:
-    """The variables of a run's encoder and of its heads, from the newest checkpoint that can be read.
+    """The variables of a run's encoder and heads, from the newest readable checkpoint.
 
-    What stands on the encoder is read as it was saved, so the method that trained it need not be known here. Nothing in
-    the workdir is changed; a warning tells of each newer checkpoint that cannot be read.
+    Heads are read as they were saved, so the method that trained them is not needed. The workdir is not modified. Warns
+    about each newer checkpoint that cannot be read.
 
     Args:
       encoder: the shapes and dtypes that the encoder's variables must have, {"params": …, "batch_stats": …}.
-      step: that checkpoint and no other.
+      step: read this checkpoint and no other.
 
     Returns:
-      ({"encoder": variables, head: variables, …}, the step), as arrays on the first local device. A network without
-      batch norm has no "batch_stats".
+      ({"encoder": variables, head: variables, …}, the step), as arrays on the first local device. A network without batch
+      norm has no "batch_stats".
 
     Raises:
-      UserError: the run has no checkpoint, none that can be read, or one without such an encoder.
+      UserError: the run has no checkpoint, no readable one, or one without such an encoder.
     """
     folder = workdir / "checkpoints"
     steps = steps_in(folder)[::-1] if step is None else [step]
     if not steps:
-        raise UserError(f"{workdir} holds no checkpoint yet; let the run save one first.")
+        raise UserError(f"{workdir} has no checkpoint yet; let the run save one first.")
     problem = ""
     for number in steps:
         try:
@@ -273,10 +273,10 @@ def restore_networks(workdir: epath.Path, encoder: Any, step: int | None = None)
                 warnings.warn(f"checkpoint {number} in {folder} cannot be read; trying the previous one", stacklevel=5)
             continue
         if "encoder" not in networks:
-            raise UserError(f"the checkpoint of step {number} in {folder} holds no encoder.")
+            raise UserError(f"the checkpoint of step {number} in {folder} has no encoder.")
         raise UserError(
-            f"the checkpoint of step {number} in {folder} holds another encoder than the run's config describes "
-            f"({listed(wrong)})."
+            f"the checkpoint of step {number} in {folder} has another encoder than the run's config describes "
+            f"({some(wrong)})."
         )
     raise UserError(f"none of the checkpoints in {folder} can be read ({problem}).")
 
@@ -295,7 +295,7 @@ def _networks_in(state: epath.Path) -> dict[str, Any]:
 
 
 def _read_networks(folder: epath.Path, step: int, networks: dict[str, Any]) -> dict[str, Any]:
-    """The arrays of `networks`, once they have proved to be what was saved."""
+    """The arrays of `networks`, after checking their fingerprints."""
     part: dict[str, Any] = {"params": {name: network["params"] for name, network in networks.items()}}
     if saved := {name: n["batch_stats"] for name, n in networks.items() if "batch_stats" in n}:
         part["model_state"] = {"batch_stats": saved}

@@ -1,4 +1,4 @@
-"""What the host starts at once: a step on a batch, or several where the device holds what their batches are made of."""
+"""One dispatch: a step on a batch, or several steps if the device holds the data for their batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,15 @@ Program = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_program(train_step: Program, prepare: Callable[[Any, Any], Any] | None = None) -> Program:
-    """Builds `program(state, delivery) -> (state, metrics)` of a step, to be jitted with the state donated.
+    """Builds `program(state, delivery) -> (state, metrics)` from a step, to be jitted with the state donated.
 
     Args:
-      train_step: of (state, batch), as `make_train_step` builds it.
-      prepare: (resident, item) -> batch, as `Feed.prepare`; None where batches come ready from the host.
+      train_step: (state, batch) -> (state, metrics), from `make_train_step`.
+      prepare: (resident, item) -> batch, as `Feed.prepare`; None if the host delivers batches.
 
     Returns:
-      A function of a delivery: a batch; what `prepare` takes for an item, of one step; or {"resident": …, "items": …}, items
-      with an axis of steps in front, all of which are made. Metrics have that axis too, then.
+      A function of a delivery: a batch; the item of one step, for `prepare`; or {"resident": …, "items": …}, where items have
+      a leading axis of steps, all of which are run. Metrics then have that axis too.
     """
     if prepare is None:
         return train_step
@@ -32,7 +32,7 @@ def make_program(train_step: Program, prepare: Callable[[Any, Any], Any] | None 
         def step(state, item):
             return train_step(state, prepare(resident, item))
 
-        if len(jax.tree.leaves(items)[0]) == 1:  # a loop of one costs the compiler what it could do across its border
+        if len(jax.tree.leaves(items)[0]) == 1:  # a loop of one step would only hinder the compiler
             state, metrics = step(state, jax.tree.map(lambda x: x[0], items))
             return state, jax.tree.map(lambda x: x[None], metrics)
         return jax.lax.scan(step, state, items)

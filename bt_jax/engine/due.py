@@ -1,4 +1,4 @@
-"""What is due after a step: a pure function of the step, so that a table tests it."""
+"""What is due after a step, as a pure function of the step."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ from bt_jax.facts import Facts
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """How often a training saves, and looks at what it has learnt.
+    """How often a training saves and evaluates ("looks").
 
     Attributes:
-      save_epochs: a checkpoint at the end of every so many epochs.
-      save_steps: one every so many steps besides; 0: none.
-      look_epochs: a look at the end of every so many epochs; 0: never.
-      look_first: whether the first look is taken before the first step.
+      save_epochs: epochs between checkpoints.
+      save_steps: steps between additional checkpoints; 0 for none.
+      look_epochs: epochs between looks; 0 for none.
+      look_first: whether there is a look before the first step.
     """
 
     save_epochs: int = 1
@@ -24,7 +24,7 @@ class Cadence:
 
 @dataclasses.dataclass(frozen=True)
 class Due:
-    """After a step: whether an epoch ends, and what is to be done."""
+    """After a step: whether an epoch has ended, and what to do."""
 
     epoch_ends: bool
     save: bool
@@ -33,11 +33,11 @@ class Due:
 
 
 def due(before: int, step: int, facts: Facts, cadence: Cadence) -> Due:
-    """What is due when `step` updates have been made.
+    """What is due after `step` updates.
 
     Args:
-      before: the updates that had been made when this was asked last. One dispatch may make several, which never cross the
-        end of an epoch, but may pass over a multiple of `save_steps`.
+      before: the number of updates at the previous call. A dispatch may make several updates; they never cross the end of
+        an epoch, but may pass a multiple of `save_steps`.
     """
     last, epoch_ends = step == facts.total_steps, step % facts.steps_per_epoch == 0
     epoch = step // facts.steps_per_epoch

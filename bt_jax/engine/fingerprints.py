@@ -1,4 +1,4 @@
-"""A number for every array of a state, by which what was saved and what is read are compared."""
+"""Fingerprints: a number for every array of a state, to compare what is read with what was saved."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _SPREAD = 2654435761  # 2³² by the golden ratio
-_BLOCK = 2**22  # words that the host takes at a time
+_BLOCK = 2**22  # words that the host processes at a time
 
 
 def fingerprints(state: Any) -> dict[str, int]:
@@ -44,7 +44,7 @@ def _fingerprint(x: jax.Array) -> jax.Array:
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-    words = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)  # 8 bytes: one axis more, of two words
+    words = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)  # 8 bytes become another axis of two words
     place = jnp.zeros(words.shape, jnp.uint32)
     for axis in range(words.ndim):
         place = place * np.uint32(_SPREAD) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)

@@ -1,7 +1,7 @@
 """The training loop: everything that happens between steps, for pre-training, fine-tuning and probes alike.
 
-Batches and random numbers follow from (seed, step), so that a checkpoint's state is all that it takes to go on with the very
-same bits. Metrics are fetched a step late, so that no device waits for the host.
+Batches and random numbers follow from (seed, step), so that a checkpoint's state is enough to resume bit-identically. Metrics
+are fetched one step late, so that no device waits for the host.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from bt_jax.reporting.profile import Profiler, flops_of
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What a look at the state found.
+    """The result of a look at the state, an evaluation during training.
 
     Attributes:
       record: numbers by name, for the files.
       sentence: for the user.
-      score: how good the state is, higher is better: by it the best checkpoints are kept.
+      score: how good the state is, higher is better; it decides which checkpoints are the best.
     """
 
     record: Mapping[str, float]
@@ -41,18 +41,18 @@ class Look:
 
 
 def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -> TrainState:
-    """Makes the steps of a run that are still to be made.
+    """Runs the remaining steps.
 
     Args:
-      look: looks at the state after a step, whenever `setup.cadence` says so. A signal may break it off; then it is taken
-        first of all when the run goes on.
+      look: evaluates the state after a step, when `setup.cadence` says so. If a signal interrupts it, it is repeated first
+        when the run resumes.
 
     Returns:
       The state after the last step.
 
     Raises:
-      UserError: the loss is not finite (the last good checkpoint is kept); the workdir cannot be written any more.
-      Preempted: the process was told to leave; the step is saved.
+      UserError: the loss is not finite (the last good checkpoint is kept), or the workdir can no longer be written.
+      Preempted: the process was asked to stop, and the step is saved.
     """
     setup, preemption, reporter = run.setup, run.session.preemption, run.reporter
     facts, cadence = setup.facts, setup.cadence
@@ -67,7 +67,7 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
     if preemption.signal and jax.process_count() == 1:  # several agree at a step
         preemption.leave("nothing new was to be saved")
     batches = setup.feed.batches(before, facts.total_steps)
-    waiting = None  # (step, metrics) that the devices are still computing
+    waiting = None  # (step, metrics) that are still being computed
     try:
         for step, batch in batches:
             with jax.transfer_guard("disallow"):
@@ -79,7 +79,7 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
             before = step
             leaving = not now.last and preemption.reached(step)
             if now.save or now.look or leaving:
-                _report(run, *waiting)  # first: what is not finite must not be saved
+                _report(run, *waiting)  # first, because a state that is not finite must not be saved
                 waiting = None
             looked = not now.look or (not leaving and preemption.finished(functools.partial(looks.take, state, step)))
             leaving = leaving or not looked
@@ -96,7 +96,7 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
 
 
 class _Looks:
-    """Takes looks, and keeps the score of the last."""
+    """Takes looks, and keeps the last score."""
 
     def __init__(self, run: Run, look: Callable[[TrainState, int], Look] | None):
         self._run, self._look = run, look
@@ -118,7 +118,7 @@ class _Looks:
 
 
 def _report(run: Run, last: int, metrics: Mapping[str, jax.Array]) -> None:
-    """Of a dispatch, whose metrics are scalars or have an axis of steps, the last of which is `last`."""
+    """Reports a dispatch, whose metrics are scalars or have an axis of steps that ends at `last`."""
     names, schedules = run.setup.method.metrics, run.setup.optimizer.schedules
     columns = {name: np.ravel(values) for name, values in jax.device_get(dict(metrics)).items()}
     count = len(columns[names[0]])
@@ -142,11 +142,11 @@ def _not_finite(run: Run, step: int, values: Mapping[str, float]) -> UserError:
 
 
 def _program(setup: Setup) -> Program:
-    """The jitted step; the same one for trainings that differ in nothing that it is made of."""
+    """The jitted step, shared by trainings with equal parts."""
     parts = (setup.method, setup.optimizer, setup.seed, setup.facts.batch_size, setup.mesh, setup.feed.prepare)
     try:
         hash(parts)
-    except TypeError:  # a method of the user's need not be hashable
+    except TypeError:  # a user's method need not be hashable
         return _jitted.__wrapped__(*parts)
     return _jitted(*parts)
 

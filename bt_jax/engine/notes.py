@@ -1,4 +1,4 @@
-"""What a checkpoint tells besides the state: where the run stood, and what it had seen."""
+"""The notes beside a checkpoint's state: where the run was, and what it had recorded."""
 
 import dataclasses
 import datetime
@@ -18,10 +18,10 @@ class RunNotes:
 
     Attributes:
       config: the run's.
-      data: the run's place in its data, as `data_position` gives it.
-      looked: whether the look that was due at this step was taken, or is still to be.
+      data: the run's position in its data, from `data_position`.
+      looked: whether the look that was due at this step has been taken.
       history: the records of metrics.jsonl up to this step.
-      seconds: wall-clock time of all starts up to this step.
+      seconds: wall-clock seconds up to this step, earlier starts included.
     """
 
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -31,7 +31,7 @@ class RunNotes:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """What is saved: these, the time, and the versions that saved it."""
+        """The notes, the time, and the versions of the code, for saving."""
         return {
             "config": self.config,
             "data": self.data,
@@ -44,7 +44,7 @@ class RunNotes:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "RunNotes":
-        """The inverse; what an older version did not save has its default."""
+        """The inverse of `to_json`; what an older version did not save gets its default."""
         return cls(
             config=saved.get("config", {}),
             data=saved.get("data", {}),
@@ -55,19 +55,19 @@ class RunNotes:
 
 
 def data_position(step: int, facts: Facts) -> dict[str, int]:
-    """Where a run of `step` updates stands in its data."""
+    """The position of a run in its data after `step` updates."""
     epoch, batch = divmod(step, facts.steps_per_epoch)
     return {"images": facts.num_examples, "steps_per_epoch": facts.steps_per_epoch, "epoch": epoch, "batch": batch}
 
 
 def check_data(saved: Mapping[str, int], step: int, facts: Facts) -> None:
-    """Sees that the data is still what it was.
+    """Checks that the data has not changed since a checkpoint.
 
     Args:
       saved: `RunNotes.data` of the checkpoint of `step`.
 
     Raises:
-      UserError: it is not; what differs is named.
+      UserError: it has changed; the differences are named.
     """
     now = data_position(step, facts)
     differ = [f"{n} was {saved[n]} and is now {now[n]}" for n in now if saved.get(n, now[n]) != now[n]]

@@ -1,4 +1,4 @@
-"""A training on its way: what it starts from, what it reports to, and how it saves."""
+"""A running training: where it starts, how it reports, and how it saves."""
 
 import contextlib
 import dataclasses
@@ -20,8 +20,8 @@ class Start:
     """Where a training begins.
 
     Attributes:
-      state, step: the newest checkpoint's, or those of a new run.
-      notes: what that checkpoint tells besides; the defaults for a new run.
+      state, step: of the newest checkpoint or a new run.
+      notes: of that checkpoint; the defaults for a new run.
       notices: sentences for the user.
     """
 
@@ -33,7 +33,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One start of a training: its setup, and what stays open while it lasts."""
+    """One start of a training: its setup, and what is open while it runs."""
 
     setup: Setup
     session: Session
@@ -50,7 +50,7 @@ class Run:
         return time.monotonic() - self.begin
 
     def save(self, state: TrainState, step: int, *, looked: bool, score: float | None = None) -> None:
-        """Starts to save the state and what else belongs to the run."""
+        """Starts saving the state and the run's notes."""
         self.session.check()
         notes = RunNotes(
             config=self.setup.config,
@@ -62,7 +62,7 @@ class Run:
         self.checkpoints.save(step, state, run=notes.to_json(), score=score)
 
     def leave(self, step: int) -> None:
-        """Ends a run that was told to leave, once its step is on disk.
+        """Ends a run that was asked to stop, once its step is on disk.
 
         Raises:
           Preempted: always.
@@ -75,14 +75,14 @@ class Run:
 
 @contextlib.contextmanager
 def started(setup: Setup, session: Session, *, fresh: Fresh | None = None, quiet: bool = False) -> Iterator[Run]:
-    """Restores the newest checkpoint of `setup.workdir`, or makes a new state; closes what was opened in the end.
+    """Restores the newest checkpoint of `setup.workdir`, or makes a new state; closes everything at the end.
 
     Args:
-      fresh: changes the state of a new run (weights from elsewhere), and says what it did.
-      quiet: whether progress lines are left out.
+      fresh: changes the state of a new run (for example to existing weights), and returns sentences about it.
+      quiet: whether to leave out progress lines.
 
     Raises:
-      UserError: no checkpoint can be read, or the data is not what it was; (at the end) the last one could not be written.
+      UserError: no checkpoint can be read, the data has changed, or (at the end) the last checkpoint could not be written.
     """
     begin, facts, saving = time.monotonic(), setup.facts, setup.checkpoint
     setup.workdir.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def started(setup: Setup, session: Session, *, fresh: Fresh | None = None, quiet
             active=session.is_first,
             lines=not quiet,
             history=start.notes.history,
-            # What is about to be looked at again is about to be recorded again.
+            # A look that will be taken again will also be recorded again.
             history_is_all=start.step == 0 or not start.notes.looked,
         )
         with contextlib.closing(reporter):
@@ -114,7 +114,7 @@ def started(setup: Setup, session: Session, *, fresh: Fresh | None = None, quiet
 
 
 def restored_or_new(setup: Setup, checkpoints: Checkpoints, fresh: Fresh | None = None) -> Start:
-    """The newest checkpoint that can be read, else a new state; arguments and errors as for `started`."""
+    """The newest readable checkpoint, or else a new state; arguments and errors as for `started`."""
     state, step, notices = checkpoints.restore_newest(setup.abstract_state())
     if state is None or step is None:
         state, told = setup.init_state(), []

@@ -1,4 +1,4 @@
-"""A task's hold on its workdir, and its ear for signals: around every training, of whatever task."""
+"""A session: a task's lock on its workdir and its handling of signals, around every training."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from bt_jax.runtime.workdir import Holder, claim_workdir, held
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A workdir that is this task's for as long as the session lasts.
+    """A workdir that is locked for this task while the session lasts.
 
     Attributes:
       holder: the lock on the workdir, on the first process.
@@ -31,10 +31,10 @@ class Session:
         return jax.process_index() == 0
 
     def do(self, work: Callable[[], None], name: str) -> None:
-        """Does work that cannot be saved half done; a signal ends it, and the task.
+        """Does work that cannot be saved halfway; a signal ends it and the task.
 
         Args:
-          name: what the work is called in the message, such as "the kNN search".
+          name: of the work, for the message, such as "the kNN search".
 
         Raises:
           Preempted: it was interrupted.
@@ -43,10 +43,10 @@ class Session:
             self.preemption.leave(f"{name} was not finished", then="the same command starts it again")
 
     def check(self) -> None:
-        """Sees that the workdir is still this task's.
+        """Checks that the workdir is still locked by this task.
 
         Raises:
-          UserError: it has gone, or another task has taken it.
+          UserError: it is gone, or another task has taken it.
         """
         if self.holder is not None:
             self.holder.check()
@@ -54,11 +54,11 @@ class Session:
 
 @contextlib.contextmanager
 def session(config: ConfigDict, workdir: epath.Path) -> Iterator[Session]:
-    """Claims a workdir for the task of `config`, and notes signals; nothing has been written before.
+    """Claims a workdir for the task of `config`, and handles signals; nothing should be written before.
 
     Raises:
-      UserError: the workdir holds a run of another config, or another task is in it; it cannot be written any more.
-      Preempted: the process was told to leave, and what it did is saved.
+      UserError: the workdir holds a run with another config, another task holds it, or it can no longer be written.
+      Preempted: the process was asked to stop, and its work is saved.
     """
     preemption = Preemption()
     try:
@@ -74,5 +74,5 @@ def session(config: ConfigDict, workdir: epath.Path) -> Iterator[Session]:
             raise UserError(sentence) from error
         raise
     except Preempted:
-        preemption.requeue()  # the last act: Slurm ends the job at once
+        preemption.requeue()  # last, because Slurm then ends the job at once
         raise

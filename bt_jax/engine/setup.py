@@ -1,4 +1,4 @@
-"""What a training is made of."""
+"""The parts of a training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ from bt_jax.optim import Optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A training before its first step: all of it is decided, and nothing of it changes while it runs.
+    """A training before its first step; nothing in it changes while it runs.
 
     Attributes:
-      workdir: the folder of its checkpoints and metrics.
-      seed: of the parameters, the order of images and their views.
-      sources: whose images that cannot be read are named; the training set first.
+      workdir: the folder for checkpoints and metrics.
+      seed: for the parameters, the order of images and their views.
+      sources: the training set, then others whose unreadable images are reported too.
       cadence: when it saves and looks.
       checkpoint, log, profile: these groups of the config.
-      dtype: of the computation, by its name.
+      dtype: of the computation, by name.
       config: the whole config as a plain dict, for the notes beside a checkpoint.
-      advice: what to change where the loss is not finite, a sentence.
+      advice: what to change if the loss is not finite, a sentence.
     """
 
     workdir: epath.Path

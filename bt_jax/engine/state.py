@@ -1,4 +1,4 @@
-"""All that a step changes, in one pytree, born where it will live."""
+"""The train state: everything that a step changes, in one pytree, created on the mesh."""
 
 from typing import Any
 
@@ -13,33 +13,33 @@ from bt_jax.optim import AnyOptimizer
 
 @flax.struct.dataclass
 class TrainState:
-    """What a checkpoint holds, and nothing else is needed to go on: batches and random numbers follow from `step`."""
+    """The state in a checkpoint; resuming needs nothing else, as batches and random numbers follow from `step`."""
 
-    step: jax.Array  # () int32: how many updates have been made
+    step: jax.Array  # () int32, the number of updates
     params: Any  # float32
     model_state: Any  # {"batch_stats": …}, float32
-    method_state: Any  # what the method keeps besides, {} for Barlow Twins
+    method_state: Any  # the method's own, {} for Barlow Twins
     opt_state: Any
 
     def encoder_variables(self) -> dict[str, Any]:
-        """The encoder's variables alone, as its `apply` takes them."""
+        """The encoder's variables only, for its `apply`."""
         return {"params": self.params["encoder"], "batch_stats": self.model_state["batch_stats"]["encoder"]}
 
 
 def create_state(method: Method, optimizer: AnyOptimizer, seed: int, batch_spec: Batch) -> TrainState:
-    """The state at step 0, a pure function of its arguments: to be jitted.
+    """The state at step 0; a pure function, to be jitted.
 
     Args:
-      batch_spec: shapes and dtypes of a batch, as `bt_jax.data.views.spec.batch_spec` gives them.
+      batch_spec: shapes and dtypes of a batch, from `bt_jax.data.views.spec.batch_spec`.
     """
     params, model_state, method_state = method.init(jax.random.key(seed), batch_spec)
     return TrainState(jnp.int32(0), params, model_state, method_state, optimizer.init(params))
 
 
 def abstract_state(method: Method, optimizer: AnyOptimizer, batch_spec: Batch, mesh: Mesh) -> TrainState:
-    """The state's shapes, dtypes and shardings, without any array: what a checkpoint is restored into.
+    """The state's shapes, dtypes and shardings, without arrays, for restoring a checkpoint.
 
-    Each array is placed as `method.partition` says; Barlow Twins splits its projector, and its momentum, along a mesh's
+    `method.partition` decides the placement of each array; Barlow Twins splits its projector and its momentum along a mesh's
     axis "model".
     """
 
@@ -52,34 +52,29 @@ def abstract_state(method: Method, optimizer: AnyOptimizer, batch_spec: Batch, m
 
 
 def init_state(method: Method, optimizer: AnyOptimizer, seed: int, batch_spec: Batch, mesh: Mesh) -> TrainState:
-    """The state at step 0 on the devices of the mesh; it never exists whole on the host."""
+    """The state at step 0, created on the devices of the mesh and never on the host."""
     shardings = shardings_of(abstract_state(method, optimizer, batch_spec, mesh))
     return jax.jit(lambda: create_state(method, optimizer, seed, batch_spec), out_shardings=shardings)()
 
 
 def shardings_of(state: TrainState) -> TrainState:
-    """Where the state's arrays, or its abstract ones, live: what a jitted step is told to leave as it is."""
+    """The shardings of a state's arrays, which may be abstract."""
     return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 def count_parameters(params: Any) -> int:
-    """How many numbers the parameters are; takes arrays or their shapes."""
+    """The number of parameters; takes arrays or abstract ones."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def shape_differences(expected: Any, found: Any) -> list[str]:
-    """The arrays whose shapes differ between two pytrees, a few words each; [] where none does."""
-    own, theirs = (
+    """The arrays whose shapes differ between two pytrees, with both shapes in words."""
+    wanted, actual = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (expected, found)
     )
     return [
-        f"{path} is {theirs.get(path, 'missing')} and must be {own.get(path, 'absent')}"
-        for path in sorted(own.keys() | theirs.keys())
-        if own.get(path) != theirs.get(path)
+        f"{path} is {actual.get(path, 'missing')} and must be {wanted.get(path, 'absent')}"
+        for path in sorted(wanted.keys() | actual.keys())
+        if wanted.get(path) != actual.get(path)
     ]
-
-
-def listed(differences: list[str]) -> str:
-    """The first three of many."""
-    return ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")

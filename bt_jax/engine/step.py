@@ -18,9 +18,9 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def make_train_step(method: Method, optimizer: AnyOptimizer, seed: int) -> Step:
     """Builds `train_step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
-    Nothing here names a device: with the batch sharded over its first axis and the state replicated, the compiler makes
-    the gradients and the batch statistics those of the global batch. Random numbers follow from (seed, step), so that
-    resuming needs no state of a generator.
+    The step does not depend on devices: with the batch sharded over its first axis and the state replicated, the compiler
+    makes the gradients and batch statistics those of the global batch. Random numbers follow from (seed, step), so that
+    resuming needs no generator state.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -40,9 +40,9 @@ def make_train_step(method: Method, optimizer: AnyOptimizer, seed: int) -> Step:
 
 
 def jit_step(step: Step, state: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
-    """A step as runs and plans compile it: the state is donated and comes back where it was.
+    """A step as runs and plans compile it: the state is donated, and the new state is placed like the old one.
 
     Args:
-      state: its arrays, or abstract ones, tell where they live.
+      state: gives the placement; its arrays may be abstract.
     """
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(state), mesh_lib.everywhere(mesh)))

@@ -1,4 +1,4 @@
-"""Errors of file systems and object stores, told from bugs and put in a few words."""
+"""Errors of file systems and object stores: telling them from bugs, and describing them in a few words."""
 
 import errno
 import functools
@@ -21,7 +21,7 @@ _SIGNS = (
 
 
 def of_storage(error: BaseException | None) -> bool:
-    """Whether the error, or one that it followed from, is the storage's; all others are bugs."""
+    """Whether an error, or one that caused it, comes from storage; all others are bugs."""
     while error is not None:
         if isinstance(error, OSError) or any(sign in str(error) for sign in _SIGNS):
             return True
@@ -58,6 +58,6 @@ def steps_in(folder: epath.Path) -> list[int]:
 
 @functools.cache
 def quiet_orbax() -> None:
-    """Hides what Orbax logs about a failed save, tracebacks among it: the UserError says it. `--verbosity=0` shows it."""
+    """Hides what Orbax logs about a failed save, such as tracebacks, as a UserError reports it; `--verbosity=0` shows it."""
     logger = logging.getLogger("absl")
     logger.addFilter(lambda record: logger.isEnabledFor(logging.INFO) or "/orbax/" not in record.pathname)

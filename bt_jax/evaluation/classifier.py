@@ -1,7 +1,7 @@
 """Training a classifier with labels: on a frozen encoder (linear probes) or together with it (fine-tuning).
 
-It is supervised training (bt_jax/methods/supervised.py) by the loop that pre-training runs on: sharded, killed and resumed
-to the same bits. The optimiser is PyTorch's SGD with a rate for each part (official evaluate.py).
+This is supervised training (bt_jax/methods/supervised.py) in the same loop as pre-training, with the same sharding and
+bit-identical resuming. The optimizer is PyTorch's SGD with a learning rate for each part (official evaluate.py).
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ from bt_jax.optim import make_optimizer
 from bt_jax.runtime import mesh as mesh_lib
 
 Rates = Mapping[str, float]
-_RESIDENT_BYTES = 2**28  # test views up to so many bytes are made once
+_RESIDENT_BYTES = 2**28  # test images up to this size are prepared only once
 
 
 class ClassifierTraining:
-    """One training of a classifier on the labels of `train`, counted on `test`."""
+    """One training of a classifier on the labels of `train`, evaluated on `test`."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class ClassifierTraining:
     ):
         """Args:
         config: of a task that trains a classifier.
-        workdir: of this one training, which may be part of an evaluation's.
-        rates: at the start, for a batch of 256, of "classifier" and "encoder"; the encoder is frozen if it has none.
-        quiet: whether the progress lines are left out.
+        workdir: of this training, which may be a folder in an evaluation's workdir.
+        rates: initial learning rates for a batch of 256, of "classifier" and "encoder"; without one the encoder is frozen.
+        quiet: whether to leave out progress lines.
 
         Raises:
-          UserError: the batch does not divide among the devices, or is more than all images.
+          UserError: the batch does not divide among the devices, or has more images than the set.
         """
         mesh_lib.check_batch_size(mesh, config.batch_size)
         self._judged, self._test, self._quiet = judged, test, quiet
@@ -99,16 +99,17 @@ class ClassifierTraining:
         return self.setup.seed
 
     def run(self, session: Session) -> dict[str, Any]:
-        """Trains, or goes on with what the workdir holds.
+        """Trains, resuming from the workdir if possible.
 
         Returns:
           {"seed", "final": {"top1", "top5", "loss", "images"}, "best": {"epoch", "top1", "top5"}, "epochs", "steps",
-          "seconds"}; the best is by top-1, the first of equals, of the epochs that were counted. Both are of the *test*
-          images, so the best is biased: it was chosen on them. Quote the final one. Known to the first process.
+          "train_images", "seconds_of_last_start"} on the first process. "best" is the evaluated epoch with the highest
+          top-1, the first one on a tie. Both are on the *test* images, so the best is biased: it was chosen on them. Quote
+          the final one.
 
         Raises:
           UserError: the loss is not finite.
-          Preempted: the process was told to leave; the step is saved.
+          Preempted: the process was asked to stop, and the step is saved.
         """
         with started(self.setup, session, fresh=self._with_the_judged_weights, quiet=self._quiet) as run:
             self._say_start(run)
@@ -120,7 +121,7 @@ class ClassifierTraining:
             return self._result(counted, run) if session.is_first else {}
 
     def _with_the_judged_weights(self, state: TrainState) -> tuple[TrainState, list[str]]:
-        """The fresh state with the encoder that is judged, where there is one: a copy, as a step gives its state away."""
+        """The new state with the evaluated encoder, if there is one: a copy, because steps donate their state."""
         if self._judged.variables is None:
             return state, []
         return with_weights(state, jax.tree.map(np.asarray, self._judged.variables))[0], []
@@ -133,7 +134,7 @@ class ClassifierTraining:
 
     def _check_frozen(self, state: TrainState) -> None:
         if fingerprints(state.encoder_variables()) != fingerprints(self._judged.variables):
-            raise RuntimeError("the encoder that was to be frozen has changed while a classifier was trained on it.")
+            raise RuntimeError("the frozen encoder has changed while a classifier was trained on it.")
 
     def _look(self, state: TrainState, step: int) -> Look:
         counts = Counts()
@@ -149,7 +150,7 @@ class ClassifierTraining:
         return Look(record, "" if self._quiet else sentence)
 
     def _tests(self):
-        """The test images by the batch; kept if they are few, as they are the same each time."""
+        """Batches of test images, which are cached if they are few."""
         if self._test_batches is not None:
             return self._test_batches
         size, data = self._eval["batch_size"], self._eval["data"]
@@ -179,15 +180,15 @@ class ClassifierTraining:
 
 
 def _as_trained(config: ConfigDict, inputs: Inputs) -> dict[str, Any]:
-    """The config for the notes beside a checkpoint, with the normalisation that the encoder came with."""
+    """The config for the notes beside a checkpoint, with the normalisation of the encoder's own training."""
     fields = config.to_dict()
     return {**fields, "data": {**fields["data"], "mean": inputs.mean, "std": inputs.std}}
 
 
-NO_PROFILE = ConfigDict({"steps": 0, "after": 1})  # an evaluation traces nothing
+NO_PROFILE = ConfigDict({"steps": 0, "after": 1})  # evaluations are not profiled
 
 
-# Kept by what it is made of: trainings of other seeds, or on other labels, compile nothing again.
+# Cached, so that trainings with other seeds or labels do not compile again.
 @functools.lru_cache(maxsize=4)
 def _count_program(encoder: nn.Module, classifier: nn.Module, inputs: Inputs, mesh: Mesh) -> Callable[..., Any]:
     def count(encoder_variables, head, batch):

@@ -1,4 +1,4 @@
-"""What all evaluations begin with: the encoder that is judged, the two labelled splits, the mesh, and checks of all."""
+"""What evaluations share: the encoder, two labelled splits, the mesh, and checks of all of them."""
 
 import contextlib
 import dataclasses
@@ -39,12 +39,12 @@ from bt_jax.version import __version__
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """An encoder on a mesh.
+    """An encoder to be evaluated, on a mesh.
 
     Attributes:
       module: computes in the config's dtype.
       variables: on all devices of the mesh; None for a new encoder.
-      inputs: how its images are normalised: as when it was trained.
+      inputs: normalises images as in its training.
       facts: source, step, sha256, arch and width, for the result; None for a new encoder.
     """
 
@@ -58,7 +58,7 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
     """The encoder that `config.init_from` names, or a new one with `finetune.from_scratch`.
 
     Raises:
-      UserError: it cannot be loaded, or is not of `config.model`.
+      UserError: it cannot be loaded, or does not match `config.model`.
     """
     model, dtype = config.model, jnp.dtype(config.dtype)
     wanted = make_encoder(**model, dtype=dtype)
@@ -69,9 +69,9 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
     encoder = load_encoder(config.init_from)
     if in_dtype(encoder.module, dtype) != wanted:
         raise UserError(
-            f"init_from, {config.init_from}, holds a {described(encoder.module, encoder.arch)}, but the config's model is a "
+            f"init_from, {config.init_from}, is a {described(encoder.module, encoder.arch)}, but the config's model is a "
             f"{described(wanted, model.arch)}; set model.arch, model.width, model.small_images and model.stem_stride to "
-            "the checkpoint's."
+            "match the checkpoint."
         )
     facts = {"source": encoder.source, "step": encoder.step, "sha256": encoder.sha256}
     facts |= {"arch": encoder.arch, "width": model.width, "features": encoder.width}
@@ -82,10 +82,10 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
 
 
 class Evaluation:
-    """One evaluation: its config, encoder, splits and mesh, and how it speaks.
+    """One evaluation: its config, encoder, splits, mesh and output.
 
     Attributes:
-      train, test: labelled sources with the same classes, each with an image in `train`.
+      train, test: labelled sources with the same classes; every class has an image in `train`.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class Evaluation:
         say: Callable[[str], None] | None = None,
     ):
         """Args:
-        within: the session of a run that this evaluation is a part of; None: it has one of its own.
-        say: what takes the lines for the user; by default they are printed by the first process.
+        within: the session of a run that this evaluation is a part of; None for a separate session.
+        say: called with lines for the user; by default the first process prints them.
 
         Raises:
-          UserError: whatever is wrong with the encoder, the sets or the workdir; nothing is written before all is right.
+          UserError: something is wrong with the encoder, the data or the workdir; nothing has been written then.
         """
         self.config, self.workdir, self.mesh, self._within = config, workdir, mesh, within
         self.is_first = jax.process_index() == 0
@@ -122,24 +122,24 @@ class Evaluation:
         for source, all_classes in ((train, True), (test, False)):
             if source.num_classes < 2:
                 raise UserError(
-                    f"{source.name} has {source.num_classes} class(es), and an evaluation needs at least 2."
+                    f"{source.name} has {source.num_classes} class(es), but an evaluation needs at least 2."
                 )
             labels = getattr(source, "labels", None)
-            if labels is not None:  # those of records are looked at as they come
+            if labels is not None:  # labels in records are checked as they are read
                 check_labels(labels, source, all_classes=all_classes)
         if train.class_names != test.class_names:
             odd = sorted(set(train.class_names) ^ set(test.class_names))
             found = (
                 f"have different classes ({', '.join(odd[:3])}…)" if odd else "have their classes in different orders"
             )
-            raise UserError(f"{train.name} and {test.name} {found}; give both the same.")
+            raise UserError(f"{train.name} and {test.name} {found}; they must have the same.")
 
     @contextlib.contextmanager
     def begun(self, protocol: str, *, seeds: str = "") -> Iterator[Session]:
-        """Claims the workdir for as long as the evaluation lasts, and tells what will be done.
+        """Claims the workdir while the evaluation lasts, and prints what it will do.
 
         Raises:
-          UserError, Preempted: as `bt_jax.engine.session.session` does.
+          UserError, Preempted: as `bt_jax.engine.session.session`.
         """
         if self._within is None:
             with session(self.config, self.workdir) as held:
@@ -156,7 +156,7 @@ class Evaluation:
         same_encoder(self.workdir, self.judged.facts, write=self.is_first)
         devices = self.mesh.devices.flat
         facts, width = self.judged.facts, self.judged.module.num_features
-        origin = "from scratch; init_from is not read" if facts is None else f"from {facts['source']}"
+        origin = "from scratch; init_from is not used" if facts is None else f"from {facts['source']}"
         lines = {
             "bt_jax": f"{__version__}, JAX {jax.__version__}: {config.task}, {seeds or f'seed {config.seed}'}",
             "devices": f"{self.mesh.size} × {devices[0].device_kind}",
@@ -173,7 +173,7 @@ class Evaluation:
         """Features (n, F) float32 and labels (n,) int32 of a source's images, each once.
 
         Raises:
-          UserError: features that are not finite (the image and the layer are named), labels outside the classes.
+          UserError: features are not finite (the image and the layer are named), or labels are not among the classes.
         """
         size = self.config.features.batch_size
         rows = mesh_lib.process_rows(self.mesh, size)
@@ -194,8 +194,8 @@ class Evaluation:
         return FeatureExtractor(frozen(judged.module), self.mesh, judged.inputs)
 
     def _explained(self, error: NotFiniteFeatures, source: Source, limit: int | None) -> UserError:
-        """With the image's name, and the layer where it goes wrong."""
-        judged, where = self.judged, "in a layer that the process with that image could name"
+        """The error with the image's name and the first layer whose result is not finite."""
+        judged, where = self.judged, "in a layer that only the process with that image can name"
         if error.image is not None:
             images = judged.inputs.normalize(jnp.asarray(error.image[None]))
             here = jax.tree.map(lambda leaf: leaf.addressable_data(0), judged.variables)
@@ -207,7 +207,7 @@ class Evaluation:
         )
 
     def pairs_of_views(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The features of two views each of `knn.pairs` train images, drawn as `pairs` says; None where there are none."""
+        """The features of two views each of `knn.pairs` train images, with the views of `config.pairs`; None without pairs."""
         config = self.config
         draws = (ViewSpec(**config.pairs.view_a), ViewSpec(**config.pairs.view_b))
         pairs = Pairs(
@@ -222,7 +222,7 @@ class Evaluation:
         return pairs.features(self._extract, self.judged.variables)
 
     def data_facts(self) -> Result:
-        """The sets, for the result."""
+        """The data sets, for the result."""
         return {
             "train": self.train.name,
             "train_images": len(self.train),
@@ -233,7 +233,7 @@ class Evaluation:
 
 
 def run_task(config: ConfigDict, workdir: str, evaluate: Callable[[ConfigDict, epath.Path, Mesh], Result]) -> Result:
-    """What every evaluation's command does around it: checks the config, joins the processes, makes the mesh."""
+    """Runs an evaluation as a command: checks the config, joins the processes, makes the mesh."""
     config_lib.check(config)
     with processes.joined(config, workdir):
         return evaluate(config, epath.Path(workdir).expanduser(), mesh_lib.make_mesh(config.mesh))

@@ -1,4 +1,4 @@
-"""How well the features tell classes apart, and how healthy they are, looked at while training goes on."""
+"""Monitors an encoder during training: the accuracy of a kNN classifier, and label-free measures of the features."""
 
 from typing import Any
 
@@ -22,9 +22,9 @@ Labelled = tuple[np.ndarray, np.ndarray]  # features (n, F) and labels (n,)
 
 
 class KnnMonitor:
-    """kNN accuracy of an encoder on a labelled subset: train images vote, test images are counted.
+    """kNN accuracy of an encoder on labelled subsets: train images vote on the classes of test images.
 
-    Beside it, without labels, what tells of a collapse before an accuracy does (bt_jax/evaluation/health.py).
+    It also reports label-free measures, which show a collapse before an accuracy does (bt_jax/evaluation/health.py).
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class KnnMonitor:
     ):
         """Args:
         settings: `config.monitor` of a run; data: `config.data`.
-        pairs: the pairs of views by which alignment and uniformity are told; None: without these two.
+        pairs: the pairs of views for alignment and uniformity; None to leave these out.
 
         Raises:
-          UserError: the batch does not divide, the set has fewer than two classes, or the splits' classes differ.
+          UserError: the batch does not divide among the devices, there are fewer than two classes, or the splits' classes
+            differ.
         """
         self._settings, self._data, self._train, self._mesh = settings, data, train, mesh
         self.test = make_source(data, "test")
@@ -51,14 +52,14 @@ class KnnMonitor:
         for source in (train, self.test):
             if source.num_classes < 2:
                 raise UserError(
-                    f"{source.name} has {source.num_classes} class(es), and the kNN monitor needs at least 2; "
+                    f"{source.name} has {source.num_classes} class(es), but the kNN monitor needs at least 2; "
                     "set monitor.every_epochs to 0 to train without it."
                 )
         if train.class_names != self.test.class_names:
             odd = sorted(set(train.class_names) ^ set(self.test.class_names))
             raise UserError(
                 f"{train.name} and {self.test.name} have different classes ({', '.join(odd[:3])}…); "
-                "give both the same, or set monitor.every_epochs to 0."
+                "use splits with the same classes, or set monitor.every_epochs to 0."
             )
         self._inputs, self._pairs = inputs, pairs
         self._extract = FeatureExtractor(frozen(encoder), mesh, inputs)
@@ -68,7 +69,7 @@ class KnnMonitor:
         return self._accuracy(*self._features(self._extract, variables))
 
     def report(self, variables: Any) -> dict[str, float]:
-        """The accuracy as `knn_accuracy`, and the numbers of `bt_jax.evaluation.health.health`, by their names."""
+        """The accuracy as `knn_accuracy`, and the measures of `bt_jax.evaluation.health.health` by name."""
         train, test = self._features(self._extract, variables)
         views = self._pairs.features(self._extract, variables) if self._pairs is not None else None
         return {"knn_accuracy": self._accuracy(train, test), **health(test[0], views)}

@@ -1,4 +1,4 @@
-"""Pairs of views, by whose features alignment and uniformity are told (health.py)."""
+"""Pairs of views, for alignment and uniformity (health.py)."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from bt_jax.runtime import mesh as mesh_lib
 
 
 class Pairs:
-    """Two views of each of a few images: those that the first batches of a run would show."""
+    """Two views each of a few images: the views of the first batches of a run."""
 
     def __init__(
         self,
@@ -31,20 +31,19 @@ class Pairs:
     ):
         """Args:
         data: `config.data` of a run.
-        group: how the views are drawn; views: which two of it.
-        count: images at most, fewer where the source has fewer.
-        batch_size: images whose features are computed at once, over all devices.
+        group: the distributions of the views; views: which two of the group.
+        count: the largest number of images; fewer if the source has fewer.
+        batch_size: images per pass through the encoder, over all devices.
         """
         self._source, self._data, self._group, self._views = source, data, group, views
         self._seed, self._size, self._mesh = seed, batch_size, mesh
-        # A source smaller than a batch has none: then there are no pairs.
+        # A source smaller than a batch has no pairs.
         self.count = min(count, len(source) // batch_size * batch_size)
         self._batches: list[np.ndarray] | None = None
 
     def features(self, extract: FeatureExtractor, variables: Any) -> tuple[np.ndarray, np.ndarray] | None:
-        """The features of the first and of the second views, (count, F) both; the same views at every call.
-
-        None where there are no pairs.
+        """The features of the first and the second views, (count, F) both, or None without pairs; every call has the same
+        views.
         """
         if not self.count:
             return None
@@ -61,7 +60,7 @@ class Pairs:
         return first, second
 
     def _drawn(self) -> list[np.ndarray]:
-        """The views, this process's rows of each batch; kept in the host's memory, as a training needs the device's."""
+        """The views in this process's rows of each batch, kept in the host's memory, as training needs the device's."""
         facts = Facts(len(self._source), self._source.num_classes, self._size, epochs=1)
         feed = make_feed(
             self._source, self._data, (self._group,), mesh=self._mesh, seed=self._seed, facts=facts, may_reside=False

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: WORKDIR/<task>.json, with all that it takes to know what was measured."""
+"""Results of evaluations: WORKDIR/<task>.json, with everything needed to know what was measured."""
 
 import json
 import math
@@ -18,9 +18,9 @@ Result = dict[str, Any]
 
 
 def summary_of_runs(runs: list[Result]) -> dict[str, Any]:
-    """{"mean": …, "spread": …} over the runs' numbers by dotted name; the spread is the sample standard deviation.
+    """{"mean": …, "spread": …} of the runs' numbers by dotted name; the spread is the sample standard deviation.
 
-    The spread of a single run is null: it has none.
+    A single run has no spread: it is null.
     """
     numbers = [_numbers(run) for run in runs]
     names = [name for name in numbers[0] if all(name in n for n in numbers)]
@@ -47,10 +47,10 @@ def make_result(
     """The content of <task>.json.
 
     Args:
-      protocol: in words, what was done.
-      data: the sets and how many images of each were used.
-      checkpoint: where the encoder comes from, its step and hash; None where it was made anew.
-      runs: one a seed, {"seed": …, numbers by name}.
+      protocol: what was done, in words.
+      data: the data sets and the number of images used.
+      checkpoint: the encoder's source, step and hash; None for training from scratch.
+      runs: one per seed, {"seed": …, numbers by name}.
     """
     return {
         "task": config.task,
@@ -66,9 +66,9 @@ def make_result(
 
 
 def write_result(workdir: epath.Path, result: Result) -> None:
-    """Writes WORKDIR/<task>.json: never half a file, and without NaN, which JSON does not know.
+    """Writes WORKDIR/<task>.json atomically, with null for NaN, which JSON does not have.
 
-    The numbers are printed before: they shall not be lost with the file.
+    Call it after printing the numbers, so that they are not lost with the file.
 
     Raises:
       UserError: it cannot be written.
@@ -78,8 +78,8 @@ def write_result(workdir: epath.Path, result: Result) -> None:
         write_whole(path, json.dumps(_clean(result), indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}), so the numbers are in what was printed alone; make room, "
-            "and run the same command again."
+            f"{path} cannot be written ({error.strerror or error}), so the numbers are only in the output above; free some "
+            "space, and run the same command again."
         ) from error
 
 
@@ -87,7 +87,7 @@ def read_results(workdir: str) -> list[Result]:
     """All results of evaluations in a folder.
 
     Raises:
-      UserError: there is none, or one that cannot be read.
+      UserError: there are none, or one cannot be read.
     """
     folder = as_path(workdir, "the folder")
     results = []
@@ -99,30 +99,30 @@ def read_results(workdir: str) -> list[Result]:
                 if results[-1].get("task") != task:
                     raise ValueError(f"its task is {str(results[-1].get('task'))[:40]!r}")
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} is not the result of an evaluation ({error}); run the evaluation again.") from None
+            raise UserError(f"{path} is not the result of an evaluation ({error}); rerun the evaluation.") from None
     if not results:
         raise UserError(
-            f"{folder} holds no result of an evaluation (linear.json, finetune.json, knn.json or transfer.json); "
-            "name the --workdir of one that is done."
+            f"{folder} has no result of an evaluation (linear.json, finetune.json, knn.json or transfer.json); name the "
+            "--workdir of one that is complete."
         )
     return results
 
 
 def same_encoder(workdir: epath.Path, checkpoint: Result | None, *, write: bool) -> None:
-    """Sees that what is gone on with judges the very same weights; writes them down in WORKDIR/judged.json at first.
+    """Checks that a resumed evaluation has the same weights; the first start records them in WORKDIR/judged.json.
 
     Raises:
-      UserError: the weights that `init_from` names are others than when this evaluation was begun.
+      UserError: `init_from` names other weights than at the start of this evaluation.
     """
     path = workdir / "judged.json"
     if path.exists():
         try:
-            before = {} if path.read_bytes().strip() == b"null" else read_object(path)  # null: an encoder made anew
+            before = {} if path.read_bytes().strip() == b"null" else read_object(path)  # null: trained from scratch
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); remove it or choose another --workdir.") from None
         if before.get("sha256") != (checkpoint or {}).get("sha256"):
             raise UserError(
-                f"{workdir} was begun on other weights ({before.get('source')}) than init_from names now "
+                f"the evaluation in {workdir} started with other weights ({before.get('source')}) than init_from names now "
                 f"({(checkpoint or {}).get('source')}); choose another --workdir."
             )
     elif write:
@@ -132,7 +132,7 @@ def same_encoder(workdir: epath.Path, checkpoint: Result | None, *, write: bool)
 def mean_and_spread(result: Result, name: str, show: Callable[[float], str] = "{:.1%}".format) -> str:
     """`87.5%`, or `87.5% ± 0.3% (3 seeds)`."""
     mean, spread = result["mean"].get(name), result["spread"].get(name)
-    if mean is None:  # it was not finite in one of the runs
+    if mean is None:  # not finite in one of the runs
         return "—"
     return show(mean) if spread is None else f"{show(mean)} ± {show(spread)} ({len(result['runs'])} seeds)"
 

@@ -165,7 +165,7 @@ def main(folders: Sequence[str], say: Callable[[str], None] = console.say) -> No
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             why = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(
-                f"{folder}/{result['task']}.json is not a result that a table can be made of ({why}); run the evaluation again."
+                f"{folder}/{result['task']}.json cannot be used for a table ({why}); rerun the evaluation."
             ) from None
     say(tables(merged(results)))
 

@@ -94,13 +94,13 @@ def _judge(evaluation: VocEvaluation, protocol: str) -> Result:
     result = make_result(
         config, protocol=protocol, data=evaluation.data_facts(), checkpoint=evaluation.judged.facts, runs=runs
     )
-    write_result(evaluation.workdir, result)
-    processes.agree("SVMs", {}, seconds=_LONG)
     evaluation.say(
         f"\nmAP, 11-point rule      {mean_and_spread(result, 'map_voc07')}\n"
         f"mAP, all points         {mean_and_spread(result, 'map_all_points')}\n"
         f"result                  {evaluation.workdir / (config.task + '.json')}"
     )
+    write_result(evaluation.workdir, result)
+    processes.agree("SVMs", {}, seconds=_LONG)
     return result
 
 

@@ -1,4 +1,4 @@
-"""A run that starts from existing weights: `config.init_from`."""
+"""Starting a run from existing weights: `config.init_from`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,20 +8,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax.engine.state import TrainState, listed, shape_differences
-from bt_jax.errors import UserError
+from bt_jax.engine.state import TrainState, shape_differences
+from bt_jax.errors import UserError, some
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.weights import Tree
 
 
 def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
-    """The fresh state with the weights that `config.init_from` names, where it names any.
+    """A new state with the weights that `config.init_from` names, if any.
 
     Returns:
-      (the state, sentences about where its weights come from).
+      (the state, sentences about the source of its weights).
 
     Raises:
-      UserError: there are no such weights, or their encoder is not the config's.
+      UserError: the weights do not exist, or belong to another encoder than the config's.
     """
     source, model, data = config.init_from, config.model, config.data
     if not source:
@@ -34,12 +34,12 @@ def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[
             f"init_from is {source!r}, a {weights.arch} of width {weights.width}, which does not fit the config's "
             f"{model.arch} of width {model.width} with small_images={model.small_images} ({error})."
         ) from None
-    begin = "begin" if taken else "begins"
+    start = "start" if taken else "starts"
     notices = [
-        f"{' and '.join(f'the {name}' for name in ('encoder', *taken))} {begin} with the weights of {weights.source}"
+        f"{' and '.join(f'the {name}' for name in ('encoder', *taken))} {start} from the weights of {weights.source}"
     ]
     notices += [
-        f"its {name} does not fit {_widths(state.params[name])}, which begins at random"
+        f"its {name} does not fit {_widths(state.params[name])}, which starts at random"
         for name in weights.heads
         if name in state.params and name not in taken
     ]
@@ -51,19 +51,19 @@ def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[
 def with_weights(
     state: TrainState, encoder: Tree, heads: Mapping[str, Tree] | None = None
 ) -> tuple[TrainState, tuple[str, ...]]:
-    """The state with an encoder's variables from elsewhere, and those of its heads that the state has too and that fit.
+    """The state with an encoder's variables, and those of the heads that the state has too and that fit.
 
     Args:
       encoder: {"params": …, "batch_stats": …} of host arrays, the same on all processes; likewise each of the heads.
 
     Returns:
-      (the state, its arrays where they were; the names of the heads that were taken).
+      (the state, with its placement unchanged; the names of the heads that were used).
 
     Raises:
-      ValueError: the encoder is not the state's; the shapes that differ are named.
+      ValueError: the encoder does not fit the state; the differing shapes are named.
     """
     if wrong := shape_differences(_network(state, "encoder"), encoder):
-        raise ValueError(listed(wrong))
+        raise ValueError(some(wrong))
     fitting = {
         name: head
         for name, head in (heads or {}).items()
@@ -83,7 +83,7 @@ def _network(state: TrainState, name: str) -> Tree:
 
 
 def _widths(params: Any) -> str:
-    """A head by the widths of its layers, in order: `512-512-128`."""
+    """The widths of a head's layers, in order: `512-512-128`."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return "-".join(str(leaf.shape[-1]) for path, leaf in leaves if path[-1] == jax.tree_util.DictKey("kernel"))
 

@@ -1,4 +1,4 @@
-"""Optimisers as optax chains, and their learning-rate schedules."""
+"""Optimizers as optax chains, and their learning-rate schedules."""
 
 from bt_jax.optim.lars import lars
 from bt_jax.optim.make import AnyOptimizer, Optimizer, make_optimizer

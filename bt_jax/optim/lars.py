@@ -1,4 +1,4 @@
-"""LARS as an optax chain: the optimiser of the official program."""
+"""LARS as an optax chain, the optimizer of the official program."""
 
 import jax
 import optax
@@ -12,7 +12,7 @@ def lars(
     momentum: float = 0.9,
     trust_coefficient: float = 0.001,
 ) -> optax.GradientTransformation:
-    """Layer-wise adaptive rates with momentum, in the official program's order.
+    """Layer-wise adaptive learning rates with momentum, in the official program's order.
 
     For a parameter w with gradient g at step k:
 
@@ -21,16 +21,17 @@ def lars(
         m = momentum · m + u                                     (momentum)
         w = w - rate(k) · m                                      (learning rate)
 
-    Parameters of at most one axis (biases, batch-norm scales and shifts) are neither decayed nor adapted, and go by
-    `learning_rate_biases`; all others by `learning_rate_weights`. `optax.lars` applies the rate before the momentum,
-    which is another optimiser as soon as the rate changes. Norms are of the whole parameter, however it is sharded.
+    Parameters with at most one axis (biases, batch-norm scales and shifts) are neither decayed nor adapted, and use
+    `learning_rate_biases`; all others use `learning_rate_weights`. `optax.lars` applies the learning rate before the
+    momentum, which is a different optimizer when the rate changes. Norms are those of the whole parameter, however it is
+    sharded.
 
     Args:
       learning_rate_weights, learning_rate_biases: numbers, or schedules of the step, counted from 0.
       weight_decay, momentum, trust_coefficient: as above.
 
     Returns:
-      A transformation whose `update` needs the parameters; its state holds one array of each parameter's shape.
+      A transformation whose `update` needs the parameters; its state has one array of each parameter's shape.
 
     Source: You et al. 2017, arXiv 1708.03888; official main.py, class LARS, with the filters that it passes.
     """

@@ -1,4 +1,4 @@
-"""From a run's `optimizer` group to the optimiser, its schedules, and what is said of them."""
+"""Makes the optimizer of a run from its config group, with its schedules and their description."""
 
 import dataclasses
 import functools
@@ -16,12 +16,13 @@ from bt_jax.optim.sgd import sgd
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An optimiser and the schedules of its rates.
+    """An optimizer and its learning-rate schedules.
 
-    Equal for equal settings, so that programs can be kept by it; wherever optax wants a transformation, this is one.
+    Optimizers with equal settings are equal, so that compiled programs can be cached by them. It can be used wherever optax
+    expects a transformation.
 
     Attributes:
-      schedules: a function of the step by the name of the rate, such as "weights"; the first is shown while training.
+      schedules: functions of the step by name, such as "weights"; the first is shown during training.
       description: for the summary of a run.
     """
 
@@ -52,28 +53,28 @@ AnyOptimizer = Optimizer | optax.GradientTransformation
 
 
 def make_optimizer(settings: ConfigDict | Mapping[str, Any], facts: Facts) -> Optimizer:
-    """The optimiser that `settings.name` names.
+    """The optimizer with the name `settings.name`.
 
-    lars: rates `learning_rate_weights` and `learning_rate_biases` with `warmup_cosine`. `gradient_divisor` divides the
-    gradient before all else. The official program adds up C over its W GPUs without telling autograd and lets
-    DistributedDataParallel average, so its gradient is that of the global batch divided by W, 16 in the run that gives
-    73.5 %; ours is the gradient itself. The trust ratio hides a constant factor from the weights, but 1-D parameters see it
-    in their step, and the weight decay in its share of u. So to repeat that run takes gradient_divisor = 16; elsewhere it
-    is 1, and learning_rate_biases and weight_decay mean what they say.
+    lars: learning rates `learning_rate_weights` and `learning_rate_biases` with `warmup_cosine`. `gradient_divisor` divides
+    the gradient first. The official program sums C over its W GPUs outside autograd and lets DistributedDataParallel average,
+    so its gradient is that of the global batch divided by W, which is 16 in the run with 73.5 %; here it is the true gradient.
+    For weights the trust ratio cancels a constant factor, but it changes the step of 1-D parameters, and the proportion of
+    weight decay in u. To reproduce that run, set gradient_divisor = 16; otherwise it is 1, and learning_rate_biases and
+    weight_decay have their usual meaning.
 
-    sgd: PyTorch's, with one rate for all parts, or with a rate for each of `learning_rates`.
+    sgd: PyTorch's, with one learning rate for all parts, or one for each of `learning_rates`.
 
     Args:
       settings: `config.optimizer` of a run, or a mapping with its fields.
-      facts: lengths of the training.
+      facts: the lengths of the training.
 
     Raises:
-      ValueError: epochs not above the warm-up.
+      ValueError: epochs not more than the warm-up.
     """
     fields = {name: _hashable(value) for name, value in settings.items()}
     name = fields.pop("name", "lars")
     optimizer = Optimizer(name, tuple(sorted(fields.items())), facts)
-    optimizer.schedules  # noqa: B018  (what is wrong shows here)
+    optimizer.schedules  # noqa: B018  (raises what is wrong)
     return optimizer
 
 

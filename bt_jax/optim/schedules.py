@@ -19,30 +19,30 @@ def warmup_cosine(
     warmup_epochs: int = 10,
     end_factor: float = 1e-3,
 ) -> optax.Schedule:
-    """The official schedule: linear from 0 to the peak over the warm-up, then a half cosine down.
+    """The official schedule: linear from 0 to the peak during the warm-up, then half a cosine down.
 
         peak = base_rate · batch_size / 256
         rate(k) = peak · k / warm-up steps                            during the warm-up
         rate(k) = peak · (q + end_factor · (1 - q)),  q = (1 + cos(π s)) / 2
 
-    where s goes from 0 after the warm-up to 1 at the end of the last epoch. From there on the rate stays at its end,
+    where s goes from 0 after the warm-up to 1 at the end of the last epoch. After that the rate stays at its final value,
     peak · end_factor.
 
-    q is computed as sin²(π/2 · (1 - s)) from the number of steps that remain, an exact integer. In float32 1 + cos(π s)
-    would lose the last thousand steps to cancellation.
+    q is computed as sin²(π/2 · (1 - s)) from the number of remaining steps, which is exact. In float32, 1 + cos(π s) would
+    lose the last thousand steps to cancellation.
 
     Args:
       base_rate: the peak rate for a batch of 256.
-      batch_size: images in a step over all devices.
-      steps_per_epoch, epochs, warmup_epochs: lengths; 0 warm-up epochs start at the peak.
-      end_factor: the last rate over the peak rate.
+      batch_size: images per step over all devices.
+      steps_per_epoch, epochs, warmup_epochs: lengths; with 0 warm-up epochs the rate starts at the peak.
+      end_factor: the final rate as a fraction of the peak.
 
     Returns:
-      A function of the step (Python, numpy or traced integer, from 0), giving a () array: float32, or float64 with
+      A function of the step (Python, numpy or traced integer, from 0) that returns a () array: float32, or float64 with
       `jax_enable_x64`.
 
     Raises:
-      ValueError: epochs not above warmup_epochs, or steps_per_epoch below 1.
+      ValueError: epochs not more than warmup_epochs, or steps_per_epoch below 1.
 
     Source: official main.py, adjust_learning_rate.
     """
@@ -67,18 +67,18 @@ def warmup_cosine(
 def by_epoch(
     peak: float, *, steps_per_epoch: int, epochs: int, schedule: str, decay_epochs: Sequence[float], decay_factor: float
 ) -> optax.Schedule:
-    """A rate that is the same within an epoch.
+    """A learning rate that is constant within each epoch.
 
         cosine: peak · (1 + cos(π epoch / epochs)) / 2
-        steps:  peak · decay_factor ^ (how many of decay_epochs have passed when the epoch begins)
+        steps:  peak · decay_factor ^ (number of decay_epochs that have passed when the epoch begins)
 
     Args:
-      peak: the rate of the first epoch.
+      peak: the rate in the first epoch.
       schedule: "cosine" or "steps".
-      decay_epochs: for "steps", rising; fractions of an epoch count from the next epoch on.
+      decay_epochs: for "steps", in increasing order; fractions of an epoch take effect from the next epoch.
 
     Returns:
-      A function of the step (Python, numpy or traced integer, from 0), giving a () float32 array.
+      A function of the step (Python, numpy or traced integer, from 0) that returns a () float32 array.
 
     Raises:
       ValueError: another schedule, or steps_per_epoch below 1.
@@ -95,7 +95,7 @@ def by_epoch(
             return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
         return decay_factor ** sum(epoch >= passed for passed in decay_epochs)
 
-    # A table, so that the rate of an epoch is the same number wherever it is asked for.
+    # A table, so that an epoch's rate is the same number everywhere.
     rates = np.array([peak * factor(epoch) for epoch in range(epochs)], np.float32)
 
     def rate(step: ArrayLike) -> jax.Array:

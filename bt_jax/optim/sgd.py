@@ -1,4 +1,4 @@
-"""PyTorch's SGD as an optax chain, with a rate for each part of a network."""
+"""PyTorch's SGD as an optax chain, with a learning rate for each part of a network."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,22 +17,22 @@ def sgd(
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent in PyTorch's order.
 
-    For a parameter w of a part with the rate r, with gradient g at step k:
+    For a parameter w of a part with learning rate r, with gradient g at step k:
 
         u = g + weight_decay · w                    (decay)
         m = momentum · m + u                        (momentum)
         w = w - r(k) · m                            (learning rate; with nesterov m is replaced by u + momentum · m)
 
     Args:
-      learning_rates: numbers or schedules of the step by the name of the part, the first key on the way to a parameter.
-        Parts that are not named are frozen: their updates are zero, and no momentum is kept for them.
-      decay_norms: whether scales and shifts of batch norms are decayed too, as PyTorch does by default. Biases of linear
-        layers always are.
+      learning_rates: numbers or schedules of the step by part, which is the first key on the path to a parameter. Parts that
+        are not named are frozen: their updates are zero, and they have no momentum.
+      decay_norms: whether to decay the scales and shifts of batch norms too, as PyTorch does by default. Biases of linear
+        layers are always decayed.
 
     Returns:
       A transformation whose `update` needs the parameters.
 
-    Source: torch.optim.SGD; official evaluate.py, which gives encoder and classifier a rate each.
+    Source: torch.optim.SGD; official evaluate.py, which uses separate rates for encoder and classifier.
     """
     chains = {
         part: optax.chain(
@@ -56,7 +56,7 @@ _FROZEN = "frozen"
 
 
 def _not_of_norms(params: optax.Params) -> optax.Params:
-    """False for a norm's scale and for the bias beside it."""
+    """False for the scale and the bias of a norm."""
 
     def marked(module):
         if not isinstance(module, Mapping):

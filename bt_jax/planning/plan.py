@@ -1,4 +1,4 @@
-"""The numbers of a compiled step on a TPU slice: what they mean for memory, time and a whole run, as a table and as JSON."""
+"""A compiled step on a TPU slice: its memory, time and the duration of a run, as a table and as JSON."""
 
 import dataclasses
 import math
@@ -10,19 +10,19 @@ from bt_jax.planning.chips import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the compiled step is and does; per device where nothing else is said.
+    """Figures of the compiled step, per device unless stated otherwise.
 
     Attributes:
       parameters: of the whole network.
       batch_size: over all devices.
-      views: of an image.
+      views: per image.
       seconds_to_compile: on this machine.
-      arguments, temporaries, results, program: bytes of HBM: state and batch; what a step needs besides; what comes out
-        and does not lie where an argument was; the code.
-      flops: of a step.
-      loss_flops: of the loss's products, which are among `flops` once and take six passes (precision "highest").
-      traffic: bytes that go to and from HBM in a step (bt_jax/planning/compiled.py).
-      collectives: by kind, how many there are, the bytes of their results and the bytes that leave the device.
+      arguments, temporaries, results, program: bytes of HBM for state and batch, for intermediate values, for results that
+        do not replace an argument, and for the code.
+      flops: per step.
+      loss_flops: of the loss's products, which `flops` includes once and which take six passes (precision "highest").
+      traffic: bytes to and from HBM per step (bt_jax/planning/compiled.py).
+      collectives: by kind, their count, the bytes of their results and the bytes that the device sends.
     """
 
     topology: Topology
@@ -42,19 +42,19 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes of HBM that the step takes."""
+        """Bytes of HBM that the step needs."""
         return self.arguments + self.temporaries + self.results + self.program
 
     @property
     def capacity(self) -> int:
-        """Bytes of HBM that there are."""
+        """Bytes of HBM of a device."""
         return self.topology.chip.memory // self.topology.chip.devices
 
     @property
     def times(self) -> dict[str, float]:
-        """Seconds that a step takes at least for its products, for its memory traffic, and for what it sends.
+        """Lower bounds, in seconds per step, for products, memory traffic and communication.
 
-        The latter by all links of a chip at once, and for each collective the time that a message takes through the slice.
+        Communication uses all links of a chip at once, and adds the slice's latency for each collective.
         """
         chip = self.topology.chip
         sent = sum(kind["sent"] for kind in self.collectives.values())
@@ -67,18 +67,18 @@ class Plan:
 
 
 def search(plan_at: Callable[[int], Plan | str], start: int, most: int, close: float = 0.03) -> int:
-    """The largest number of images a device whose step fits, to within 3 %; 0 where not even one does.
+    """The largest number of images per device whose step fits, to within 3 %; 0 if not even one does.
 
-    Memory grows by the image, but not quite evenly: the compiler saves where it has to. So the first guess goes along the
-    line through what is known, and what follows halves the interval in which the answer lies.
+    Memory grows with the number of images, but not quite linearly, as the compiler saves memory when it must. The first
+    guesses extrapolate linearly; later ones halve the interval.
 
     Args:
-      plan_at: compiles the step for a number of images a device.
-      start: the first to try.
-      most: no more than these.
+      plan_at: compiles the step for a number of images per device.
+      start: the first number to try.
+      most: the largest number to try.
     """
     fits: dict[int, Plan] = {}
-    low, high, n = 0, most + 1, max(1, min(start, most))  # low fits or is none, high does not
+    low, high, n = 0, most + 1, max(1, min(start, most))  # low fits or is 0, high does not fit
     while True:
         plan = plan_at(n)
         if isinstance(plan, str) or plan.memory > plan.capacity:
@@ -91,7 +91,7 @@ def search(plan_at: Callable[[int], Plan | str], start: int, most: int, close: f
 
 
 def _guess(fits: dict[int, Plan], low: int, high: int) -> int:
-    """Where to look between low and high: along the line through what fits, twice; then in the middle."""
+    """The next number to try between low and high: extrapolates linearly twice, then takes the middle."""
     if not low:
         return max(1, high // 2)
     plan = fits[low]
@@ -115,7 +115,7 @@ def trial_line(batch_size: int, plan: Plan | str, topology: Topology) -> str:
 
 
 def as_json(plan: Plan, images: int, epochs: int) -> dict[str, Any]:
-    """All numbers of a plan, and what follows from them."""
+    """All figures of a plan, and those that follow from them."""
     times = plan.times
     numbers = {
         name: value for name, value in dataclasses.asdict(plan).items() if name not in ("topology", "batch_size")
@@ -136,7 +136,7 @@ def _days(seconds: float, plan: Plan, images: int, epochs: int) -> float:
 
 
 def table(plan: Plan, images: int, epochs: int) -> str:
-    """A plan for a person to read."""
+    """A plan as text for people."""
     topology, times = plan.topology, plan.times
     devices = math.prod(plan.mesh.values())
     each = "" if topology.chip.devices == 1 else f", {topology.chip.devices} devices each"
@@ -148,12 +148,12 @@ def table(plan: Plan, images: int, epochs: int) -> str:
     lines = {
         "chips": f"{topology.chips} × {topology.name.partition(':')[0]}{each}; mesh "
         + " × ".join(f"{name} {size}" for name, size in plan.mesh.items()),
-        "batch": f"{plan.batch_size}, {plan.batch_size / devices:g} images a device, {plan.views} view{'s' * (plan.views > 1)} each",
+        "batch": f"{plan.batch_size}, {plan.batch_size / devices:g} images per device, {plan.views} view{'s' * (plan.views > 1)} each",
         "compiled": f"in {plan.seconds_to_compile:.0f} s on this machine; {plan.parameters / 1e6:.1f} M parameters",
-        "memory": f"{_gb(plan.memory)} of {_gb(plan.capacity)} GB a device: {fits}\n"
+        "memory": f"{_gb(plan.memory)} of {_gb(plan.capacity)} GB per device: {fits}\n"
         f"arguments {_gb(plan.arguments)}, temporaries {_gb(plan.temporaries)}, results {_gb(plan.results)}, "
         f"program {_gb(plan.program)}",
-        "work": f"{plan.flops / 1e12:.3g} TFLOP a step and device (of which the loss, in float32, {plan.loss_flops / 1e12:.2g}); "
+        "work": f"{plan.flops / 1e12:.3g} TFLOP per step and device (the loss, in float32: {plan.loss_flops / 1e12:.2g}); "
         f"{_gb(plan.traffic)} GB to and from HBM",
         "traffic": "\n".join(
             f"{kind:<18} {sum_['count']:4.0f} ×, results {sum_['bytes'] / 1e6:8.1f} MB, sent {sum_['sent'] / 1e6:8.1f} MB"
@@ -161,11 +161,11 @@ def table(plan: Plan, images: int, epochs: int) -> str:
         )
         or "none",
         "a step": f"products {_ms(times['products'])}, memory {_ms(times['memory'])}, links {_ms(times['links'])}\n"
-        f"at least {_ms(bound)}, by {limit}; {_ms(after_another)} one after another",
-        "rate": f"at most {plan.batch_size / bound:,.0f} images/s; {plan.batch_size / after_another:,.0f} one after another",
-        "a run": f"{epochs} epochs of {images:,} images: {_days(bound, plan, images, epochs):.2g} days at least, "
-        f"{_days(after_another, plan, images, epochs):.2g} one after another",
-        "rates of": f"{topology.chip.source}",
+        f"at least {_ms(bound)}, limited by {limit}; {_ms(after_another)} without overlap",
+        "speed": f"at most {plan.batch_size / bound:,.0f} images/s; {plan.batch_size / after_another:,.0f} without overlap",
+        "a run": f"{epochs} epochs of {images:,} images: at least {_days(bound, plan, images, epochs):.2g} days, "
+        f"{_days(after_another, plan, images, epochs):.2g} without overlap",
+        "figures": f"{topology.chip.source}",
     }
     return "\n".join(f"{title:<9} " + text.replace("\n", "\n" + " " * 10) for title, text in lines.items())
 

@@ -1,4 +1,4 @@
-"""The devices of a TPU slice that is not at hand, from libtpu, for a mesh to compile for."""
+"""The devices of a TPU slice, from libtpu without a TPU, for compiling for a mesh."""
 
 import contextlib
 import importlib.util
@@ -13,14 +13,15 @@ from bt_jax.planning.chips import Topology
 
 
 def devices_of(topology: Topology) -> list[Any]:
-    """The devices of a slice that is not there, for a mesh to compile for.
+    """The devices of a slice, for compiling for a mesh of them without a TPU.
 
     Raises:
       UserError: libtpu is not installed, or does not know the slice.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "plans are compiled by libtpu, which is not installed; pip install '.[pod-plan]', or pip install libtpu (Linux only)."
+            "plans are compiled with libtpu, which is not installed; pip install '.[pod-plan]', or pip install libtpu (Linux "
+            "only)."
         )
     from jax.experimental import topologies  # imports the TPU plugin
 
@@ -42,9 +43,7 @@ def devices_of(topology: Topology) -> list[Any]:
 
 @contextlib.contextmanager
 def _not_on_a_pod() -> Iterator[None]:
-    """Keeps libtpu from asking a metadata server where it is, from complaining that nobody answers, and from taking the
-    chips for itself that another process may be using.
-    """
+    """Keeps libtpu from asking a metadata server, warning that there is none, and locking chips that another process uses."""
     words = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",

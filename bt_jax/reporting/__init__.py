@@ -1,1 +1,1 @@
-"""What a person sees of a run: files of numbers, and a progress line."""
+"""Reports of a run: metrics files, progress lines and profiles."""

@@ -1,15 +1,15 @@
-"""Images that turn out not to decode while a run goes on: each is named once, and they are counted at the end of an epoch."""
+"""Reports images that do not decode: each is named once, and their number is given at the end of an epoch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 
 class BadImages:
-    """What is said of the images that sources leave out. Each process knows of those that it met itself."""
+    """Reports the images that sources leave out; each process reports those that it has met itself."""
 
     def __init__(self, sources: Sequence[Any], say: Callable[[str], None]):
         """Args:
-        sources: as bt_jax.data.sources.base.Source.
+        sources: objects like bt_jax.data.sources.base.Source.
         """
         self._sources, self._say = sources, say
         self._named = [0] * len(sources)

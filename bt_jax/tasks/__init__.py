@@ -1,1 +1,1 @@
-"""One command each: `config.task` names it."""
+"""The tasks, one module each; `config.task` selects one."""

@@ -1,4 +1,4 @@
-"""The task `export`: from a run, a checkpoint or PyTorch's weights to a folder that an encoder is used from."""
+"""The task `export`: writes an encoder from a run, a checkpoint or PyTorch weights to a folder for use elsewhere."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ from bt_jax.import_path import is_import_path
 
 
 def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
-    """Exports what `config.init_from` names to the folder `workdir`, as `config.export` says.
+    """Exports the weights that `config.init_from` names to the folder `workdir`, with the settings of `config.export`.
 
     Returns:
-      What WORKDIR/encoder.json holds.
+      The content of WORKDIR/encoder.json.
 
     Raises:
-      UserError: there is nothing to export, or the folder holds an export already.
+      UserError: `init_from` is empty, or the folder already has an export.
     """
     config_lib.check(config)
     if not config.init_from:
         raise UserError(
-            "init_from is empty, but must name what is to be exported: --config.init_from=RUN, with the workdir of a run, "
-            "one of its checkpoints, or a .pth or .safetensors file."
+            "init_from is empty, but must name the encoder to export: --config.init_from=RUN, with the workdir of a run, one "
+            "of its checkpoints, or a .pth or .safetensors file."
         )
     wanted, folder = config.export, epath.Path(workdir).expanduser()
     weights = read_weights(config.init_from)
@@ -44,7 +44,7 @@ def _summary(description: dict[str, Any], folder: epath.Path) -> str:
     files = description["files"]
     lines = {
         "from": description["source"],
-        "encoder": f"{description['arch']}, {description['features']} features of images of "
+        "encoder": f"{description['arch']}, {description['features']} features for images of "
         f"{description['input_size']}×{description['input_size']}; weights in {description['weights_dtype']}",
         "sha256": description["sha256"],
     }
@@ -59,7 +59,7 @@ def _summary(description: dict[str, Any], folder: epath.Path) -> str:
     if "safetensors" in files:
         lines["in torch"] = f"model.load_state_dict(safetensors.torch.load_file('{folder / files['safetensors']}'))"
     elif is_import_path(description["arch"]):
-        lines["in torch"] = f"no file: PyTorch has no names for {description['arch']}"
+        lines["in torch"] = f"no file, as torchvision has no {description['arch']}"
     if "program" in files:
         lines["anywhere"] = (
             f"jax.export.deserialize(bytearray(open('{folder / files['program']}', 'rb').read())).call(images)"

@@ -1,7 +1,7 @@
 """The task `finetune`: semi-supervised training on few labels (paper, section 3.2), and its supervised baseline.
 
-The encoder learns on, at a rate of its own, together with a new classifier. With `finetune.from_scratch` a new encoder is
-trained on the very same labels: the two are the rows of the paper's Table 2.
+The encoder is trained further, with its own learning rate, together with a new classifier. With `finetune.from_scratch` a new
+encoder is trained on the same labels; the two are the rows of the paper's Table 2.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ from bt_jax.tasks.linear import described_seeds, farewell
 
 
 def finetune(config: ConfigDict, workdir: str) -> Result:
-    """Fine-tunes the encoder that `config.init_from` names, or trains a new one, on few labels; counts on the test split.
+    """Fine-tunes the encoder that `config.init_from` names, or trains a new one, on few labels; evaluates on the test split.
 
     Returns:
-      What is also written to WORKDIR/finetune.json; complete on the first process.
+      The content of WORKDIR/finetune.json on the first process.
 
     Raises:
       UserError: bad input.
@@ -41,7 +41,7 @@ def evaluate_finetune(
     within: Session | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Result:
-    """As `finetune`, in processes that are joined, on a mesh; `within` and `say` as for `Evaluation`."""
+    """Like `finetune`, in joined processes, on a mesh; `within` and `say` as for `Evaluation`."""
     evaluation = Evaluation(config, workdir, mesh, within=within, say=say)
     seeds = range(config.seed, config.seed + config.repeats)
     parts = [labelled_part(evaluation.train, config.finetune, seed) for seed in seeds]
@@ -80,8 +80,8 @@ def evaluate_finetune(
         checkpoint=evaluation.judged.facts,
         runs=runs,
     )
-    write_result(workdir, result)
     evaluation.say("\n" + farewell(result, workdir))
+    write_result(workdir, result)
     return result
 
 
@@ -92,7 +92,7 @@ def labelled_part(train: Source, config: ConfigDict, seed: int) -> tuple[Source,
       config: `config.finetune` of a run.
 
     Raises:
-      UserError: files of the list are missing, or a class is without images.
+      UserError: files of the list are missing, or a class has no images.
     """
     if config.chosen_by == "source":
         check_labels(labels_of(train), train)
@@ -104,7 +104,7 @@ def labelled_part(train: Source, config: ConfigDict, seed: int) -> tuple[Source,
         check_labels(labels, train)
         share = {"per_class": config.per_class} if config.per_class else {"percent": config.percent}
         examples = stratified(labels, train.num_classes, seed=seed, **share)
-        how = f"{config.per_class} a class" if config.per_class else f"{config.percent:g} % of each class"
+        how = f"{config.per_class} per class" if config.per_class else f"{config.percent:g} % of each class"
     part = take(train, examples, f"{len(examples)} images of {train.name}, {how}")
     check_labels(labels_of(part), part)
     return part, examples
@@ -121,6 +121,6 @@ def _described(config: ConfigDict, count: int) -> str:
     sgd, rates = config.sgd, _rates(config)
     return (
         f"{'from scratch' if config.finetune.from_scratch else 'fine-tuned'} on {count} labels; SGD, {config.epochs} epochs in "
-        f"batches of {config.batch_size}, rates of encoder {rates['encoder']:g} and head {rates['classifier']:g} × "
+        f"batches of {config.batch_size}, learning rates of encoder {rates['encoder']:g} and head {rates['classifier']:g} × "
         f"{config.batch_size}/256, {described_schedule(sgd)}, momentum {sgd.momentum:g}, weight decay {sgd.weight_decay:g}; crop and flip"
     )

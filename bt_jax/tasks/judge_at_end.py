@@ -1,7 +1,7 @@
-"""What a run's encoder is worth, told when its training is done: a short form of the evaluations, on the run's own data.
+"""A short evaluation at the end of a run, on its own data.
 
-The linear accuracy by the cached probe, and fine-tuning on ten labels a class beside a new encoder on the same labels, with
-the same rates and epochs. All by the very functions of the tasks, in folders of their own within the run's.
+It measures the linear accuracy with the cached probe, and compares fine-tuning on a few labels with training from scratch on
+the same labels, with the same learning rates and epochs. It calls the functions of the tasks, in folders within the run's.
 """
 
 from collections.abc import Callable
@@ -28,18 +28,18 @@ def judge_at_end(
     labels: np.ndarray | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Judges the newest checkpoint of the run in `session.workdir`.
+    """Evaluates the newest checkpoint of the run in `session.workdir`.
 
-    The run is done: what cannot be judged (a set of one class, a test split without labels) is told, and left out.
+    What cannot be evaluated (for example with only one class, or a test split without labels) is reported and left out.
 
     Args:
       config: the run's.
-      labels: of its training images, (n,) integers, where they are known.
-      say: takes a line for the user.
+      labels: of its training images, (n,) integers, if they are known.
+      say: called with lines for the user.
 
     Returns:
-      {"linear_top1", "finetune_top1", "from_scratch_top1", "labels_a_class"}, without those that were left out; {} on
-      processes other than the first.
+      {"linear_top1", "finetune_top1", "from_scratch_top1", "labels_a_class"}, without what was left out; {} on processes
+      other than the first.
     """
     workdir = session.workdir
     wanted, most = config.judge.labels_a_class, config.judge.batch_size
@@ -58,7 +58,7 @@ def judge_at_end(
             found = evaluate(derived, workdir / name, mesh, within=session, say=_silent)
         except UserError as error:
             problem = str(error)
-        processes.agree("judgements", {what: problem}, seconds=600)  # all go on, or none
+        processes.agree("judgements", {what: problem}, seconds=600)  # all continue, or none
         if problem:
             say(f"{what} is left out: {problem}")
             return None
@@ -73,7 +73,7 @@ def judge_at_end(
 
 
 def _derived(config: ConfigDict, workdir: epath.Path, task: str, batch: int) -> ConfigDict:
-    """The config of an evaluation by what `config.judge` says."""
+    """The config of an evaluation with the settings of `config.judge`."""
     judge, derived = config.judge, config_lib.based_on(config, task)
     derived.init_from = str(workdir)
     derived.batch_size, derived.epochs = batch, judge.epochs
@@ -95,4 +95,4 @@ def _derived(config: ConfigDict, workdir: epath.Path, task: str, batch: int) -> 
 
 
 def _silent(_: str) -> None:
-    """The run tells of it in its own last lines."""
+    """Drops a line; the run reports the result in its last lines."""

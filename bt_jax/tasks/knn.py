@@ -1,4 +1,4 @@
-"""The task `knn`: weighted k-nearest-neighbours on frozen features, and how healthy these are. Nothing is trained."""
+"""The task `knn`: weighted k-nearest-neighbours on frozen features, and measures of the features. Nothing is trained."""
 
 import time
 
@@ -15,10 +15,10 @@ from bt_jax.evaluation.results import Result, make_result, write_result
 
 
 def knn(config: ConfigDict, workdir: str) -> Result:
-    """Judges the encoder that `config.init_from` names; all train images vote, for each k of `config.knn.k`.
+    """Evaluates the encoder that `config.init_from` names; all train images vote, for each k in `config.knn.k`.
 
     Returns:
-      What is also written to WORKDIR/knn.json; complete on the first process.
+      The content of WORKDIR/knn.json, complete on the first process.
 
     Raises:
       UserError: bad input.
@@ -27,13 +27,12 @@ def knn(config: ConfigDict, workdir: str) -> Result:
 
 
 def evaluate_knn(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
-    """As `knn`, in processes that are joined, on a mesh."""
+    """Like `knn`, in joined processes, on a mesh."""
     evaluation = Evaluation(config, workdir, mesh)
     settings, train = config.knn, evaluation.train
     if max(settings.k) > len(train):
         raise UserError(
-            f"knn.k holds {max(settings.k)}, more than the {len(train)} train images of {train.name}; they can be at most "
-            "as many."
+            f"knn.k has {max(settings.k)}, but must be at most {len(train)}, the number of train images of {train.name}."
         )
     protocol = f"frozen encoder; cosine, k of {', '.join(map(str, settings.k))}, temperature {settings.temperature:g}"
     found: list[Result] = []
@@ -52,7 +51,7 @@ def _judge(evaluation: Evaluation, protocol: str) -> Result:
     test_features, test_labels = evaluation.features(test)
     evaluation.say(f"features of {len(labels)} and {len(test_labels)} images in {time.monotonic() - begin:.0f} s")
     begin = time.monotonic()
-    # Images that do not decode are left out, and so there may be fewer than the set has.
+    # Images that do not decode are left out, so there may be fewer than the set has.
     ks = sorted({min(k, len(labels)) for k in settings.k})
     accuracies = knn_accuracy(
         features,
@@ -77,18 +76,16 @@ def _judge(evaluation: Evaluation, protocol: str) -> Result:
     result = make_result(
         config, protocol=protocol, data=evaluation.data_facts(), checkpoint=evaluation.judged.facts, runs=[run]
     )
-    if evaluation.is_first:
-        write_result(workdir, result)
     lines = [f"kNN top-1     {accuracy:.2%} with k = {k}" for k, accuracy in zip(ks, accuracies, strict=True)]
     width = features.shape[1]
     lines += [
         f"RankMe        {state['rankme']:.1f} of {min(width, len(test_features))}",
-        f"correlation   {state['mean_correlation']:.3f}, the mean over pairs of features, without sign",
+        f"correlation   {state['mean_correlation']:.3f}, mean absolute value over pairs of features",
         f"dead features {state['dead_features']} of {width}",
         *(
             [
-                f"alignment     {state['alignment']:.3f}, uniformity {state['uniformity']:.2f}, of two training views each of "
-                f"{len(views[0])} images"
+                f"alignment     {state['alignment']:.3f}, uniformity {state['uniformity']:.2f}, for two training views each "
+                f"of {len(views[0])} images"
             ]
             if views
             else []
@@ -96,4 +93,6 @@ def _judge(evaluation: Evaluation, protocol: str) -> Result:
         f"result        {workdir / 'knn.json'}",
     ]
     evaluation.say("\n" + "\n".join(lines))
+    if evaluation.is_first:
+        write_result(workdir, result)
     return result

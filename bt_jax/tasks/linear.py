@@ -1,7 +1,7 @@
 """The task `linear`: a linear classifier on the frozen encoder (paper, section 3.1).
 
-By SGD on augmented images as the official evaluate.py, or, with `linear.cached`, by L-BFGS on features that are computed
-once.
+Trained by SGD on augmented images as in the official evaluate.py, or, with `linear.cached`, by L-BFGS on features that are
+computed once.
 """
 
 import time
@@ -20,10 +20,10 @@ from bt_jax.optim.make import described_schedule
 
 
 def linear(config: ConfigDict, workdir: str) -> Result:
-    """Trains and counts a linear classifier on the encoder that `config.init_from` names.
+    """Trains and evaluates a linear classifier on the encoder that `config.init_from` names.
 
     Returns:
-      What is also written to WORKDIR/linear.json (see bt_jax/evaluation/results.py); complete on the first process.
+      The content of WORKDIR/linear.json (see bt_jax/evaluation/results.py) on the first process.
 
     Raises:
       UserError: bad input.
@@ -39,7 +39,7 @@ def evaluate_linear(
     within: Session | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Result:
-    """As `linear`, in processes that are joined, on a mesh; `within` and `say` as for `Evaluation`.
+    """Like `linear`, in joined processes, on a mesh; `within` and `say` as for `Evaluation`.
 
     The task `transfer` calls it too.
     """
@@ -51,15 +51,15 @@ def evaluate_linear(
         config, protocol=protocol, data=evaluation.data_facts(), checkpoint=evaluation.judged.facts, runs=runs
     ) if evaluation.is_first else {}  # fmt: skip
     if evaluation.is_first:
-        write_result(workdir, result)
         evaluation.say("\n" + farewell(result, workdir))
+        write_result(workdir, result)
     return result
 
 
 def describe_sgd(config: ConfigDict) -> str:
     sgd = config.sgd
     return (
-        f"frozen encoder; SGD, {config.epochs} epochs in batches of {config.batch_size}, rate "
+        f"frozen encoder; SGD, {config.epochs} epochs in batches of {config.batch_size}, learning rate "
         f"{sgd.learning_rate_head:g} × {config.batch_size}/256, {described_schedule(sgd)}, momentum {sgd.momentum:g}, weight decay "
         f"{sgd.weight_decay:g}; crop and flip"
     )
@@ -73,7 +73,7 @@ def describe_cached(config: ConfigDict) -> str:
 
 
 def sgd_runs(evaluation: Evaluation, *, quiet: bool = False) -> list[Result]:
-    """A run a seed, each in a folder of its own where there are several."""
+    """One run per seed, in separate folders if there are several."""
     config = evaluation.config
     seeds = range(config.seed, config.seed + config.repeats)
     trainings = [
@@ -89,7 +89,7 @@ def sgd_runs(evaluation: Evaluation, *, quiet: bool = False) -> list[Result]:
             quiet=quiet,
         )
         for seed in seeds
-    ]  # all are checked before the first begins
+    ]  # all are checked before the first starts
     runs = []
     with evaluation.begun(describe_sgd(config), seeds=described_seeds(config)) as session:
         for seed, training in zip(seeds, trainings, strict=True):
@@ -106,7 +106,7 @@ def described_seeds(config: ConfigDict) -> str:
 
 
 def cached_runs(evaluation: Evaluation) -> list[Result]:
-    """The features once, then a fit a seed; the seed says which train images are held out to choose l2."""
+    """Computes features once, then fits once per seed, which selects the train images held out to choose l2."""
     runs: list[Result] = []
     with evaluation.begun(describe_cached(evaluation.config), seeds=described_seeds(evaluation.config)) as session:
         session.do(lambda: runs.extend(_fits(evaluation)), "the linear probe")
@@ -130,7 +130,7 @@ def _fits(evaluation: Evaluation) -> Iterator[Result]:
         begin = time.monotonic()
         classifier, l2, held = probe.fit_best(tuple(config.linear.l2), held_out=config.linear.held_out, seed=seed)
         found = probe.count(classifier, test, test_labels).result()
-        edge = " (the edge of linear.l2: widen it)" if l2 in (min(held), max(held)) and len(held) > 1 else ""
+        edge = " (at the edge of linear.l2; extend it)" if l2 in (min(held), max(held)) and len(held) > 1 else ""
         evaluation.say(
             f"seed {seed}: l2 {l2:g}{edge}, {held[l2]:.2%} of the held-out images, {time.monotonic() - begin:.0f} s"
         )
@@ -145,7 +145,7 @@ def _fits(evaluation: Evaluation) -> Iterator[Result]:
 
 
 def farewell(result: Result, workdir: epath.Path) -> str:
-    """The last lines of an evaluation that counts top-1."""
+    """The last lines of an evaluation that measures top-1."""
     many = result["data"]["classes"] > 5
     lines = [f"top-1, final  {mean_and_spread(result, 'final.top1')} of {result['data']['test_images']} test images"]
     if many:
@@ -153,7 +153,7 @@ def farewell(result: Result, workdir: epath.Path) -> str:
     if "best.top1" in result["mean"]:
         epochs = ", ".join(str(run["best"]["epoch"]) for run in result["runs"])
         lines.append(
-            f"top-1, best   {mean_and_spread(result, 'best.top1')}, epoch {epochs}; chosen on the test images themselves"
+            f"top-1, best   {mean_and_spread(result, 'best.top1')}, epoch {epochs}; biased, as it is chosen on test images"
         )
     lines.append(f"result        {workdir / (result['task'] + '.json')}")
     lines.append(f"as a table    python -m bt_jax.evaluation.table {workdir}")

@@ -1,7 +1,7 @@
-"""The task `pod_plan`: compiles a config's train step for a TPU slice that is not at hand, and tells what to expect of it.
+"""The task `pod_plan`: compiles a config's train step for a TPU slice without a TPU, and reports what to expect.
 
-It is the step that a run would compile, optimiser included, by the same compiler (libtpu), so memory and collectives are
-those of the run. Times are not: they are what the published rates of a chip allow, a bound that no run gets below.
+It is the step that a run would compile, including the optimizer, with the same compiler (libtpu), so memory and collectives
+are those of the run. Times are not: they follow from a chip's published figures, and no run can be faster.
 """
 
 import json
@@ -32,16 +32,16 @@ from bt_jax.runtime.workdir import write_whole
 
 
 def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
-    """Prints the plan of `config` for `config.pod.topology`, or a plan for the largest batch with `config.pod.search`.
+    """Prints the plan of `config` for `config.pod.topology`, or with `config.pod.search` a plan for the largest batch.
 
     Returns:
-      What is also written to WORKDIR/pod_plan_<topology>.json.
+      The content of WORKDIR/pod_plan_<topology>.json.
 
     Raises:
-      UserError: libtpu is not installed; an unknown topology; a mesh or a batch that does not divide.
+      UserError: libtpu is not installed, the topology is unknown, or the mesh or the batch does not divide.
     """
     config_lib.check(config)
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed, and libtpu shall not look for chips
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, and libtpu must not look for chips
     if not config.pod.topology:
         raise UserError(f"pod.topology is empty, but must name a slice when task is 'pod_plan': {known()}.")
     topology = parse_topology(config.pod.topology)
@@ -93,10 +93,10 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def make_plan(config: ConfigDict, mesh: Mesh, topology: Topology, facts: Facts) -> Plan | str:
-    """Compiles the train step of a config for a mesh of devices that are not at hand.
+    """Compiles the train step of a config for a mesh of a slice's devices.
 
     Returns:
-      The plan, or what the compiler says where it could not fit the step into memory.
+      The plan, or the compiler's message if the step does not fit into memory.
     """
     method = make_method(config, facts, mesh)
     optimizer = make_optimizer(config.optimizer, facts)

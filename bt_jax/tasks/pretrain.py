@@ -1,14 +1,12 @@
-"""The task `pretrain`: an encoder is trained by a method, watched, and judged when it is done.
+"""The task `pretrain`: trains an encoder with a method, monitors it, and evaluates it at the end.
 
-The order of a start, and of a restart:
+A start, or a restart, goes through these stages:
 
-1. processes and mesh; data, method and optimiser as the config says; nothing has been written yet;
-2. the workdir is locked against other runs, its config compared, what killed runs left half written removed;
-3. the state: the newest checkpoint that can be read and is what was saved; else a fresh state with the weights that
-   `init_from` names; else a fresh state;
-4. what the checkpoint tells besides: that the data is still what it was, the seconds so far, the metrics, of which those
-   beyond its step are dropped;
-5. a look by the monitor that was due at this step and had not been taken; then steps (bt_jax/engine/loop.py).
+1. processes and mesh; data, method and optimizer from the config; nothing is written yet;
+2. the workdir: it is locked against other runs, its config is compared, and incomplete files of killed runs are removed;
+3. the state: the newest readable checkpoint; or else a new state, with the weights that `init_from` names if it is set;
+4. the checkpoint's notes: the data must be unchanged, seconds continue, and metrics beyond its step are dropped;
+5. a look by the monitor, if it was due at this step and not taken; then the steps (bt_jax/engine/loop.py).
 """
 
 import functools
@@ -45,15 +43,15 @@ from bt_jax.tasks.summary import farewell, summary
 
 
 def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
-    """Pre-trains an encoder as `config` says, or goes on with the run that `workdir` holds.
+    """Pre-trains an encoder according to `config`, or resumes the run in `workdir`.
 
     Returns:
-      What is also written to WORKDIR/pretrain.json: the last metrics, kNN accuracy before and after, steps, seconds.
+      The content of WORKDIR/pretrain.json: the last metrics, kNN accuracy before and after, steps, seconds.
 
     Raises:
-      UserError: bad input; the loss is not finite (the last good checkpoint is kept); another run is in the workdir; it
-        cannot be written any more.
-      Preempted: the process was told to leave; the step is saved.
+      UserError: bad input; the loss is not finite (the last good checkpoint is kept); another run holds the workdir, or it
+        can no longer be written.
+      Preempted: the process was asked to stop, and the step is saved.
     """
     config_lib.check(config)
     with processes.joined(config, workdir):
@@ -75,10 +73,10 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def prepare(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> tuple[Setup, KnnMonitor | None]:
-    """What the config describes, on a mesh; nothing is written.
+    """The setup and the monitor of a config, on a mesh; nothing is written.
 
     Raises:
-      UserError: the data, the method or the encoder are not what the config says, or do not fit each other.
+      UserError: the data, the method or the encoder does not match the config, or they do not fit together.
     """
     source = make_source(config.data, "train")
     facts = Facts.of(source, batch_size=config.batch_size, epochs=config.epochs)
@@ -134,7 +132,7 @@ def prepare(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> tuple[Setup,
 
 
 def _pairs(config: ConfigDict, method: Method, source: Source, mesh: Mesh) -> Pairs | None:
-    """Two views of each image, as the method draws them, for alignment and uniformity."""
+    """Two views of each image from the method's distributions, for alignment and uniformity."""
     if method.alignment is None or not config.monitor.pairs:
         return None
     name, first, second = method.alignment
@@ -173,9 +171,9 @@ def _result(config: ConfigDict, run: Run, monitor: KnnMonitor | None) -> dict[st
         last |= record
     result = {"task": "pretrain", "method": config.method, "step": run.setup.facts.total_steps, "metrics": last}
     knn = [record["knn_accuracy"] for record in history if "knn_accuracy" in record]
-    if knn:  # in the records, and so on process 0 alone
+    if knn:  # the records are on process 0 only
         result |= {"knn_accuracy_before": knn[0], "knn_accuracy_after": knn[-1]}
-    if monitor is not None and config.data.image_size <= 64:  # a work of all processes
+    if monitor is not None and config.data.image_size <= 64:  # all processes take part
         result["knn_accuracy_raw_pixels"] = monitor.raw_pixels()
     if config.monitor.judge_at_end:
         result |= _judgement(config, run)

@@ -1,4 +1,4 @@
-"""What a pre-training run says of itself at its start and at its end."""
+"""The lines that a pre-training run prints at its start and at its end."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from bt_jax.version import __version__
 
 
 def summary(config: ConfigDict, setup: Setup, start: Start) -> str:
-    """What a run is, at its start: every number that a reader of its log may ask for."""
+    """The lines at the start of a run: the numbers that readers of its log need."""
     facts, method, source = setup.facts, setup.method, setup.sources[0]
     devices, count = setup.mesh.devices.flat, setup.mesh.size
     total, encoder = count_parameters(start.state.params), count_parameters(start.state.params["encoder"])
@@ -28,7 +28,7 @@ def summary(config: ConfigDict, setup: Setup, start: Start) -> str:
         "encoder": f"{config.model.arch}, {method.encoder.num_features} features, {encoder / 1e6:.2f} M parameters of "
         f"{total / 1e6:.2f} M; computes in {config.dtype}",
         **method.describe(facts.batch_size),
-        "batch": f"{facts.batch_size}; {facts.steps_per_epoch} steps an epoch, {facts.epochs} epochs, "
+        "batch": f"{facts.batch_size}; {facts.steps_per_epoch} steps per epoch, {facts.epochs} epochs, "
         f"{facts.total_steps} steps",
         "rates": setup.optimizer.description,
         "workdir": str(setup.workdir),
@@ -36,7 +36,9 @@ def summary(config: ConfigDict, setup: Setup, start: Start) -> str:
     text = [f"{title:<9} " + value.replace("\n", "\n" + " " * 10) for title, value in lines.items()]
     text += [f"note      {notice}" for notice in [*source.notices, *start.notices]]
     if start.step == facts.total_steps:
-        text.append(f"complete  this run has made all its {start.step} steps; choose another --workdir for a new one")
+        text.append(
+            f"complete  this run has finished all its {start.step} steps; choose another --workdir for a new one"
+        )
     elif start.step:
         text.append(f"resuming  at step {start.step} of {facts.total_steps}")
     return "\n".join(text)
@@ -56,10 +58,10 @@ _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "
 
 
 def farewell(setup: Setup, result: dict[str, Any]) -> str:
-    """What came of a run, and what to do with it.
+    """The lines at the end of a run: its results, and how to use them.
 
     Args:
-      result: as pretrain.json has it.
+      result: the content of pretrain.json.
     """
     lines, workdir = [f"\ndone in {duration(result['seconds_of_last_start'])}"], setup.workdir
     if "knn_accuracy_after" in result:
@@ -72,13 +74,13 @@ def farewell(setup: Setup, result: dict[str, Any]) -> str:
     if "labels_a_class" in result:
         tuned, scratch = result["finetune_top1"], result["from_scratch_top1"]
         lines.append(
-            f"few labels     {tuned:.1%} fine-tuned on {result['labels_a_class']} labels a class, {scratch:.1%} from scratch "
-            f"on the same: {100 * (tuned - scratch):+.1f} points"
+            f"few labels     {tuned:.1%} fine-tuned on {result['labels_a_class']} labels per class, {scratch:.1%} from scratch "
+            f"on the same labels: {100 * (tuned - scratch):+.1f} points"
         )
     lines += [
         f"checkpoint     {workdir / 'checkpoints' / str(setup.facts.total_steps)}",
         f"metrics        {workdir / 'metrics.jsonl'}, {workdir / 'pretrain.json'}",
-        f"to look        tensorboard --logdir {workdir}   (pip install tensorboard)",
+        f"to view        tensorboard --logdir {workdir}   (pip install tensorboard)",
         f"to use         python -c \"import bt_jax; print(bt_jax.load_encoder('{workdir}'))\"",
     ]
     return "\n".join(lines)

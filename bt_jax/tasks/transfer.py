@@ -1,7 +1,7 @@
-"""The task `transfer`: what the frozen encoder is worth on other images than it was trained on (paper, section 3.3).
+"""The task `transfer`: evaluates the frozen encoder on images of another data set (paper, section 3.3).
 
-A linear classifier, by the loop of the task `linear`, on any labelled set (Places, iNaturalist 2018); or linear SVMs on
-PASCAL VOC 2007, whose images are of several classes.
+It trains a linear classifier, as in the task `linear`, on any labelled set (Places, iNaturalist 2018), or linear SVMs on
+PASCAL VOC 2007, whose images can have several classes.
 """
 
 from etils import epath
@@ -15,10 +15,10 @@ from bt_jax.tasks.linear import evaluate_linear
 
 
 def transfer(config: ConfigDict, workdir: str) -> Result:
-    """Judges the encoder that `config.init_from` names on the set of `config.data`, as `transfer.protocol` says.
+    """Evaluates the encoder that `config.init_from` names on the set of `config.data`, by `transfer.protocol`.
 
     Returns:
-      What is also written to WORKDIR/transfer.json; complete on the first process.
+      The content of WORKDIR/transfer.json, complete on the first process.
 
     Raises:
       UserError: bad input.
@@ -27,6 +27,6 @@ def transfer(config: ConfigDict, workdir: str) -> Result:
 
 
 def evaluate_transfer(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
-    """As `transfer`, in processes that are joined, on a mesh."""
+    """Like `transfer`, in joined processes, on a mesh."""
     evaluate = evaluate_voc if config.transfer.protocol == "svm" else evaluate_linear
     return evaluate(config, workdir, mesh)
