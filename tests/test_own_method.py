@@ -132,7 +132,7 @@ def test_the_encoder_is_evaluated(run, package):
     found = knn(config, str(package / "knn"))
     assert found["checkpoint"]["arch"] == "my_package.nets:ConvNet" and 0 <= found["runs"][0]["top1"]["5"] <= 1
     config.model.width = 8
-    with pytest.raises(bt_jax.UserError, match="holds a my_package.nets:ConvNet width=4, but .*ConvNet width=8; set"):
+    with pytest.raises(bt_jax.UserError, match="is a my_package.nets:ConvNet width=4, but .*ConvNet width=8; set"):
         knn(config, str(package / "wrong"))
     config = based_on(small, "finetune")
     config.init_from, config.batch_size, config.epochs, config.features.batch_size = str(workdir), 64, 1, 32

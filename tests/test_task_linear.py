@@ -22,7 +22,7 @@ def test_sgd(config, tmp_path, capsys):
     config.sgd.learning_rate_head = 30.0
     result = linear(config, str(tmp_path / "run"))
     said = capsys.readouterr().out
-    for part in ("frozen encoder; SGD, 2 epochs in batches of 8, rate 30 × 8/256, cosine", "step 7 of", "top-1, final",
+    for part in ("frozen encoder; SGD, 2 epochs in batches of 8, learning rate 30 × 8/256, cosine", "step 7 of", "top-1, final",
                  "top-1, best", "biased, as it is chosen on test images", "after epoch 2", "bt_jax.evaluation.table"):  # fmt: skip
         assert part in said, part
     there = json.loads((tmp_path / "run" / "linear.json").read_text())
@@ -68,7 +68,7 @@ def test_a_run_without_a_checkpoint(config, judged, tmp_path):
 
 def test_nothing_to_judge(config):
     config.init_from = ""
-    with pytest.raises(UserError, match="init_from is empty, but must name the encoder that linear judges"):
+    with pytest.raises(UserError, match="init_from is empty, but must name the encoder that linear evaluates"):
         config_lib.check(config)
 
 
