@@ -1,4 +1,4 @@
-"""Host data: sources of images, the order of examples, the two views, and the pipeline that makes batches of them.
+"""Host data: sources of images, the order of examples, their views, and the feeds that bring batches of them to the mesh.
 
 Nothing outside this folder imports TensorFlow, and here it is imported only when a host pipeline is built.
 """

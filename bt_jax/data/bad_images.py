@@ -7,7 +7,8 @@ which has no number that outlives an epoch, is known by a fingerprint and gives 
 import atexit
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from bt_jax.data.sources.base import EncodedSource, Source, StreamSource
 from bt_jax.data.tensorflow_import import plain, tf
 from bt_jax.errors import UserError, first_line
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # arrays, or trees of them, with the batch's rows in front
+Batches = Generator[Batch, None, None]
 
-_open: weakref.WeakSet[Iterator] = weakref.WeakSet()
+_open: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 
 @atexit.register
@@ -29,7 +31,7 @@ def _close_open() -> None:
         batches.close()
 
 
-def _closed_at_exit(make: Callable[..., Iterator[Batch]]) -> Callable[..., Iterator[Batch]]:
+def _closed_at_exit(make: Callable[..., Batches]) -> Callable[..., Batches]:
     @functools.wraps(make)
     def made(*args):
         batches = make(*args)
@@ -45,7 +47,7 @@ def delivered_batches(
     source: Source,
     bad_in: Callable[[int], dict[int, str]],
     max_bad_fraction: float,
-) -> Iterator[Batch]:
+) -> Batches:
     """The batches as numpy arrays that share TensorFlow's memory.
 
     Where an image does not decode, another stands in for it from then on, and the pipeline is built anew from

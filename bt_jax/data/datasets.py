@@ -28,7 +28,7 @@ def threads(config: ConfigDict) -> int:
     """How many of them the host's pipeline has: `config.data.threads`, or as many as there are cores."""
     if config.threads:
         return config.threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
 
 
 def in_parallel(dataset: tf.data.Dataset, function: Callable, config: ConfigDict) -> tf.data.Dataset:

@@ -79,7 +79,10 @@ class CanvasFeed(DeviceFeed):
     def batches(self, start_step: int, total_steps: int) -> Generator[tuple[int, Arrays], None, None]:
         rows = mesh_lib.process_rows(self.mesh, self.facts.batch_size)
         steps = range(start_step, total_steps)
-        host = self._of_arrays(rows, steps) if isinstance(self.source, ArraySource) else self._decoded(rows, steps)
+        if isinstance(self.source, ArraySource):
+            host = self._of_arrays(self.source, rows, steps)
+        else:
+            host = self._decoded(rows, steps)
         host = with_checked_labels(host, self.source) if self.labelled else host
         items = mesh_lib.prefetch_to_mesh(host, self.mesh, self.facts.batch_size)
         yield from enumerate(items, start_step + 1)
@@ -90,11 +93,11 @@ class CanvasFeed(DeviceFeed):
         lengths = {"batch_size": self.facts.batch_size, "start_step": steps.start, "num_steps": len(steps)}
         return canvas_batches(self.source, self.config, seed=self.seed, rows=rows, **lengths)
 
-    def _of_arrays(self, rows: np.ndarray, steps: range) -> Iterator[Arrays]:
+    def _of_arrays(self, source: ArraySource, rows: np.ndarray, steps: range) -> Iterator[Arrays]:
         order = self._order()
         for step in steps:
             epoch, slots = order.batch(step)
-            image, label = self.source.fetch(slots[rows])
+            image, label = source.fetch(slots[rows])
             places = {"example": slots[rows], "slot": slots[rows], "epoch": np.full(len(rows), epoch)}
             yield {"image": image, "label": label, **places}
 
@@ -141,11 +144,11 @@ def make_device_feed(
     labelled: bool,
     steps_per_dispatch: int,
     may_reside: bool,
-) -> DeviceFeed:
+) -> CanvasFeed | ResidentFeed:
     """The one of the two that the devices' memory allows; arguments and errors as of `bt_jax.data.feed.make_feed`."""
     if not isinstance(source, ArraySource):
         import_tensorflow()  # says what is missing, before anything is loaded
-    common = {"source": source, "config": config, "groups": groups, "mesh": mesh, "seed": seed, "facts": facts}
+    common: Arrays = {"source": source, "config": config, "groups": groups, "mesh": mesh, "seed": seed, "facts": facts}
     common["labelled"] = labelled
     needs, (room, device) = _needs(source, config), _room(config, mesh)
     # A stream has an order of its own, which must not depend on what device there is.

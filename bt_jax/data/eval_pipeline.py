@@ -10,10 +10,13 @@ from bt_jax.data.datasets import LABELS, batched, in_parallel, one_by_one
 from bt_jax.data.decode import decode
 from bt_jax.data.items import items_spec, pixels_of
 from bt_jax.data.order import check_rows, evenly
-from bt_jax.data.sources.base import Source, StreamSource
+from bt_jax.data.sources.base import IndexedSource, Source, StreamSource
 from bt_jax.data.tensorflow_import import tf
 from bt_jax.data.views.host import evaluation_view, on_canvas
 from bt_jax.data.views.spec import canvas_side
+
+# What `delivered_batches` takes: the pipeline from a batch on, and what of a batch does not decode.
+Pipeline = tuple[Callable[[int], tf.data.Dataset], Callable[[int], dict[int, str]]]
 
 
 def eval_batches(
@@ -62,46 +65,59 @@ def _batches(
     starts = np.arange(0, len(shown), batch_size)
     places = (starts[:, None] + rows[None, :]).reshape(-1)
     mine = shown[places[places < len(shown)]]
-    n = len(rows)
+    n, count = len(rows), len(starts)
+    if isinstance(source, StreamSource):
+        from_batch, bad_in = _of_records(source, config, load, mine, n)
+    else:
+        assert isinstance(source, IndexedSource)
+        from_batch, bad_in = _of_items(source, config, load, mine, n, count)
+    batches = delivered_batches(from_batch, source, bad_in, config.max_bad_fraction)
+    return _masked(batches, source, mine, count, n, nothing)
 
-    def examples_of(number):
-        return mine[number * n : (number + 1) * n]
+
+def _of_items(
+    source: IndexedSource, config: ConfigDict, load: Callable, mine: np.ndarray, n: int, count: int
+) -> Pipeline:
+    """The examples `mine`, n a batch, in `count` batches."""
+    pixels = pixels_of(source)
 
     def fetch(number):
-        return source.fetch(source.usable(examples_of(int(number))))
-
-    def of_record(encoded, label, stands_in):
-        return {**load(decode(encoded), label), "stands_in": stands_in}
-
-    def wanted_records():
-        wanted = np.zeros(len(source), bool)
-        wanted[mine] = True
-        wanted = tf.constant(wanted)
-        records = with_stand_ins(source.records(None, 0), source).enumerate()
-        return records.filter(lambda place, _: wanted[place]).map(lambda _, record: record)
+        return source.fetch(source.usable(_nth(mine, int(number), n)))
 
     def from_batch(delivered):
-        if isinstance(source, StreamSource):
-            dataset = in_parallel(wanted_records().skip(delivered * n), of_record, config)
-        else:
-            pixels = pixels_of(source)
-            dataset = one_by_one(tf.data.Dataset.range(delivered, len(starts)), fetch, [items_spec(source), LABELS])
-            dataset = in_parallel(dataset, lambda item, label: load(pixels(item), label), config)
-        return batched(dataset, config, n)
+        items = one_by_one(tf.data.Dataset.range(delivered, count), fetch, [items_spec(source), LABELS])
+        return batched(in_parallel(items, lambda item, label: load(pixels(item), label), config), config, n)
 
-    def bad_in(delivered):
-        if isinstance(source, StreamSource):
-            return bad_records(wanted_records().skip(delivered * n).take(n))
-        return bad_images(source, examples_of(delivered))
+    return from_batch, lambda delivered: bad_images(source, _nth(mine, delivered, n))
 
-    batches = delivered_batches(from_batch, source, bad_in, config.max_bad_fraction)
-    return _masked(batches, source, examples_of, len(starts), n, nothing)
+
+def _of_records(source: StreamSource, config: ConfigDict, load: Callable, mine: np.ndarray, n: int) -> Pipeline:
+    """The records at the places `mine`, n a batch; what stands in for another is marked."""
+    wanted = np.zeros(len(source), bool)
+    wanted[mine] = True
+    wanted = tf.constant(wanted)
+
+    def records(delivered):
+        numbered = with_stand_ins(source.records(None, 0), source).enumerate()
+        return numbered.filter(lambda place, _: wanted[place]).map(lambda _, record: record).skip(delivered * n)
+
+    def load_record(encoded, label, stands_in):
+        return {**load(decode(encoded), label), "stands_in": stands_in}
+
+    def from_batch(delivered):
+        return batched(in_parallel(records(delivered), load_record, config), config, n)
+
+    return from_batch, lambda delivered: bad_records(records(delivered).take(n))
+
+
+def _nth(examples: np.ndarray, number: int, n: int) -> np.ndarray:
+    return examples[number * n : (number + 1) * n]
 
 
 def _masked(
     batches: Iterator[Batch],
     source: Source,
-    examples_of: Callable[[int], np.ndarray],
+    mine: np.ndarray,
     count: int,
     n: int,
     nothing: Batch,
@@ -116,5 +132,5 @@ def _masked(
         if "stands_in" in batch:
             mask &= ~batch.pop("stands_in")
         elif source.bad:
-            mask[:real] &= [int(example) not in source.bad for example in examples_of(number)]
+            mask[:real] &= [int(example) not in source.bad for example in _nth(mine, number, n)]
         yield {**batch, "mask": mask}

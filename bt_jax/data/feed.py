@@ -33,9 +33,14 @@ class Feed(Protocol):
       prepare: None where batches come ready; else (resident, item) -> batch, to be jitted together with the step.
     """
 
-    mesh: Mesh
-    words: str
-    prepare: Callable[[Tree, Tree], Tree] | None
+    @property
+    def mesh(self) -> Mesh: ...
+
+    @property
+    def words(self) -> str: ...
+
+    @property
+    def prepare(self) -> Callable[[Tree, Tree], Tree] | None: ...
 
     def batches(self, start_step: int, total_steps: int) -> Generator[tuple[int, Tree], None, None]:
         """(the number of steps that are done after it, a delivery), each for one dispatch.
@@ -103,8 +108,8 @@ def make_feed(
         once, and the set does not fit the devices; too many images do not decode. (Also while iterating:) labels that are
         no classes, too many images that do not decode.
     """
-    common = {"mesh": mesh, "seed": seed, "facts": facts, "labelled": labelled}
     groups = check_groups(groups)
+    common = {"mesh": mesh, "seed": seed, "facts": facts, "labelled": labelled}
     if config.views == "device":
         how = {"steps_per_dispatch": steps_per_dispatch, "may_reside": may_reside}
         return make_device_feed(source, config, groups, **common, **how)

@@ -3,21 +3,21 @@
 from collections.abc import Callable
 
 from bt_jax.data.decode import decode
-from bt_jax.data.sources.base import ArraySource, EncodedSource
+from bt_jax.data.sources.base import ArraySource, EncodedSource, IndexedSource
 from bt_jax.data.tensorflow_import import tf
 
 
-def items_spec(source: ArraySource | EncodedSource) -> tf.TensorSpec:
+def items_spec(source: IndexedSource) -> tf.TensorSpec:
     """Shape and type of what `source.fetch` gives for n examples."""
     if isinstance(source, ArraySource):
         return tf.TensorSpec((None, *source.images.shape[1:]), tf.uint8)
     return tf.TensorSpec((None,), tf.string)
 
 
-def pixels_of(source: ArraySource | EncodedSource) -> Callable[[tf.Tensor], tf.Tensor]:
+def pixels_of(source: IndexedSource) -> Callable[[tf.Tensor], tf.Tensor]:
     """The function from one such item to its image, (H, W, 3) uint8."""
     if isinstance(source, ArraySource):
         return lambda pixels: pixels
-    if source.gives_paths:
+    if isinstance(source, EncodedSource) and source.gives_paths:
         return lambda path: decode(tf.io.read_file(path))
     return decode

@@ -15,7 +15,7 @@ from bt_jax.data.datasets import LABELS, NUMBERS, batched, in_parallel, one_by_o
 from bt_jax.data.decode import decode
 from bt_jax.data.items import items_spec, pixels_of
 from bt_jax.data.order import Order, check_rows, single_seed
-from bt_jax.data.sources.base import Source, StreamSource
+from bt_jax.data.sources.base import IndexedSource, Source, StreamSource
 from bt_jax.data.tensorflow_import import tf
 from bt_jax.data.views.host import make_views, on_canvas
 from bt_jax.data.views.spec import ViewGroup, canvas_side, check_groups
@@ -85,14 +85,39 @@ def canvas_batches(
     return _batches(source, config, load, seed, batch_size, rows, start_step, num_steps)
 
 
-def _batches(source, config, load, seed, batch_size, rows, start_step, num_steps) -> Iterator[Batch]:
+def _batches(
+    source: Source,
+    config: ConfigDict,
+    load: Callable,
+    seed: int,
+    batch_size: int,
+    rows: np.ndarray,
+    start_step: int,
+    num_steps: int | None,
+) -> Iterator[Batch]:
     """Batches of what `load` makes of (image, label, example, slot, epoch)."""
     facts = Facts.of(source, batch_size=batch_size, epochs=1)
     check_rows(rows, batch_size)
     if isinstance(source, StreamSource):
         return _one_after_the_other(_stream_epochs(source, config, load, seed, facts, rows, start_step), num_steps)
 
-    order, pixels = Order(seed, len(source), batch_size), pixels_of(source)
+    assert isinstance(source, IndexedSource)
+    order = Order(seed, len(source), batch_size)
+    end = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
+    return _of_items(source, config, load, order, rows, start_step, end)
+
+
+def _of_items(
+    source: IndexedSource,
+    config: ConfigDict,
+    load: Callable,
+    order: Order,
+    rows: np.ndarray,
+    start_step: int,
+    end: int,
+) -> Iterator[Batch]:
+    """The batches of the steps from `start_step` to `end`."""
+    pixels = pixels_of(source)
 
     def fetch(step):
         epoch, slots = order.batch(int(step))
@@ -102,7 +127,6 @@ def _batches(source, config, load, seed, batch_size, rows, start_step, num_steps
 
     def from_batch(delivered):
         # TensorFlow counts steps and numpy says who stands there: a resumed run starts to count further up.
-        end = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
         steps = tf.data.Dataset.range(start_step + delivered, end)
         dataset = one_by_one(steps, fetch, [items_spec(source), LABELS, NUMBERS, NUMBERS, NUMBERS])
         dataset = in_parallel(dataset, lambda item, *others: load(pixels(item), *others), config)

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from bt_jax.data.order import permutation
-from bt_jax.data.sources.base import ArraySource, EncodedSource, Source, StreamSource
+from bt_jax.data.sources.base import ArraySource, EncodedSource, IndexedSource, Source, StreamSource
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.errors import UserError, some
 
@@ -70,6 +70,7 @@ def labels_of(source: Source) -> np.ndarray:
         return labels
     if isinstance(source, StreamSource):
         return np.fromiter((label for _, label in source.records(None, 0).as_numpy_iterator()), np.int32, len(source))
+    assert isinstance(source, IndexedSource)
     blocks = (np.arange(i, min(i + 4096, len(source))) for i in range(0, len(source), 4096))
     return np.concatenate([source.fetch(block)[1] for block in blocks])
 
@@ -117,6 +118,7 @@ def take(source: Source, examples: np.ndarray, name: str) -> Source:
         return ArraySource(name, source.images[examples], source.labels[examples], source.class_names)
     if isinstance(source, StreamSource):
         return KeptPart(source, name, examples)
+    assert isinstance(source, EncodedSource)
     labels = getattr(source, "labels", None)
     return Part(source, name, examples, source.fetch(examples)[1] if labels is None else labels[examples])
 

@@ -1,12 +1,12 @@
 """What a source of images is: a numbered list of labelled images.
 
-Those that can be read anywhere have `fetch`, which gives what they hold of any examples: an `ArraySource` pixels, an
+An `IndexedSource` can be read anywhere: its `fetch` gives what it has of any examples, an `ArraySource` pixels and an
 `EncodedSource` encoded images. A `StreamSource` can only be read in a row.
 """
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -93,7 +93,15 @@ class Source:
         self.bad = bad
 
 
-class ArraySource(Source):
+class IndexedSource(Source):
+    """Images that are within reach one by one."""
+
+    def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What there is of these examples, (n, …), and their labels, (n,) int32."""
+        raise NotImplementedError
+
+
+class ArraySource(IndexedSource):
     """Images of one size in memory.
 
     Attributes:
@@ -143,8 +151,8 @@ class ArraySource(Source):
         return self.images[examples], self.labels[examples]
 
 
-class EncodedSource(Source):
-    """Images that are encoded and within reach one by one, in files or in records; some may turn out not to decode.
+class EncodedSource(IndexedSource):
+    """Encoded images in files or in records; some may turn out not to decode.
 
     Attributes:
       gives_paths: whether `fetch` gives the names of files, to be read, or what is in them.
@@ -184,7 +192,7 @@ class BytesCache:
         """Args: limit: bytes, of the encoded images; 0 keeps nothing."""
         self._limit, self._contents, self.size = limit, {}, 0
 
-    def get(self, examples: np.ndarray, read: Callable[[list[int]], list]) -> list:
+    def get(self, examples: np.ndarray, read: Callable[[list[int]], Sequence[bytes]]) -> list[bytes]:
         """What `read` gives for these examples, asking it only for those that are not kept.
 
         Args:

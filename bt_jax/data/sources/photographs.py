@@ -46,7 +46,7 @@ def load_photograph(name: str) -> np.ndarray:
     """
     (module, folder, package), file = PHOTOGRAPHS[name]
     found = importlib.util.find_spec(module)  # where it lies, without importing it: that takes a second
-    path = None if found is None else pathlib.Path(found.origin).parent / folder / file
+    path = None if found is None or found.origin is None else pathlib.Path(found.origin).parent / folder / file
     if path is None or not path.exists():
         raise UserError(
             f"the photograph {file} comes with {package}, which does not have it here; pip install {package}."
@@ -84,6 +84,6 @@ def photograph_crops(split: str, *, size: int, per_class: int) -> tuple[np.ndarr
             x, y = rng.randint(left, right - side + 1), rng.randint(height - side + 1)
             crop = photograph[y : y + side, x : x + side]
             crop = crop.transpose(1, 0, 2) if tall else crop
-            images[label, i] = Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)
+            images[label, i] = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
     labels = np.repeat(np.arange(len(PHOTOGRAPHS), dtype=np.int32), per_class)
     return images.reshape(-1, size, size, 3), labels
