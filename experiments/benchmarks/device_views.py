@@ -18,24 +18,34 @@ import jax
 import numpy as np
 
 from bt_jax import config as config_lib
-from bt_jax.data.feed import DeviceFeed
+from bt_jax.data.feed import make_feed, ready_batches
 from bt_jax.data.sources.base import ArraySource
+from bt_jax.data.views.spec import ViewGroup, ViewSpec
+from bt_jax.facts import Facts
 from bt_jax.runtime import mesh as mesh_lib
+
+
+def groups_of(config) -> tuple[ViewGroup, ...]:
+    """The two views of Barlow Twins."""
+    specs = (ViewSpec(**config.barlow_twins.view_a), ViewSpec(**config.barlow_twins.view_b))
+    return (ViewGroup("pair", specs, config.data.image_size),)
+
+
+def facts_of(config, source) -> Facts:
+    return Facts.of(source, batch_size=config.batch_size, epochs=config.epochs)
 
 
 class Device:
     """Views of a set in the device's memory."""
 
     def __init__(self, config, source):
-        self.feed = DeviceFeed(config, source, mesh_lib.make_mesh(config.mesh, jax.devices()[:1]))
-        self.make = jax.jit(
-            lambda delivery: self.feed.prepare(delivery["held"], jax.tree.map(lambda x: x[0], delivery["items"]))
-        )
-        self.deliveries = self.feed.batches(0, 10**9)
+        mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+        feed = make_feed(source, config.data, groups_of(config), mesh=mesh, seed=0, facts=facts_of(config, source))
+        self.batches = ready_batches(feed, 0, 10**9)
 
     def turn(self, batches: int) -> None:
         for _ in range(batches):
-            made = self.make(next(self.deliveries)[1])
+            made = next(self.batches)
         jax.block_until_ready(made)
 
 
@@ -47,8 +57,8 @@ class Host:
 
         config = config.copy_and_resolve_references()
         config.data.views = "host"
-        rows = np.arange(config.batch_size)
-        self.batches = train_batches(source, config.data, seed=0, batch_size=config.batch_size, rows=rows)
+        settings = {"seed": 0, "batch_size": config.batch_size, "rows": np.arange(config.batch_size)}
+        self.batches = train_batches(source, config.data, groups_of(config), **settings)
 
     def turn(self, batches: int) -> None:
         for _ in range(batches):

@@ -10,6 +10,7 @@ read once before, so that what is measured is work and not the disk.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import statistics
@@ -20,12 +21,12 @@ import time
 import numpy as np
 
 from bt_jax.config import default
-from bt_jax.data import pipeline
+from bt_jax.data import datasets, pipeline
 from bt_jax.data.decode import decode
 from bt_jax.data.sources.folder import FolderSource
-from bt_jax.data.tensorflow_import import plain, tf
-from bt_jax.data.views import host as views
-from bt_jax.data.views.spec import VIEW_A, VIEW_B
+from bt_jax.data.tensorflow_import import tf
+from bt_jax.data.views.host import make_views
+from bt_jax.data.views.spec import VIEW_A, VIEW_B, ViewGroup
 
 # Images a second that a chip takes in training ResNet-50 at 224 with two views an image: estimates from published
 # rates of supervised ResNet-50 training (one view), halved.
@@ -34,24 +35,17 @@ CHIPS = {"TPU v5e": 1000, "H200": 1700}
 
 def stages(config) -> dict:
     """What is done to a file up to and including each stage."""
-    specs = [VIEW_A, VIEW_B]
     off = {"flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "solarize": 0.0}
     spec_of = {
-        "crop": lambda spec: vars(spec) | off,
-        "colour": lambda spec: vars(spec) | {"blur": 0.0},
-        "blur": vars,
+        "crop": lambda spec: dataclasses.replace(spec, **off),
+        "colour": lambda spec: dataclasses.replace(spec, blur=0.0),
+        "blur": lambda spec: spec,
     }
 
-    def two_views(path, seed, stage):
+    def two_views(path, example, stage):
         image = decode(tf.io.read_file(path))
-        height, width = tf.shape(image)[0], tf.shape(image)[1]
-        drawn = [
-            views.sample_view(
-                tf.stack([seed, tf.constant(v, tf.int64)]), height, width, views.ViewSpec(**spec_of[stage](s))
-            )
-            for v, s in enumerate(specs)
-        ]
-        return views.apply_views(image, drawn, config.image_size)
+        groups = (ViewGroup("pair", tuple(map(spec_of[stage], (VIEW_A, VIEW_B))), config.image_size),)
+        return make_views(image, groups, seed=0, epoch=tf.constant(0, tf.int64), example=example)
 
     return {
         "read": lambda path, seed: tf.io.read_file(path),
@@ -63,9 +57,9 @@ def stages(config) -> dict:
 def rate_of_stage(source: FolderSource, function, config, count: int) -> float:
     """Images a second over `count` images, after as many threads' worth of warming up."""
     paths = tf.data.Dataset.from_tensor_slices(source.paths).repeat().enumerate()
-    dataset = paths.map(plain(lambda i, path: function(path, i)), **pipeline._parallel(config))
+    dataset = datasets.in_parallel(paths, lambda i, path: function(path, i), config)
     options = tf.data.Options()
-    options.threading.private_threadpool_size = pipeline._threads(config)
+    options.threading.private_threadpool_size = datasets.threads(config)
     options.threading.max_intra_op_parallelism = 1
     items = iter(dataset.with_options(options))
     for _ in range(16):
@@ -81,7 +75,9 @@ class Ours:
 
     def __init__(self, source: FolderSource, config, batch_size: int):
         self.batch_size = batch_size
-        self.batches = pipeline.train_batches(source, config, seed=0, batch_size=batch_size, rows=np.arange(batch_size))
+        groups = (ViewGroup("pair", (VIEW_A, VIEW_B), config.image_size),)
+        settings = {"seed": 0, "batch_size": batch_size, "rows": np.arange(batch_size)}
+        self.batches = pipeline.train_batches(source, config, groups, **settings)
         next(self.batches)
 
     def turn(self, count: int) -> float:
@@ -122,7 +118,7 @@ def main() -> None:
     config = default().data
     config.data_dir = arguments.folder
     source = FolderSource(arguments.folder, "train")
-    cores = pipeline._threads(config)
+    cores = datasets.threads(config)
     for path in source.paths:
         pathlib.Path(path).read_bytes()
     print(f"{len(source)} files, {cores} cores, two views of {config.image_size}×{config.image_size} an image")

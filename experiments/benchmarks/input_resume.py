@@ -21,6 +21,9 @@ import numpy as np
 from bt_jax.config import default
 from bt_jax.data.pipeline import train_batches
 from bt_jax.data.sources.folder import FolderSource
+from bt_jax.data.views.spec import VIEW_A, VIEW_B, ViewGroup
+
+PAIR = (ViewGroup("pair", (VIEW_A, VIEW_B), 224),)
 
 
 def folder_of_links(root: str, folder: str, count: int) -> None:
@@ -36,7 +39,7 @@ def first_batch(source: FolderSource, config, batch_size: int, step: int) -> flo
     """Seconds from nothing to the batch of `step`."""
     start = time.perf_counter()
     batches = train_batches(
-        source, config, seed=0, batch_size=batch_size, rows=np.arange(batch_size), start_step=step, num_steps=1
+        source, config, PAIR, seed=0, batch_size=batch_size, rows=np.arange(batch_size), start_step=step, num_steps=1
     )
     next(batches)
     return time.perf_counter() - start
@@ -77,7 +80,7 @@ def main() -> None:
         print(f"  ratio {statistics.median(seconds[steps[1]]) / statistics.median(seconds[0]):.3f}")
 
         batches = train_batches(
-            source, config, seed=0, batch_size=arguments.batch_size, rows=np.arange(arguments.batch_size)
+            source, config, PAIR, seed=0, batch_size=arguments.batch_size, rows=np.arange(arguments.batch_size)
         )
         print(f"{arguments.batches} batches: resident memory")
         for number, _ in zip(range(1, arguments.batches + 1), batches, strict=False):

@@ -15,6 +15,7 @@ The row "with views" makes the two views in the step, from images on the device;
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -27,7 +28,7 @@ import jax
 import numpy as np
 
 from bt_jax import config as config_lib
-from bt_jax.data.feed import DeviceFeed
+from bt_jax.data.feed import make_feed
 from bt_jax.data.sources.base import ArraySource
 from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.dispatch import make_program
@@ -59,8 +60,10 @@ class Ours:
         prepare = None
         if views:
             images = np.concatenate([batch[:, 0] for batch in batches])
-            feed = DeviceFeed(config, ArraySource("noise", images, np.zeros(len(images), np.int32)), mesh)
-            feed.together, prepare = together, feed.prepare
+            source = ArraySource("noise", images, np.zeros(len(images), np.int32))
+            lengths = Facts.of(source, batch_size=case.batch, epochs=100)
+            feed = make_feed(source, config.data, method.view_groups, mesh=mesh, seed=config.seed, facts=lengths)
+            feed, prepare = dataclasses.replace(feed, steps_per_dispatch=together), feed.prepare  # also on a CPU
             self.deliveries = [delivery for _, delivery in feed.batches(0, max(together, BATCHES))]
         else:
             self.deliveries = [mesh_lib.put_batch(mesh, case.batch, {"views": {"pair": batch}}) for batch in batches]
