@@ -1,5 +1,6 @@
 """bt_jax/export/encoder.py: an encoder taken from a run, without TensorFlow and without training code."""
 
+import json
 import pathlib
 import shutil
 import subprocess
@@ -128,6 +129,23 @@ def test_no_run(tmp_path):
         bt_jax.load_encoder(tmp_path / "tuned")
 
 
+def test_a_config_that_was_changed(tmp_path):
+    """config.json has no hash, but the checkpoint knows the config too: a digit of data.mean is noticed."""
+    config = small_config()
+    encoder = make_encoder("resnet18", width=4, small_images=True)
+    method = Supervised(encoder, LinearClassifier(3), Inputs(16), ViewSpec())
+    saved(epath.Path(tmp_path), method, config, run={"config": json.loads(config_lib.to_json(config))})
+    assert bt_jax.load_encoder(tmp_path).mean == (0.485, 0.456, 0.406)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace("0.485", "0.481"))
+    with pytest.raises(
+        bt_jax.UserError, match=r"config.json says data.mean=\(0.481, .* of step 5 was trained with \(0.485"
+    ):
+        bt_jax.load_encoder(tmp_path)
+    path.unlink()
+    assert bt_jax.load_encoder(tmp_path).mean == (0.485, 0.456, 0.406)
+
+
 def test_without_tensorflow(run, tmp_path):
     """In a process where TensorFlow and PyTorch cannot be imported, the run, its export, the safetensors and the portable
     program give the same features.
@@ -156,14 +174,14 @@ print(expected.shape)
     assert done.stdout.strip() == "(7, 32)"
 
 
-def saved(workdir, method, config, step=5):
+def saved(workdir, method, config, step=5, run=None):
     """A workdir with a checkpoint of a method's first state."""
     claim_workdir(config, workdir, write=True)
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     optimizer = optax.sgd(0.1, momentum=0.9)
     state = init_state(method, optimizer, 0, spec_of(method, 8), mesh)
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(step, state)
+    checkpoints.save(step, state, run=run)
     checkpoints.close()
     return state
 

@@ -186,6 +186,99 @@ def test_damaged_weights(folder, tmp_path):
         bt_jax.load_encoder(copy)
 
 
+def flipped(path, places):
+    """Writes the file with one bit flipped at each place in turn, and afterwards as it was."""
+    whole = pathlib.Path(path).read_bytes()
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        pathlib.Path(path).write_bytes(content)
+        yield place
+    pathlib.Path(path).write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.json"])
+def test_a_flipped_bit_in_what_describes_itself(weights, folder, tmp_path, name):
+    """In the header, the description or the weights: a sentence, or the very same encoder."""
+    copy = changed(folder, tmp_path)
+    path = copy / name
+    read = (lambda: bt_jax.export.encoder.read_weights(path)) if name != "encoder.json" else (lambda: read_folder(copy))
+    expected, size = read(), path.stat().length
+    places = [*np.random.default_rng(0).integers(0, min(size, 25000), 40).tolist(), size - 1, size // 2, size // 3]
+    refused = 0
+    for place in flipped(path, places):
+        try:
+            found = read()
+        except UserError as error:
+            refused += name in str(error) or "encoder" in str(error)
+            continue
+        assert {**vars(found), "variables": 0, "heads": 0} == {**vars(expected), "variables": 0, "heads": 0}, place
+        jax.tree.map(
+            np.testing.assert_array_equal, (found.variables, found.heads), (expected.variables, expected.heads)
+        )
+    assert refused > 30
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "projector.safetensors", "encoder.jax_export"])
+def test_a_flipped_bit_in_a_file_beside_the_weights(folder, tmp_path, name):
+    """The folder's description knows the hash of each; one that was removed is not missed."""
+    copy = changed(folder, tmp_path)
+    for _ in flipped(copy / name, [(copy / name).stat().length - 9]):
+        with pytest.raises(UserError, match=f"{name} has another sha256 than .*encoder.json says; it was changed or"):
+            read_folder(copy)
+        config = config_lib.default("export")
+        config.init_from = str(copy)
+        with pytest.raises(UserError, match=f"{name} has another sha256"):
+            export(config, str(tmp_path / "again"))
+    read_folder(copy)
+    (copy / name).unlink()
+    read_folder(copy)
+
+
+@pytest.mark.parametrize("name", ["encoder", "projector", "classifier"])
+def test_weights_of_each_network_are_held_against_their_hash(weights, folder, tmp_path, monkeypatch, name):
+    """Also where the store itself notices nothing: in the folder, and in the safetensors file."""
+    read_tree, read_tensors = export_folder._read_tree, export_folder.read_safetensors
+
+    def turned(tree):
+        leaves, structure = jax.tree.flatten(tree)
+        leaves[0] = (leaves[0].view(np.uint32) ^ 1).view(np.float32)
+        return jax.tree.unflatten(structure, leaves)
+
+    monkeypatch.setattr(
+        export_folder, "_read_tree", lambda path: (turned if path.name == name else lambda x: x)(read_tree(path))
+    )
+    with pytest.raises(UserError, match=f"the weights in .*/{name} have the sha256 .* export them again"):
+        read_folder(folder)
+    monkeypatch.undo()
+    if name == "projector":
+        return
+    tensor = {"encoder": "conv1.weight", "classifier": "fc.bias"}[name]
+
+    def other(path):
+        tensors, metadata = read_tensors(path)
+        return tensors | {tensor: turned(tensors[tensor])}, metadata
+
+    monkeypatch.setattr(export_folder, "read_safetensors", other)
+    with pytest.raises(UserError, match="the weights in .*encoder.safetensors have the sha256 .* export them again"):
+        bt_jax.load_encoder(folder / "encoder.safetensors")
+
+
+def test_exports_of_before(folder, tmp_path):
+    """Know only the hash of the encoder, and are read."""
+    copy = changed(folder, tmp_path)
+    description = json.loads((copy / "encoder.json").read_text())
+    older = {name: v for name, v in description.items() if name == "sha256" or not name.endswith("_sha256")}
+    assert len(older) == len(description) - 3
+    (copy / "encoder.json").write_text(json.dumps(older))
+    (copy / "encoder.jax_export").write_bytes(b"")
+    tensors, _ = export_folder.read_safetensors(copy / "encoder.safetensors")
+    for known in (older, {name: value for name, value in older.items() if name != "sha256"}):
+        export_folder.write_safetensors(copy / "encoder.safetensors", tensors, {"bt_jax": json.dumps(known)})
+        for place in (copy, copy / "encoder.safetensors"):
+            assert bt_jax.load_encoder(place).sha256 == description["sha256"]
+
+
 def test_without_flatbuffers(folder, tmp_path, monkeypatch):
     """What the program takes is said before anything is written."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
 from bt_jax.engine import checkpoint
@@ -182,7 +183,26 @@ def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
             f"{workdir} is the workdir of an evaluation ({config.task}), from which no encoder can be read; name {part}the run "
             f"that it judged, {config.init_from or 'none here'}."
         ) from None
+    if (told := checkpoint.config_text(workdir, step)) is not None:
+        _see_the_same(config, told, path, step)
     variables = networks.pop("encoder")
     return dataclasses.replace(
         weights, variables=variables, heads=networks, step=step, source=f"step {step} of {workdir}"
     )
+
+
+def _see_the_same(config: ConfigDict, told: str, path: epath.Path, step: int) -> None:
+    """Raises the sentence for a config.json, which has no hash, that differs from the checkpoint's on the encoder."""
+    try:
+        saved = config_lib.from_json(told)
+    except (ValueError, AttributeError, KeyError, TypeError):  # of another version; the weights are there all the same
+        return
+    fields = [f"model.{name}" for name in saved.model] + ["data.image_size", "data.mean", "data.std"]
+    for field in fields:
+        group, name = field.split(".")
+        found, expected = config.get(group).get(name), saved.get(group).get(name)
+        if found != expected:
+            raise UserError(
+                f"{path} says {field}={found!r}, but the checkpoint of step {step} was trained with {expected!r}; put it "
+                "right, or remove the file: the checkpoint knows the config too."
+            )

@@ -1,15 +1,16 @@
 """The export folder: an encoder to be used elsewhere, without the run that made it.
 
-    encoder.json            what the encoder is, where it comes from, and the sha256 of its weights; written last
+    encoder.json            what the encoder is, where it comes from, and the sha256 of all that the folder holds; written last
     encoder/                an Orbax checkpoint of {"params", "batch_stats"}; likewise each head, such as projector/
     encoder.safetensors     the same in torchvision's names, a classifier as fc.*; projector.safetensors in the official ones
     encoder.jax_export      a program with the weights in it: uint8 (b, S, S, 3) for any b -> float32 (b, F)
 
-Local or `gs://`.
+Local or `gs://`. What is read is held against its sha256. Exports of 3981ea2 and before know that of the encoder only.
 """
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import json
 import os
@@ -89,6 +90,7 @@ def write_folder(
         "weights_dtype": dtype,
         "sha256": sha256_of(_cast(kept["encoder"], "float32")),
         "heads": sorted(weights.heads),
+        "heads_sha256": {name: sha256_of(_cast(kept[name], "float32")) for name in sorted(weights.heads)},
         "projector": list(projector_sizes(kept["projector"])) if "projector" in in_torch else None,
         "classes": len(kept["classifier"]["params"]["linear"]["bias"]) if "classifier" in in_torch else None,
     }
@@ -112,6 +114,8 @@ def write_folder(
         for name, tree in kept.items():
             _see_the_same(folder / name, _read_tree(folder / name), tree)
         description["files"] = files
+        single = sorted(path for path in set(written) if path.is_file())
+        description = _sealed(description | {"files_sha256": {path.name: _sha256_of_file(path) for path in single}})
         write_whole(folder / "encoder.json", json.dumps(description, indent=2) + "\n")
     except Exception as error:
         _remove(folder, [path.name for path in written])
@@ -136,7 +140,8 @@ def read_folder(folder: epath.Path) -> EncoderWeights:
     """The weights in an export folder, float32 whatever they are kept in.
 
     Raises:
-      UserError: encoder.json is damaged or points out of the folder, weights are missing or not those that it names.
+      UserError: encoder.json is damaged or points out of the folder, weights are missing or not those that it names, or
+        another file of the export is not as it was written; one that was removed is not missed.
     """
     path = folder / "encoder.json"
     try:
@@ -157,11 +162,12 @@ def read_folder(folder: epath.Path) -> EncoderWeights:
     found = jax.tree.map(lambda x: (x.shape, x.dtype), trees["encoder"])
     if found != jax.tree.map(lambda x: (x.shape, x.dtype), shapes):
         raise UserError(f"{parts['encoder']} does not hold the variables of a {weights.arch} as {path} describes it.")
-    if (sha256 := sha256_of(trees["encoder"])) != description.get("sha256"):
-        raise UserError(
-            f"the weights in {parts['encoder']} have the sha256 {sha256[:12]}… and not {str(description.get('sha256'))[:12]}… "
-            f"as {path} says; they were changed or damaged: export them again."
-        )
+    _see_unchanged(trees, {"sha256": None} | description, path, parts)
+    for name, expected in _hashes(description, "files_sha256").items():
+        if (file := _inside(folder, name)).exists() and _sha256_of_file(file) != expected:
+            raise UserError(
+                f"{file} has another sha256 than {path} says; it was changed or damaged: export again, or remove the file."
+            )
     return _described(description, trees)
 
 
@@ -172,15 +178,63 @@ def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
       UserError: as `read_safetensors` and `weights_of_state_dict` do.
     """
     tensors, metadata = read_safetensors(path)
+    # By its content, as a flipped bit can be in the name `bt_jax` itself.
+    ours = {name: text for name, text in metadata.items() if name == "bt_jax" or '"config_hash": ' in str(text)}
     weights = weights_of_state_dict(tensors, str(path))
-    try:
-        described = _described(json.loads(metadata["bt_jax"]), {})
-    except (ValueError, TypeError, KeyError, AttributeError):  # no file of ours
+    if not ours:
         return weights
+    try:
+        description = json.loads(ours["bt_jax"])
+        described = _described(description, {})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} has a damaged description of itself ({first_line(error)}); export it again.") from None
     if (described.arch, described.width, described.small_images) != (weights.arch, weights.width, weights.small_images):
         raise UserError(f"{path} describes itself as a {described.arch}, and holds a {weights.arch}.")
     trees = {"encoder": weights.variables, **weights.heads}
-    return _described(json.loads(metadata["bt_jax"]), trees)
+    _see_unchanged(trees, description, path, dict.fromkeys(trees, path))
+    return _described(description, trees)
+
+
+def _see_unchanged(trees: dict[str, Tree], description: dict, path: epath.Path, parts: dict[str, epath.Path]) -> None:
+    """Raises the sentence for weights, or a description, whose hash is known and another.
+
+    Args:
+      trees: the float32 variables of the encoder and the heads that were read, each from its place in `parts`.
+      path: where the description stands.
+    """
+    known = {name: sha for name, sha in _hashes(description, "heads_sha256").items() if name in trees}
+    if "sha256" in description:
+        known["encoder"] = description["sha256"]
+    for name, expected in known.items():
+        if (sha256 := sha256_of(trees[name])) != expected:
+            raise UserError(
+                f"the weights in {parts[name]} have the sha256 {sha256[:12]}… and not {str(expected)[:12]}… "
+                f"as {path} says; they were changed or damaged: export them again."
+            )
+    if "description_sha256" in description and _sealed(description) != description:
+        raise UserError(
+            f"{path} describes an export, but was changed or damaged since it was written; export it again."
+        )
+
+
+def _hashes(description: dict, field: str) -> dict[str, str]:
+    found = description.get(field)  # exports of 3981ea2 and before have none
+    return found if isinstance(found, dict) else {}
+
+
+def _sealed(description: dict) -> dict:
+    """The description with a hash of all that it says."""
+    said = {name: value for name, value in description.items() if name != "description_sha256"}
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    return said | {"description_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _sha256_of_file(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def portable_program(weights: EncoderWeights, variables: Tree, platforms: Sequence[str]) -> bytes:
@@ -240,7 +294,7 @@ def _not_what_was_written(path: epath.Path) -> UserError:
 
 def _write_safetensors(folder: epath.Path, in_torch: dict[str, Any], dtype: str, description: dict) -> None:
     encoder = in_torch["encoder"] | in_torch.get("classifier", {})
-    written = {"encoder.safetensors": (encoder, {"bt_jax": json.dumps(description)})}
+    written = {"encoder.safetensors": (encoder, {"bt_jax": json.dumps(_sealed(description))})}
     if "projector" in in_torch:
         written["projector.safetensors"] = (in_torch["projector"], {})
     for name, (tensors, metadata) in written.items():
