@@ -97,6 +97,87 @@ def test_bad_images(run):
         encoder.features(np.zeros((1, 24, 24, 3), np.int64))
 
 
+class Tensor:
+    """What PyTorch's tensors offer to those who do not know them."""
+
+    def __init__(self, array, numpy=None):
+        self._array, self.shape, self.dtype, self.ndim = array, array.shape, f"torch.{array.dtype}", array.ndim
+        self._numpy = numpy
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def numpy(self):
+        if self._numpy:
+            raise self._numpy
+        return self._array
+
+
+@pytest.mark.parametrize("block", [-1, 0, 3.5, True, None, "8"])
+def test_a_block_that_is_no_number_of_images(run, block):
+    encoder = bt_jax.load_encoder(str(run[0]))
+    with pytest.raises(bt_jax.UserError, match=f"block is {block!r}; it must be a positive integer"):
+        encoder.features(np.zeros((5, 24, 24, 3), np.uint8), block=block)
+    assert encoder.features(np.zeros((5, 24, 24, 3), np.uint8), block=np.int64(2)).shape == (5, 32)
+
+
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (None, r"images is None; it must be an array \(N, H, W, 3\)"),
+        ([[1]], "images is list; it must be an array"),
+        (np.zeros((2, 0, 24, 3), np.uint8), r"images is \(2, 0, 24, 3\), without a pixel"),
+        (np.zeros((2, 3, 24, 24), np.uint8), r"with the channels second; they must be last: images.transpose\(0, 2, 3, 1\)"),
+        (Tensor(np.zeros((2, 3, 24, 24), np.uint8)), "with the channels second; .* permute in PyTorch"),
+        (np.zeros((2, 24, 24, 3), object), "images is object; it must be uint8"),
+        (
+            Tensor(np.zeros((2, 24, 24, 3)), TypeError("Got unsupported ScalarType BFloat16")),
+            r"Tensor that cannot become a NumPy array \(Got unsupported ScalarType BFloat16\); give uint8 or float32",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_images(run, images, sentence):
+    with pytest.raises(bt_jax.UserError, match=sentence):
+        bt_jax.load_encoder(str(run[0])).features(images)
+
+
+def test_images_of_other_kinds(run):
+    """Byte orders, precisions and libraries: the same features."""
+    encoder = bt_jax.load_encoder(str(run[0]))
+    images = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
+    floats = np.asarray(normalize(images))
+    expected = encoder.features(floats)
+    for given in (
+        floats.astype(">f4"),
+        floats.astype(">f8"),
+        floats.astype(np.longdouble),
+        Tensor(floats),
+        Tensor(images),
+    ):
+        np.testing.assert_allclose(encoder.features(given), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_floats_that_are_not_normalised(run):
+    """Are refused, unless they are said to be; what may be normalised is not."""
+    encoder = bt_jax.load_encoder(str(run[0]))
+    images = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
+    for given, sentence in (
+        (images / 255, r"float64 from 0 to 1, which looks like pixels of 0 to 1 .* as \(x - mean\) / std"),
+        (np.float32(images / 600), "pixels of 0 to 1 that are not normalised"),
+        (jnp.float32(images), r"float32 from 0 to 255, .* 0 to 255 that .* as \(x / 255 - mean\) / std"),
+        (images.astype(np.float16), "float16 from 0 to 255"),
+    ):
+        with pytest.raises(bt_jax.UserError, match=sentence):
+            encoder.features(given)
+        assert encoder.features(given, normalised=True).shape == (3, 32)
+    for given in (np.maximum(images, 128), np.zeros_like(images), np.full_like(images, 255)):  # bright, dark, white
+        floats = np.asarray(normalize(given))
+        np.testing.assert_allclose(encoder.features(floats), encoder.features(given), rtol=1e-4, atol=1e-5)
+    assert encoder.features(np.zeros((2, 24, 24, 3), np.float32)).shape == (2, 32), "of the mean's colour"
+
+
 def test_a_damaged_checkpoint_is_stepped_over(run, tmp_path):
     """With a warning, and nothing in the workdir is changed."""
 

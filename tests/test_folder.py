@@ -21,7 +21,7 @@ from bt_jax.export.folder import read_folder, write_folder
 from bt_jax.export.torch_weights import classifier_from_torch
 from bt_jax.export.weights import EncoderWeights, encoder_shapes, sha256_of
 from bt_jax.models import Projector
-from bt_jax.tasks.export import export
+from bt_jax.tasks.export import _in_torch, export
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +323,26 @@ def test_the_task(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         export(config, str(tmp_path / "file" / "x"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({}, "model = torchvision.models.resnet50(); model.fc = torch.nn.Identity(); model.load_state_dict("),
+        ({"classes": 7}, "model = torchvision.models.resnet50(num_classes=7); model.load_state_dict("),
+        (
+            {"small_images": True, "stem_stride": 2},
+            "model.conv1 = torch.nn.Conv2d(3, 64, 3, 2, 1, bias=False); model.maxpool = torch.nn.Identity(); model.load",
+        ),
+        ({"width": 16}, "torchvision's names, but none of its networks: theirs begin with 64 channels, this resnet50 with 16"),
+        ({"width": 16, "small_images": True}, "this resnet50 with 16, with a 3×3 stem"),
+    ],
+)  # fmt: skip
+def test_how_torchvision_takes_it(fields, line):
+    """The summary names a network of torchvision only where the tensors fit it."""
+    known = {"arch": "resnet50", "width": 64, "small_images": False, "stem_stride": 1, "classes": None, **fields}
+    found = _in_torch(known, epath.Path("out/encoder.safetensors"))
+    assert line in found and ("load_file('out/encoder.safetensors')" in found) == (known["width"] == 64)
 
 
 def test_a_name_that_looks_like_a_pattern(weights, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
 from bt_jax.engine import checkpoint
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, first_line
 from bt_jax.export.folder import read_exported_safetensors, read_folder
 from bt_jax.export.torch_files import read_torch
 from bt_jax.export.torch_weights import weights_of_state_dict
@@ -76,25 +77,42 @@ class Encoder:
         """Of all variables, in the order of their paths: the same weights have it wherever they are read from."""
         return sha256_of(self.variables)
 
-    def features(self, images: np.ndarray | jax.Array, *, block: int = 256) -> np.ndarray:
+    def features(self, images: Any, *, block: int = 256, normalised: bool = False) -> np.ndarray:
         """The features of images, by running statistics: those of an image do not depend on the others.
 
         Args:
-          images: (N, H, W, 3), N from 0 up: uint8, normalised here as in training, or floats that are already.
+          images: (N, H, W, 3), N from 0 up, of NumPy, JAX, PyTorch or TensorFlow: uint8, normalised here as in training, or
+            floats that are already, (x / 255 - mean) / std.
           block: how many go through the network at a time, over all local devices.
+          normalised: True takes any floats as normalised. Otherwise floats that look as if they are not are refused: all
+            from 0 to 1, or from 0 to far above what normalised pixels reach.
 
         Returns:
           (N, F) float32.
 
         Raises:
-          UserError: another shape or dtype.
+          UserError: another type, shape or dtype, floats that are not normalised, or a block that is no positive integer.
         """
-        if getattr(images, "ndim", None) != 4 or images.shape[-1] != 3:
-            raise UserError(f"images is {getattr(images, 'shape', type(images).__name__)}; it must be (N, H, W, 3).")
-        if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-            raise UserError(f"images is {images.dtype}; it must be uint8 (0 to 255), or normalised floats.")
-        block = -(-min(block, max(len(images), 1)) // self._mesh.size) * self._mesh.size
-        return np.concatenate([np.zeros((0, self.width), np.float32), *self._blocks(np.asarray(images), block)])
+        if isinstance(block, bool) or not isinstance(block, numbers.Integral) or block < 1:
+            raise UserError(f"block is {block!r}; it must be a positive integer, the images to take at a time.")
+        images = host_images(images)
+        if images.dtype != np.uint8 and not normalised:
+            self._see_normalised(images)
+        block = -(-min(int(block), max(len(images), 1)) // self._mesh.size) * self._mesh.size
+        return np.concatenate([np.zeros((0, self.width), np.float32), *self._blocks(images, block)])
+
+    def _see_normalised(self, images: np.ndarray) -> None:
+        """Raises the sentence for floats that plainly are pixels as they come: normalised ones are negative in places."""
+        low, high = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)
+        largest = max((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+        if low < 0 or low == high or not (high <= 1 or high > 2 * largest):
+            return
+        scale, to_do = ("1", "(x - mean) / std") if high <= 1 else ("255", "(x / 255 - mean) / std")
+        raise UserError(
+            f"images is {images.dtype} from {low:.3g} to {high:.3g}, which looks like pixels of 0 to {scale} that are not "
+            f"normalised; give them as uint8 of 0 to 255, or as {to_do} with the encoder's mean and std; "
+            "normalised=True takes them as they are."
+        )
 
     def _blocks(self, images: np.ndarray, block: int) -> Iterator[np.ndarray]:
         sharding = mesh_lib.over_batch(self._mesh)
@@ -102,6 +120,42 @@ class Encoder:
             part = images[start : start + block]
             padded = np.pad(part, ((0, block - len(part)), (0, 0), (0, 0), (0, 0)))  # one shape, one compilation
             yield np.asarray(self._encode(self._placed, jax.device_put(padded, sharding)))[: len(part)]
+
+
+def host_images(images: Any) -> np.ndarray:
+    """Images of any library as a NumPy array of the machine's byte order.
+
+    Raises:
+      UserError: they are no array (N, H, W, 3) with pixels, of uint8 or floats.
+    """
+    what = f"{type(images).__module__}.{type(images).__name__}".removeprefix("builtins.")
+    try:
+        if hasattr(images, "detach"):  # PyTorch
+            images = images.detach().cpu()
+        if callable(getattr(images, "numpy", None)):  # TensorFlow, too
+            images = images.numpy()
+    except Exception as error:  # of another library: bfloat16 has no NumPy type there, for example
+        raise UserError(
+            f"images is a {what} that cannot become a NumPy array ({first_line(error)}); give uint8 or float32."
+        ) from None
+    shape = getattr(images, "shape", None)
+    if not isinstance(shape, tuple) or not hasattr(images, "dtype"):
+        raise UserError(f"images is {'None' if images is None else what}; it must be an array (N, H, W, 3).")
+    if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
+        raise UserError(
+            f"images is {shape}, with the channels second; they must be last: images.transpose(0, 2, 3, 1), or "
+            "permute in PyTorch."
+        )
+    if len(shape) != 4 or shape[-1] != 3:
+        raise UserError(f"images is {shape}; it must be (N, H, W, 3).")
+    if 0 in shape[1:]:
+        raise UserError(f"images is {shape}, without a pixel; height and width must be at least 1.")
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images is {images.dtype}; it must be uint8 (0 to 255), or normalised floats.")
+    images = np.asarray(images)
+    if images.dtype.itemsize > 8:  # float128, which JAX does not know
+        return images.astype(np.float64)
+    return images.astype(images.dtype.newbyteorder("="), copy=False)
 
 
 def load_encoder(path: str) -> Encoder:

@@ -57,11 +57,26 @@ def _summary(description: dict[str, Any], folder: epath.Path) -> str:
         lines["heads"] = ", ".join(others)
     lines["to use"] = f"python -c \"import bt_jax; print(bt_jax.load_encoder('{folder}'))\""
     if "safetensors" in files:
-        lines["in torch"] = f"model.load_state_dict(safetensors.torch.load_file('{folder / files['safetensors']}'))"
+        lines["in torch"] = _in_torch(description, folder / files["safetensors"])
     elif is_import_path(description["arch"]):
-        lines["in torch"] = f"no file, as torchvision has no {description['arch']}"
+        lines["in torch"] = f"no file: PyTorch has no names for {description['arch']}"
     if "program" in files:
         lines["anywhere"] = (
             f"jax.export.deserialize(bytearray(open('{folder / files['program']}', 'rb').read())).call(images)"
         )
     return "\n".join(f"{title:<9} {value}" for title, value in lines.items())
+
+
+def _in_torch(description: dict[str, Any], path: epath.Path) -> str:
+    """How torchvision's network is made fit for the tensors and takes them; where it cannot be, that there is none."""
+    arch, width, classes = (description[name] for name in ("arch", "width", "classes"))
+    if width != 64:
+        stem = ", with a 3×3 stem" if description["small_images"] else ""
+        return f"torchvision's names, but none of its networks: theirs begin with 64 channels, this {arch} with {width}{stem}"
+    steps = [f"model = torchvision.models.{arch}({f'num_classes={classes}' if classes else ''})"]
+    if not classes:
+        steps.append("model.fc = torch.nn.Identity()")
+    if description["small_images"]:
+        steps.append(f"model.conv1 = torch.nn.Conv2d(3, 64, 3, {description['stem_stride']}, 1, bias=False)")
+        steps.append("model.maxpool = torch.nn.Identity()")
+    return "; ".join([*steps, f"model.load_state_dict(safetensors.torch.load_file('{path}'))"])
