@@ -1,5 +1,7 @@
 """bt_jax/data/sources/arrays.py: an .npz file, and what is said of one that cannot be used."""
 
+import zipfile
+
 import numpy as np
 import pytest
 from test_sources_base import images_of
@@ -28,12 +30,54 @@ def test_wrong_array_files(tmp_path):
     for name, sentence in {
         "none.npz": "there is no file '.*none.npz'; data.data_dir must name an .npz file",
         "half.npz": "half.npz holds x_train, other; it must hold x_train and y_train",
-        "one.npy": "one.npy cannot be read as an .npz file of arrays",
-        "text.npz": "text.npz cannot be read as an .npz file of arrays",
+        "": r"'.*' is a folder; data.data_dir must name an .npz file",
+        "one.npy": r"one.npy cannot be read as an .npz file of arrays: it holds a single array \(.npy\); write one with numpy.savez",
+        "text.npz": "text.npz cannot be read as an .npz file of arrays: it is no .npz file",
         "cut.npz": "cut.npz cannot be read as an .npz file of arrays",
     }.items():
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=sentence) as raised:
             array_source(str(tmp_path / name), "train")
+        assert "pickle" not in str(raised.value), "no advice to load what is unsafe"
+    np.savez(tmp_path / "val.npz", x_train=images_of(2), y_train=np.arange(2), x_val=images_of(2), y_val=np.arange(2))
+    with pytest.raises(UserError, match="must hold x_test and y_test, or set data.test_split to 'val'"):
+        array_source(str(tmp_path / "val.npz"), "test", "test")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64])
+def test_labels_of_any_integer_type(tmp_path, dtype):
+    """Keras and MedMNIST have unsigned ones."""
+    x, y = images_of(4), np.array([0, 3, 1, 2], dtype)
+    np.savez(tmp_path / "set.npz", x_train=x, y_train=y, x_test=x, y_test=y[::-1])
+    source = array_source(str(tmp_path / "set.npz"), "train")
+    assert source.labels.dtype == np.int32 and source.labels.tolist() == [0, 3, 1, 2]
+    assert source.class_names == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (np.array(["cat", "dog"]), r"the labels are <U3 \(2,\); they must be integers"),
+        (np.array(["cat", "dog"], object), r"y_train is an array of Python objects \(labels must be integers\)"),
+        (np.array([0, 10**9]), "a label is 1000000000, but there are 2 labels; number the classes from 0"),
+        (np.array([0, 2**64 - 1], np.uint64), f"a label is {2**64 - 1}, but there are 2"),
+    ],
+)
+def test_labels_that_are_no_classes(tmp_path, labels, sentence):
+    """At once, and in little memory."""
+    np.savez(tmp_path / "set.npz", x_train=images_of(2), y_train=labels)
+    with pytest.raises(UserError, match=sentence):
+        array_source(str(tmp_path / "set.npz"), "train")
+
+
+def test_a_header_that_is_larger_than_its_file(tmp_path):
+    """No room is made for a hundred terabytes that are not there."""
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive, archive.open("x_train.npy", "w") as member:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 224, 224, 3)}
+        np.lib.format.write_array_header_1_0(member, header)
+    with pytest.raises(
+        UserError, match=r"x_train.npy says it is uint8 \(1000000000, 224, 224, 3\), but holds \d+ bytes"
+    ):
+        array_source(str(tmp_path / "set.npz"), "train")
 
 
 @pytest.mark.parametrize(

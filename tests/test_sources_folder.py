@@ -73,6 +73,17 @@ def test_stray_files(tmp_path):
         FolderSource(str(tmp_path), "train")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="not on this system")
+def test_what_would_never_end_when_read(tmp_path):
+    """A pipe or a device, or a link to one, is no image; a link that leads nowhere is one that cannot be read."""
+    write_folder(tmp_path / "train", {"a": 2, "b": 1})
+    os.mkfifo(tmp_path / "train" / "a" / "pipe.png")
+    os.symlink("/dev/zero", tmp_path / "train" / "b" / "zeros.jpg")
+    os.symlink("/nowhere", tmp_path / "train" / "b" / "lost.jpg")
+    with pytest.raises(UserError, match=r"2 stray file\(s\) or folder\(s\) stand there: a/pipe.png, b/zeros.jpg;"):
+        FolderSource(str(tmp_path), "train")
+
+
 def test_a_folder_inside_a_class_is_stray(tmp_path):
     """As in root/train/train/<class>: its images would otherwise be left out without a word."""
     write_folder(tmp_path / "train" / "train", {"a": 2})
@@ -83,15 +94,21 @@ def test_a_folder_inside_a_class_is_stray(tmp_path):
 def test_missing_and_empty_folders(tmp_path):
     write_folder(tmp_path / "full" / "train", {"a": 2})
     (tmp_path / "full" / "val").mkdir()
+    (tmp_path / "file").write_text("")
     (tmp_path / "hollow" / "train" / "a").mkdir(parents=True)
     for root, split, sentence in [
         ("nowhere", "train", "no image folder .*nowhere/train .*nowhere does not exist"),
-        ("full", "test", r"no image folder .*full/test \(.*full holds train, val\)"),
+        (
+            "full",
+            "test",
+            r"no image folder .*full/test \(.*full holds train, val\).* each class, or set data.test_split to 'val'",
+        ),
+        ("file", "test", r"no image folder .*file/test \(.*file is a file\)"),
         ("full", "val", "val is empty; it must hold a folder of images for each class"),
         ("hollow", "train", r"1 class folder\(s\) in .* hold no images: a"),
     ]:
         with pytest.raises(UserError, match=sentence):
-            FolderSource(str(tmp_path / root), split)
+            FolderSource(str(tmp_path / root), split, use=split if split == "test" else "train")
     with pytest.raises(UserError, match="data.data_dir is empty"):
         FolderSource("", "train")
 

@@ -1,5 +1,6 @@
 """bt_jax/data/sources/tfds.py: sets as TFDS writes them, in memory, in records and in a row."""
 
+import json
 import shutil
 
 import numpy as np
@@ -103,6 +104,11 @@ def test_other_sets_are_read_as_streams(tfds_dir, name, fields):
         ("not a name", {}, "TFDS cannot make 'not a name'"),
         ("cifar10/fast", {}, "TFDS cannot make 'cifar10/fast'"),
         ("even_set", {"train_split": "trian"}, "even_set has no split 'trian'; it has train, test"),
+        (
+            "even_set",
+            {"train_split": "training"},
+            "has no split 'training'; it has train, test: set data.train_split to 'train'",
+        ),
         ("even_set", {"train_split": "train[12:]"}, "has no examples"),
         ("text_set", {}, "needs an 8-bit 'image' and a class 'label'"),
         ("parquet_set", {}, "stored as parquet; bt_jax reads array_record and tfrecord"),
@@ -134,6 +140,30 @@ def test_a_set_that_lost_its_files(tfds_dir, tmp_path):
     for file in (tmp_path / "even_set" / "1.0.0").glob("*tfrecord*"):
         file.unlink()
     with pytest.raises(UserError, match="even_set in .* cannot be read"):
+        make_source(tfds_config(tmp_path, "even_set"), "train")
+
+
+@pytest.mark.parametrize("name", ["even_set", "uneven_set", "record_set"])
+def test_counts_that_files_do_not_bear_out(tfds_dir, tmp_path, name):
+    """A million million examples in a file of a few kilobytes: refused before room is made for them."""
+    shutil.copytree(tfds_dir / name, tmp_path / name)
+    path = tmp_path / name / "1.0.0" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    for split in info["splits"]:
+        split["shardLengths"] = [str(10**12)]
+    path.write_text(json.dumps(info))
+    with pytest.raises(
+        UserError, match="holds .* bytes, which cannot be the 1000000000000 examples that dataset_info.json says"
+    ):
+        make_source(tfds_config(tmp_path, name), "train")
+
+
+def test_a_count_that_is_a_little_too_high(tfds_dir, tmp_path):
+    """No image is made up for the example that is missing."""
+    shutil.copytree(tfds_dir / "even_set", tmp_path / "even_set")
+    path = tmp_path / "even_set" / "1.0.0" / "dataset_info.json"
+    path.write_text(path.read_text().replace('"12"', '"13"'))
+    with pytest.raises(UserError, match="holds 12 examples of train, not the 13|cannot be read"):
         make_source(tfds_config(tmp_path, "even_set"), "train")
 
 

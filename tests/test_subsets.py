@@ -93,8 +93,8 @@ def test_listed(folder, tmp_path):
         UserError, match=r"2 of the 3 files that .*1percent.txt names are missing in .*: n02_9.png, n09_1.png"
     ):
         listed(folder, str(path))
-    path.write_text("n02_3.png\nn02_3.png\n")
-    with pytest.raises(UserError, match="names 1 file.* more than once: n02_3.png"):
+    path.write_text("n02_3.png\nn02/n02_3.png\n")
+    with pytest.raises(UserError, match="names 1 file.* more than once: n02/n02_3.png"):
         listed(folder, str(path))
     path.write_text("")
     with pytest.raises(UserError, match="is empty"):
@@ -103,6 +103,37 @@ def test_listed(folder, tmp_path):
         listed(folder, str(tmp_path / "nowhere.txt"))
     with pytest.raises(UserError, match="is no image folder.*imagenet2012_subset/1pct"):
         listed(Stream(folder), str(path))
+
+
+def test_listed_names_that_stand_in_two_classes(tmp_path):
+    """Refused, both named; with their classes they are told apart. Names may hold spaces."""
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for file in ("1.png", f"my {name}.png"):
+            Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / file)
+    source, path = FolderSource(str(tmp_path), "train"), tmp_path / "list.txt"
+    path.write_text("1.png\nmy dog.png\n")
+    with pytest.raises(
+        UserError, match="1 of the 2 files .* more than one class of .*: cat/1.png and dog/1.png; name them as"
+    ):
+        listed(source, str(path))
+    path.write_text("dog/1.png\n./cat/1.png\nmy dog.png\n")
+    np.testing.assert_array_equal(listed(source, str(path)), [0, 2, 3])
+    path.write_text("bird/1.png\n")
+    with pytest.raises(UserError, match="1 of the 1 files .* missing in .*: bird/1.png"):
+        listed(source, str(path))
+
+
+def test_labels_of_any_integer_type():
+    """As they come from files: numpy 2's unsigned numbers have no place for -1."""
+    for dtype in (np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int64):
+        labels = np.array([2, 0, 1, 1], dtype)
+        source = ArraySource("set", np.zeros((4, 4, 4, 3), np.uint8), labels)
+        assert source.labels.dtype == np.int32 and source.labels.tolist() == [2, 0, 1, 1] and source.num_classes == 3
+        check_labels(labels, source)
+        assert stratified(labels, 3, seed=0, per_class=1).shape == (3,)
+        with pytest.raises(UserError, match="run from 0 to 3"):
+            check_labels(np.array([0, 3], dtype), source)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,10 @@ def labels_of(source: Source) -> np.ndarray:
     if labels is not None:
         return labels
     if isinstance(source, StreamSource):
-        return np.fromiter((label for _, label in source.records(None, 0).as_numpy_iterator()), np.int32, len(source))
+        labels = np.fromiter((label for _, label in source.records(None, 0).as_numpy_iterator()), np.int32)
+        if len(labels) != len(source):
+            raise UserError(f"{source.name} holds {len(labels)} examples, not the {len(source)} that it says.")
+        return labels
     assert isinstance(source, IndexedSource)
     blocks = (np.arange(i, min(i + 4096, len(source))) for i in range(0, len(source), 4096))
     return np.concatenate([source.fetch(block)[1] for block in blocks])
@@ -77,16 +80,17 @@ def labels_of(source: Source) -> np.ndarray:
 
 def check_labels(labels: np.ndarray, source: Source, *, all_classes: bool = True) -> None:
     """Raises UserError if labels are outside the classes, or there are none, or (if `all_classes`) a class has no image."""
-    if len(labels) and labels.max() < 0:
-        raise UserError(f"{source.name} has no labels (all are {labels.max()}); name a labelled split.")
-    if len(labels) and (labels.min() < 0 or labels.max() >= source.num_classes):
+    lowest, highest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+    if highest < 0:
+        raise UserError(f"{source.name} has no labels (all are {highest}); name a labelled split.")
+    if lowest < 0 or highest >= source.num_classes:
         raise UserError(
-            f"the labels of {source.name} run from {labels.min()} to {labels.max()}; "
-            f"they must lie in 0 to {source.num_classes - 1}."
+            f"the labels of {source.name} run from {lowest} to {highest}; they must lie in 0 to {source.num_classes - 1}."
         )
     if not all_classes:
         return
-    absent = np.flatnonzero(np.bincount(labels, minlength=source.num_classes) == 0)
+    # Not as unsigned 64 bits, which bincount does not take.
+    absent = np.flatnonzero(np.bincount(labels.astype(np.int64), minlength=source.num_classes) == 0)
     if len(absent):
         names = some([source.class_names[i] for i in absent])
         raise UserError(
@@ -151,14 +155,14 @@ def stratified(
 
 
 def listed(source: Source, list_file: str) -> np.ndarray:
-    """The examples whose files a list names, a file name a line, as SimCLR's `1percent.txt` and `10percent.txt`.
+    """The examples whose files a list names, a line each: `name`, as SimCLR's `1percent.txt` and `10percent.txt`, or `class/name`.
 
     Returns:
       (m,) int64, rising.
 
     Raises:
       UserError: the list cannot be read or is empty, names a file twice, or names files that are not there (it says how
-        many are missing), or the source is no image folder.
+        many are missing) or, without their classes, stand in several; or the source is no image folder.
     """
     if not isinstance(source, FolderSource):
         raise UserError(
@@ -167,24 +171,34 @@ def listed(source: Source, list_file: str) -> np.ndarray:
         )
     path = epath.Path(list_file).expanduser()
     try:
-        names = path.read_text().split()
+        names = [line.strip().removeprefix("./") for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the list {path} cannot be read ({error}); finetune.list_file must name a text file."
         ) from None
     if not names:
         raise UserError(f"the list {path} is empty; it must name an image file a line.")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(f"the list {path} names {len(twice)} file(s) more than once: {some(twice)}; it must not.")
-    numbers = {os.path.basename(file): number for number, file in enumerate(source.paths)}
-    missing = [name for name in names if name not in numbers]
+    numbers = {"/".join(file.split("/")[-2:]): number for number, file in enumerate(source.paths)}
+    of_base: dict[str, list[str]] = {}  # class/name of each file name
+    for file in numbers:
+        of_base.setdefault(os.path.basename(file), []).append(file)
+    clash = [name for name in names if len(of_base.get(name, ())) > 1]
+    if clash:
+        raise UserError(
+            f"{len(clash)} of the {len(names)} files that {path} names stand in more than one class of {source.name}: "
+            f"{some([' and '.join(of_base[name]) for name in clash])}; name them as class/name."
+        )
+    files = [of_base.get(name, [name])[0] for name in names]
+    missing = [name for name, file in zip(names, files, strict=True) if file not in numbers]
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(names)} files that {path} names are missing in {source.name}: {some(missing)}; "
             "all of them must be there."
         )
-    return np.sort(np.array([numbers[name] for name in names], np.int64))
+    twice = [file for file, count in Counter(files).items() if count > 1]
+    if twice:
+        raise UserError(f"the list {path} names {len(twice)} file(s) more than once: {some(twice)}; it must not.")
+    return np.sort(np.array([numbers[file] for file in files], np.int64))
 
 
 def fingerprint(examples: np.ndarray) -> str:

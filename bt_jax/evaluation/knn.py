@@ -72,7 +72,7 @@ def knn_predict(
     for rows, similarity, index in found:
         # On the host, in float64: some accelerators sum scattered numbers in a varying order.
         weights = np.exp((similarity.astype(np.float64) - 1) / temperature)  # -1 keeps it from overflowing
-        cells = np.arange(len(rows))[:, None] * num_classes + np.asarray(train_labels)[index]
+        cells = np.arange(len(rows))[:, None] * num_classes + np.asarray(train_labels, np.int64)[index]
         for i, one in enumerate(ks):
             votes = np.bincount(cells[:, :one].ravel(), weights[:, :one].ravel(), len(rows) * num_classes)
             predicted[i, rows] = votes.reshape(len(rows), num_classes).argmax(axis=1)

@@ -1,35 +1,91 @@
 """Images in an .npz file of arrays."""
 
+import math
 import zipfile
 
 import numpy as np
 from etils import epath
 
-from bt_jax.data.sources.base import ArraySource, numbers_as_names
+from bt_jax.data.sources.base import ArraySource, numbers_as_names, other_split
 from bt_jax.errors import UserError, first_line
 
+_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
-def array_source(file: str, split: str) -> ArraySource:
+
+def array_source(file: str, split: str, use: str = "train") -> ArraySource:
     """The arrays `x_<split>` (N, H, W, 3) uint8 and `y_<split>` (N,) integers of a file, local or gs://.
 
+    Args:
+      use: of the split, "train" or "test", for messages.
+
     Raises:
-      UserError: the file does not exist, cannot be read, or lacks these arrays; arrays of another shape or type.
+      UserError: the file does not exist, cannot be read, or lacks these arrays; arrays of another shape or type; arrays that are
+        larger than the file says (nothing is read then); labels that cannot be classes numbered from 0.
     """
     path = epath.Path(file).expanduser()
     if not file or not path.is_file():
-        raise UserError(f"there is no file {str(path)!r}; data.data_dir must name an .npz file of arrays.")
+        found = f"{str(path)!r} is a folder" if file and path.is_dir() else f"there is no file {str(path)!r}"
+        raise UserError(f"{found}; data.data_dir must name an .npz file of arrays.")
     images, labels = f"x_{split}", f"y_{split}"
     try:
-        with path.open("rb") as opened, np.load(opened) as arrays:
-            missing = [name for name in (images, labels) if name not in arrays]
-            if not missing:
-                # Both splits have the same classes, though one may lack the last of them.
-                known = [numbers_as_names(arrays[name]) for name in arrays.files if name.startswith("y_")]
-                return ArraySource(f"{path}, {split}", arrays[images], arrays[labels], max(known, key=len))
-            found = ", ".join(arrays.files)
+        with path.open("rb") as opened:
+            _check_kind(path, opened.read(6))
+            opened.seek(0)
+            _check_sizes(path, opened)
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as arrays:
+                there = list(arrays.files)
+                if images in there and labels in there:
+                    own = {name: _read(path, arrays, name) for name in (images, labels)}
+                    # Both splits have the same classes, though one may lack the last of them.
+                    others = [_read(path, arrays, n) for n in there if n.startswith("y_") and n != labels]
+                    known = [part for part in (own[labels], *others) if np.issubdtype(part.dtype, np.integer)]
+                    name = f"{path}, {split}"
+                    return ArraySource(name, own[images], own[labels], numbers_as_names(str(path), *known))
     except UserError:
         raise
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        why = "images of mixed sizes make no array" if "Object arrays" in str(error) else first_line(error)
-        raise UserError(f"{path} cannot be read as an .npz file of arrays ({why}).") from None
-    raise UserError(f"{path} holds {found or 'no arrays'}; it must hold {images} and {labels}.")
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as an .npz file of arrays ({first_line(error)}).") from None
+    splits = [name[2:] for name in there if name.startswith("x_") and f"y_{name[2:]}" in there]
+    hint = other_split(split, splits, use)
+    found = ", ".join(there) or "no arrays"
+    raise UserError(f"{path} holds {found}; it must hold {images} and {labels}{hint and ', or ' + hint}.")
+
+
+def _check_kind(path: epath.Path, begin: bytes) -> None:
+    """Raises UserError for what is no .npz file, before numpy advises to load it as a pickle."""
+    if begin.startswith(b"PK"):
+        return
+    what = "holds a single array (.npy)" if begin == b"\x93NUMPY" else "is no .npz file of arrays"
+    raise UserError(
+        f"{path} cannot be read as an .npz file of arrays: it {what}; write one with "
+        "numpy.savez(FILE, x_train=…, y_train=…, x_test=…, y_test=…)."
+    )
+
+
+def _check_sizes(path: epath.Path, opened) -> None:
+    """Raises UserError if the header of an array speaks of more bytes than the file holds for it: numpy would make room."""
+    with zipfile.ZipFile(opened) as archive:
+        for part in archive.infolist():
+            if not part.filename.endswith(".npy"):
+                continue
+            with archive.open(part) as member:
+                reader = _READERS.get(np.lib.format.read_magic(member))
+                if reader is None:
+                    continue
+                shape, _, dtype = reader(member)
+            if not dtype.hasobject and math.prod(shape) * dtype.itemsize > part.file_size:
+                raise UserError(
+                    f"{path} cannot be read as an .npz file of arrays: {part.filename} says it is {dtype} {shape}, but holds "
+                    f"{part.file_size} bytes."
+                )
+
+
+def _read(path: epath.Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    try:
+        return arrays[name]
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        what = "images of mixed sizes make no array" if name.startswith("x_") else "labels must be integers"
+        raise UserError(f"{path}: {name} is an array of Python objects ({what}).") from None

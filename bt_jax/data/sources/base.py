@@ -6,13 +6,14 @@ An `IndexedSource` can be read anywhere: its `fetch` gives what it has of any ex
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from bt_jax.errors import UserError, some
 
+MOST_CLASSES = 2**16  # that labels may speak of, where there are fewer images: three times ImageNet-21k's
 _HASHED_BYTES = 2**28  # of an array, for a fingerprint: a fifth of a second
 
 
@@ -128,13 +129,13 @@ class ArraySource(IndexedSource):
                 f"they must be integers ({len(images)},), one an image."
             )
         if class_names is None:
-            class_names = numbers_as_names(labels)
-        if labels.max() < 0:
+            class_names = numbers_as_names(name, labels)
+        lowest, highest = int(labels.min()), int(labels.max())
+        if highest < 0:
             raise UserError(f"{name} has no labels (all are below 0); name a labelled split.")
-        if labels.min() < 0 or labels.max() >= len(class_names):
+        if lowest < 0 or highest >= len(class_names):
             raise UserError(
-                f"{name}: the labels run from {labels.min()} to {labels.max()}; "
-                f"they must lie in 0 to {len(class_names) - 1}."
+                f"{name}: the labels run from {lowest} to {highest}; they must lie in 0 to {len(class_names) - 1}."
             )
         super().__init__(name, len(images), tuple(class_names))
         self.images, self.labels = images, labels.astype(np.int32)
@@ -219,5 +220,31 @@ def import_tensorflow() -> Any:
     return tf
 
 
-def numbers_as_names(labels: np.ndarray) -> tuple[str, ...]:
-    return tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
+def numbers_as_names(name: str, *labels: np.ndarray) -> tuple[str, ...]:
+    """A class for each number from 0 to the highest label, of arrays of any integer type.
+
+    Args:
+      name: of the labels, for people.
+
+    Raises:
+      UserError: the highest is above all that classes numbered from 0 could be.
+    """
+    highest = max((int(part.max()) for part in labels if part.size), default=-1)
+    images = sum(part.size for part in labels)
+    if highest >= max(images, MOST_CLASSES):
+        raise UserError(
+            f"{name}: a label is {highest}, but there are {images} labels; number the classes from 0, without gaps."
+        )
+    return tuple(str(i) for i in range(highest + 1))
+
+
+def other_split(split: str, there: Iterable[str], use: str) -> str:
+    """For sentences that say that a split is not there: what to do where it has another usual name; else "".
+
+    Args:
+      there: the splits that there are.
+      use: of the split that is missing: "train" or "test", as in data.test_split.
+    """
+    usual = ("test", "val", "validation", "valid") if use == "test" else ("train", "training")
+    found = next((name for name in usual if name in set(there) - {split}), "")
+    return f"set data.{use}_split to {found!r}" if found else ""

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from bt_jax.data.order import evenly
-from bt_jax.data.sources.base import BytesCache, EncodedSource
+from bt_jax.data.sources.base import BytesCache, EncodedSource, other_split
 from bt_jax.errors import UserError, some
 
 _SIZED = 256  # files whose sizes go into the fingerprint: a millisecond, and a second over a slow network
@@ -23,21 +23,27 @@ class FolderSource(EncodedSource):
       labels: (N,) int32.
     """
 
-    def __init__(self, root: str, split: str, cache_bytes: int = 0):
+    def __init__(self, root: str, split: str, cache_bytes: int = 0, *, use: str = "train"):
         """Raises UserError if the folder or its classes are missing or empty, or other files stand among them.
 
         Args:
           cache_bytes: files up to so many bytes in all are kept in memory once read; 0: none are.
+          use: of the split, "train" or "test", for messages.
         """
         if not root:
             raise UserError("data.data_dir is empty; it must name the folder that holds <split>/<class>/<image files>.")
         top = epath.Path(root).expanduser()
         folder = top / split
         if not folder.is_dir():
-            here = [name for name, is_folder in listing(top) if is_folder] if top.is_dir() else None
-            found = f"{top} does not exist" if here is None else f"{top} holds {some(here) if here else 'no folders'}"
+            here = [name for name, is_folder in listing(top) if is_folder] if top.is_dir() else []
+            if top.is_dir():
+                found = f"{top} holds {some(here) if here else 'no folders'}"
+            else:
+                found = f"{top} is a file" if top.exists() else f"{top} does not exist"
+            hint = other_split(split, here, use)
             raise UserError(
-                f"there is no image folder {folder} ({found}); it must hold a folder of images for each class."
+                f"there is no image folder {folder} ({found}); it must hold a folder of images for each class"
+                f"{hint and ', or ' + hint}."
             )
         classes, counts, paths, empty, stray, hidden = [], [], [], [], [], 0
         for name, is_folder in listing(folder):
@@ -48,10 +54,10 @@ class FolderSource(EncodedSource):
                 stray.append(name)
                 continue
             files = []
-            for file, is_inner_folder in listing(folder / name):
+            for file, kind in _entries(folder / name):
                 if _is_hidden(file):
                     hidden += 1
-                elif is_inner_folder or not _is_image(file):
+                elif kind != "file" or not _is_image(file):
                     stray.append(f"{name}/{file}")
                 else:
                     files.append(os.path.join(str(folder), name, file))
@@ -121,8 +127,25 @@ def _is_image(name: str) -> bool:
 
 def listing(folder: epath.Path) -> list[tuple[str, bool]]:
     """(name, is it a folder) of all entries, in the order of their names."""
+    return [(name, kind == "folder") for name, kind in _entries(folder)]
+
+
+def _entries(folder: epath.Path) -> list[tuple[str, str]]:
+    """(name, kind) of all entries, in the order of their names: "file", "folder", or "special", which may never end when read."""
     if "://" not in str(folder):
         with os.scandir(folder) as entries:  # for a million files many times faster than asking each path
-            return sorted((entry.name, entry.is_dir()) for entry in entries)
+            return sorted((entry.name, _kind(entry)) for entry in entries)
     # A question for each entry would be a request each: what is named like an image is taken for a file.
-    return sorted((entry.name, not _is_image(entry.name) and entry.is_dir()) for entry in folder.iterdir())
+    return sorted(
+        (entry.name, "folder" if not _is_image(entry.name) and entry.is_dir() else "file") for entry in folder.iterdir()
+    )
+
+
+def _kind(entry: os.DirEntry) -> str:
+    if entry.is_file():
+        return "file"
+    if entry.is_dir():
+        return "folder"
+    return (
+        "special" if os.path.exists(entry.path) else "file"
+    )  # else a link that leads nowhere: a file that cannot be read

@@ -27,12 +27,12 @@ def make_source(config: ConfigDict, split: str) -> Source:
         images, labels = photograph_crops(split, size=crops.size, per_class=crops[f"{split}_per_class"])
         return ArraySource(f"crops of {len(PHOTOGRAPHS)} photographs, {split}", images, labels, tuple(PHOTOGRAPHS))
     if config.source == "folder":
-        return FolderSource(config.data_dir, name, config.cache_bytes)
+        return FolderSource(config.data_dir, name, config.cache_bytes, use=split)
     if config.source == "arrays":
-        return array_source(config.data_dir, name)
+        return array_source(config.data_dir, name, split)
     if config.source == "tfds":
         import_tensorflow()  # first, as TFDS would let it have the accelerators
         from bt_jax.data.sources.tfds import tfds_source
 
-        return tfds_source(config, name)
+        return tfds_source(config, name, split)
     raise UserError(f"data.source is {config.source!r}; it must be photographs, tfds, folder or arrays.")

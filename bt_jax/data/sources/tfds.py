@@ -15,10 +15,21 @@ from ml_collections import ConfigDict
 
 from bt_jax.data.decode import decode
 from bt_jax.data.order import single_seed
-from bt_jax.data.sources.base import ArraySource, BytesCache, EncodedSource, Source, StreamSource
+from bt_jax.data.sources.base import (
+    MOST_CLASSES,
+    ArraySource,
+    BytesCache,
+    EncodedSource,
+    Source,
+    StreamSource,
+    other_split,
+)
 from bt_jax.data.sources.folder import listing
 from bt_jax.data.tensorflow_import import tf
 from bt_jax.errors import UserError, first_line, some
+
+_INT32 = np.iinfo(np.int32)  # labels beyond it are clipped, so that they stay outside the classes
+_RECORD_BYTES = 16  # of a record without content, in both formats at least
 
 
 class RecordSource(EncodedSource):
@@ -43,8 +54,8 @@ class RecordSource(EncodedSource):
         records = self._cache.get(examples, self._reader.__getitems__)
         parts = [tf.train.Example.FromString(record).features.feature for record in records]
         images = [part["image"].bytes_list.value[0] for part in parts]
-        labels = [part["label"].int64_list.value[0] for part in parts]
-        return np.array(images, object), np.array(labels, np.int32)
+        labels = np.array([part["label"].int64_list.value[0] for part in parts], np.int64)
+        return np.array(images, object), np.clip(labels, _INT32.min, _INT32.max).astype(np.int32)
 
     def in_a_row(self) -> tf.data.Dataset:
         """(encoded image, label int32) of all examples in their order."""
@@ -108,11 +119,19 @@ def _encoded_stream(builder: Any, split: str, shuffle_seed: int | None) -> tf.da
             skip_prefetch=True,
         ),
     )
-    return dataset.map(lambda example: (example["image"], tf.cast(example["label"], tf.int32)))
+
+    def part(example):
+        label = tf.clip_by_value(tf.cast(example["label"], tf.int64), _INT32.min, _INT32.max)
+        return example["image"], tf.cast(label, tf.int32)
+
+    return dataset.map(part)
 
 
-def tfds_source(config: ConfigDict, split: str) -> Source:
+def tfds_source(config: ConfigDict, split: str, use: str = "train") -> Source:
     """The source that `config.data` names by TFDS: in memory if it fits there, else in records, else as a stream.
+
+    Args:
+      use: of the split, "train" or "test", for messages.
 
     Raises:
       UserError: it is not there, or not what bt_jax can use.
@@ -122,7 +141,10 @@ def tfds_source(config: ConfigDict, split: str) -> Source:
     try:
         count = info.splits[split].num_examples  # a slice like train[:10%] is a split too
     except (KeyError, ValueError):
-        raise UserError(f"TFDS {builder.name} has no split {split!r}; it has {', '.join(info.splits)}.") from None
+        hint = other_split(split, info.splits, use)
+        raise UserError(
+            f"TFDS {builder.name} has no split {split!r}; it has {', '.join(info.splits)}{hint and ': ' + hint}."
+        ) from None
     if count == 0:
         raise UserError(f"split {split!r} of TFDS {builder.name} has no examples; it has {', '.join(info.splits)}.")
     features = info.features
@@ -136,11 +158,37 @@ def tfds_source(config: ConfigDict, split: str) -> Source:
             f"TFDS {builder.name} in {builder.data_path} is stored as {stored}; bt_jax reads array_record and tfrecord: "
             "build it with --file_format=array_record."
         )
+    _check_counts(builder, split)
     shape = features["image"].shape
     records = RecordSource(builder, split, config.cache_bytes) if stored == "array_record" else None
     if None not in shape and count * shape[0] * shape[1] * 3 <= config.in_memory_bytes:
         return _in_memory(builder, split, count, records)
     return records or TfdsStream(builder, split)
+
+
+def _check_counts(builder: Any, split: str) -> None:
+    """Holds what dataset_info.json says against the files.
+
+    Raises:
+      UserError: it counts more examples than its files have room for, or more classes than a set can have.
+    """
+    info = builder.info
+    classes, images = info.features["label"].num_classes, info.splits.total_num_examples
+    if (classes or 0) > max(images, MOST_CLASSES):
+        raise UserError(
+            f"TFDS {builder.name} in {builder.data_path} says it has {classes} classes, of {images} images; mend its "
+            "features.json."
+        )
+    for file in info.splits[split].file_instructions:
+        path = epath.Path(file.filename)
+        if not path.exists():
+            continue  # its reader says that
+        size = path.stat().length
+        if file.examples_in_shard * _RECORD_BYTES > size:
+            raise UserError(
+                f"TFDS {builder.name}: {path} holds {size} bytes, which cannot be the {file.examples_in_shard} examples that "
+                "dataset_info.json says; fetch or build the set again."
+            )
 
 
 def prepared_builder(config: ConfigDict) -> Any:
@@ -211,4 +259,9 @@ def _in_memory(builder: Any, split: str, count: int, records: RecordSource | Non
             start = stop
     except (tf.errors.OpError, ValueError) as error:
         raise UserError(f"TFDS {builder.name} in {builder.data_path} cannot be read ({first_line(error)}).") from None
+    if start != count:
+        raise UserError(
+            f"TFDS {builder.name} in {builder.data_path} holds {start} examples of {split}, not the {count} that "
+            "dataset_info.json says; fetch or build the set again."
+        )
     return ArraySource(f"TFDS {builder.name}, {split}", images, labels, tuple(builder.info.features["label"].names))
