@@ -93,11 +93,29 @@ def mesh_of(count):
     return jax.make_mesh((count,), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:count])
 
 
-def feed_of(source, config, devices=8, *, groups=CROP_PAIR, batch_size=BATCH, **how):
+# How a feed comes about: where views are made, and bytes of a device's memory for the set.
+KINDS = {
+    "host": {"views": "host"},
+    "canvas": {"views": "device", "device_bytes": 1},
+    "resident": {"views": "device"},
+}
+
+
+def feed_of(source, config, devices=8, *, groups=CROP_PAIR, batch_size=BATCH, mesh=None, **how):
     facts = Facts.of(source, batch_size=batch_size, epochs=10)
-    return make_feed(source, config, groups, mesh=mesh_of(devices), seed=3, facts=facts, **how)
+    return make_feed(source, config, groups, mesh=mesh or mesh_of(devices), seed=3, facts=facts, **how)
 
 
 def made(feed, start, total):
     """The batches of these steps, on the host."""
     return [jax.device_get(batch) for batch in ready_batches(feed, start, total)]
+
+
+def rows_of_each_kind(mesh):
+    """This process's rows of step 1 by each kind of feed, views of two sizes, flattened by name."""
+    rows = {}
+    for kind, fields in KINDS.items():
+        feed = feed_of(noise(), data_config(image_size=16, **fields), groups=TWO_SIZES, mesh=mesh)
+        batch = mesh_lib.local_rows(next(ready_batches(feed, 1, 2)))
+        rows |= {f"{kind} {name}": array for name, array in flat(batch).items()}
+    return rows

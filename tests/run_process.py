@@ -7,6 +7,7 @@ import time
 
 import jax
 import numpy as np
+from batches import rows_of_each_kind
 from etils import epath
 from recipes import SIZES, five_steps, small_method, small_optimizer, spec_of, three_steps_of_two_sizes
 
@@ -38,13 +39,14 @@ def pretrain(changes, workdir):
 
 
 def steps(changes, workdir):
-    """Five steps; the same state as one process saved it; checkpoints of a split state, one of them damaged; then
+    """A batch by each kind of feed; five steps; the same state as one process saved it; checkpoints of a split state, one of them damaged; then
     collectives until it is killed.
     """
     folder = pathlib.Path(workdir)
     config = quickstart_of(changes)
     with processes.joined(config, workdir):
         mesh = mesh_lib.make_mesh(config.mesh)
+        np.savez(folder / f"rows_{jax.process_index()}.npz", **rows_of_each_kind(mesh))
         state, losses = five_steps(mesh)
         two_sizes, of_two_sizes = three_steps_of_two_sizes(mesh)
         params = jax.device_get(state.params)

@@ -1,8 +1,11 @@
 """bt_jax/data/bad_images.py: what does not decode is found and stood in for, and a batch stays a function of (seed, step)."""
 
 import io
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -75,6 +78,28 @@ def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match=str(bad)):
         evaluate(source, batch_size=4)
+
+
+def test_no_traceback_is_shown_for_a_bad_image(tmp_path):
+    """TensorFlow would print one for each on standard error, of an image that goes through Pillow Python's too."""
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / f"{i}.png")
+    (folder / "1.png").write_bytes(b"no image")
+    program = f"""
+import numpy as np
+from bt_jax.config import default
+from bt_jax.data.eval_batches import eval_batches
+from bt_jax.data.sources.folder import FolderSource
+config = default().data
+config.update(image_size=8, eval_resize=0, max_bad_fraction=0.5)
+(batch,) = eval_batches(FolderSource({str(tmp_path)!r}, "train"), config, batch_size=4, rows=np.arange(4))
+print(batch["mask"].sum())
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    assert (done.stdout.strip(), done.stderr) == ("3", "")
 
 
 def store_with_bad_images(root, bad, files=2):

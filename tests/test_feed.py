@@ -10,6 +10,7 @@ import pytest
 from batches import (
     BATCH,
     CROP_PAIR,
+    KINDS,
     WITH_JIGSAW,
     N,
     data_config,
@@ -35,19 +36,13 @@ from bt_jax.errors import UserError
 from bt_jax.facts import Facts
 from bt_jax.runtime import mesh as mesh_lib
 
-# How a feed comes about: the class, where views are made, bytes of a device's memory for the set.
-KINDS = {
-    "host": (HostFeed, {"views": "host"}),
-    "canvas": (CanvasFeed, {"views": "device", "device_bytes": 1}),
-    "resident": (ResidentFeed, {"views": "device"}),
-}
+CLASSES = {"host": HostFeed, "canvas": CanvasFeed, "resident": ResidentFeed}
 
 
 def feed_of_kind(kind, source, devices=8, steps_per_dispatch=1, **settings):
-    cls, fields = KINDS[kind]
     groups = settings.pop("groups", CROP_PAIR)
-    feed = feed_of(source, data_config(image_size=16, **fields, **settings), devices, groups=groups)
-    assert type(feed) is cls and (feed.prepare is None) == (feed.words == "") == (kind == "host")
+    feed = feed_of(source, data_config(image_size=16, **KINDS[kind], **settings), devices, groups=groups)
+    assert type(feed) is CLASSES[kind] and (feed.prepare is None) == (feed.words == "") == (kind == "host")
     if steps_per_dispatch > 1:  # on a CPU it would be one
         feed = dataclasses.replace(feed, steps_per_dispatch=steps_per_dispatch)
     return feed
@@ -182,7 +177,7 @@ def test_labels_that_are_no_classes(tfds_dir, kind):
     """Of records they are known only as they come; who does not look at labels does not mind."""
     source = stream(tfds_dir)
     source.class_names = source.class_names[:30]
-    config = data_config(image_size=16, **{**KINDS[kind][1], "device_bytes": 10**6 if kind == "resident" else 0})
+    config = data_config(image_size=16, **{**KINDS[kind], "device_bytes": 10**6 if kind == "resident" else 0})
     assert len(made(feed_of(source, config), 0, 2)) == 2
     with pytest.raises(UserError, match="the labels of TFDS numbers_set, train run from .* lie in 0 to 29"):
         made(feed_of(source, config, labelled=True), 0, 2)

@@ -40,6 +40,9 @@ def _without_chatter() -> Iterator[None]:
 
 # Its oneDNN kernels round differently from machine to machine and are no faster on small images.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# Its warnings hold a traceback for each image that does not decode; the run names such images itself.
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets it to 1 where it is not set
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 with _without_chatter():
     import tensorflow as tf
 
