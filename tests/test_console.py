@@ -103,6 +103,22 @@ def test_a_log_with_room_again(monkeypatch):
     console.say("none")
 
 
+def test_below_a_bar(capfd):
+    """A bar leaves its line open; one that was cleared, or a line that ended, does not."""
+    terminal = console.Terminal()
+    for shown, expected in (
+        ("\r 50 %", "\r 50 %\nwords\n"),
+        ("\r 50 %\r   \r", "\r 50 %\r   \rwords\n"),
+        ("a\n", "a\nwords\n"),
+    ):
+        for print_words in (console.warn, console.warn_from_handler):
+            terminal.write(shown)
+            print_words("words")
+            assert capfd.readouterr().err == expected
+    console.warn("words")
+    assert capfd.readouterr().err == "words\n"
+
+
 def test_words_of_a_signal_handler(capfd):
     console.warn_from_handler("stopping — at once\udcff")
     assert capfd.readouterr().err == "stopping \\u2014 at once\\udcff\n"

@@ -23,8 +23,10 @@ def from_json(text: str) -> ConfigDict:
     """
     try:
         found = _with_tuples(json.loads(text))
-        if not isinstance(found, dict) or not isinstance(found.get("task"), str):
-            raise ValueError("it names no task")
+        if not isinstance(found, dict):
+            raise ValueError("it is not a JSON object")
+        if not isinstance(found.get("task"), str):
+            raise ValueError("it has no task")
         config = ConfigDict(found)
         fields = flatten(config)
         if not is_old(fields):

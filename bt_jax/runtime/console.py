@@ -57,14 +57,20 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Prints lines on standard error."""
-    _write("stderr", printable(text) + "\n")
+    """Prints lines on standard error, below a progress bar that is shown there."""
+    _write("stderr", f"{_below_the_bar()}{printable(text)}\n")
 
 
 def warn_from_handler(text: str) -> None:
     """Like `warn`, for signal handlers: they may interrupt a write to the stream."""
     with contextlib.suppress(OSError):
-        os.write(2, f"{printable(text)}\n".encode("ascii", "backslashreplace"))
+        os.write(2, f"{_below_the_bar()}{printable(text)}\n".encode("ascii", "backslashreplace"))
+
+
+def _below_the_bar() -> str:
+    """What ends the bar's line, which tqdm leaves open."""
+    open_line, Terminal.open_line = Terminal.open_line, False
+    return "\n" * open_line
 
 
 def printable(text: str) -> str:
@@ -78,11 +84,18 @@ def flush() -> None:
 
 
 class Terminal:
-    """Standard error as a file for tqdm, without errors."""
+    """Standard error as a file for tqdm, without errors.
+
+    Attributes:
+      open_line: whether what was written last stands on the terminal's last line.
+    """
+
+    open_line = False
 
     encoding = property(lambda _: getattr(sys.stderr, "encoding", None))
 
     def write(self, text: str) -> None:
+        Terminal.open_line = bool(text) and text[-1] not in "\r\n"
         _write("stderr", text)
 
     def flush(self) -> None:
@@ -120,7 +133,7 @@ def _failed(name: str, error: Exception) -> None:
     atexit.register(_drop_what_is_left)
     other = next(n for n in _NAMES if n != name)
     why = getattr(error, "strerror", None) or str(error)
-    _write(other, f"note: {_NAMES[name]} cannot be written ({why}); the run continues without it\n")
+    _write(other, f"{_below_the_bar()}note: {_NAMES[name]} cannot be written ({why}); the run continues without it\n")
 
 
 def _drop(name: str) -> None:

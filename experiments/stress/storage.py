@@ -7,7 +7,6 @@ Needs root, on Linux, to mount disks of a few MB (tmpfs). The clock is Python's,
 """
 
 import argparse
-import contextlib
 import datetime
 import itertools
 import json
@@ -21,25 +20,10 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from common import disk, tell
 from small_runs import EPOCHS, STEPS_AN_EPOCH, Run, final, newest, prepare
 
 TOTAL = STEPS_AN_EPOCH * EPOCHS
-
-
-@contextlib.contextmanager
-def disk(path: pathlib.Path, size: str):
-    shutil.rmtree(path, ignore_errors=True)  # from an earlier command
-    path.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", path], check=False)
-
-
-def tell(case: str, right: bool, text: str) -> bool:
-    print(f"{'right' if right else 'WRONG'}  {case}: {text}", flush=True)
-    return right
 
 
 def full_disk(folder: pathlib.Path) -> bool:
