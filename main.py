@@ -17,10 +17,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bt_jax import config as config_lib
+from bt_jax import console
 from bt_jax.config import fields_page
 from bt_jax.config.command_line import ConfigFileParser
 from bt_jax.errors import UserError
-from bt_jax.runtime import console
 
 QUICKSTART = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
 

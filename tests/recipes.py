@@ -1,6 +1,7 @@
 """What several tests share: parameters by the recipe of tests/golden/README.md, and small methods."""
 
 import dataclasses
+import errno
 import zlib
 
 import jax
@@ -147,3 +148,15 @@ def evaluation_of(config, task):
     if task != "knn":
         derived.batch_size, derived.epochs = config.batch_size, config.epochs
     return derived
+
+
+def no_room_for(monkeypatch, module, name):
+    """The disk turns out to be full when `module` writes a file whose name begins with `name`."""
+    write = module.write_whole
+
+    def write_whole(path, text):
+        if path.name.startswith(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(module, "write_whole", write_whole)

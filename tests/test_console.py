@@ -1,4 +1,4 @@
-"""bt_jax/runtime/console.py: what cannot be printed ends nothing."""
+"""bt_jax/console.py: what cannot be printed ends nothing."""
 
 import errno
 import io
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from bt_jax.runtime import console
+from bt_jax import console
 
 # The module by itself: it imports nothing of the package, and a process that has no JAX to import starts at once.
 FOLDER = pathlib.Path(console.__file__).parent

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bt_jax import config as config_lib
 from bt_jax.engine.notes import RunNotes, check_data, data_position
 from bt_jax.errors import UserError
 from bt_jax.facts import Facts
@@ -15,7 +16,7 @@ def test_there_and_back():
     """All of it survives JSON; the time and the versions are added."""
     notes = RunNotes(
         config={"seed": 3},
-        data=data_position(4, FACTS),
+        data=data_position(4, FACTS, "ab"),
         looked=False,
         history=({"step": 1, "loss": 2.5},),
         seconds=7.25,
@@ -33,9 +34,37 @@ def test_of_version_0_1_0():
 
 
 def test_the_place_in_the_data():
-    assert data_position(4, FACTS) == {"images": 24, "steps_per_epoch": 3, "epoch": 1, "batch": 1}
-    check_data(data_position(4, FACTS), 4, FACTS)
-    check_data({}, 4, FACTS)  # a checkpoint that does not tell
+    place = {"images": 24, "steps_per_epoch": 3, "epoch": 1, "batch": 1}
+    assert data_position(4, FACTS, "ab") == place | {"fingerprint": "ab"}
+    check_data(data_position(4, FACTS, "ab"), 4, FACTS, "ab")
+    check_data({}, 4, FACTS, "ab")  # a checkpoint that does not tell
+    check_data(place, 4, FACTS, "ab")  # of a version that had no fingerprints
     fewer = Facts(num_examples=20, num_classes=2, batch_size=8, epochs=2)
     with pytest.raises(UserError, match=r"checkpoint 4 was saved \(images was 24 and is now 20; steps_per_epoch was 3"):
-        check_data(data_position(4, FACTS), 4, fewer)
+        check_data(data_position(4, FACTS, "ab"), 4, fewer, "ab")
+    with pytest.raises(UserError, match="the fingerprint of its files, labels or pixels was ab and is now cd"):
+        check_data(data_position(4, FACTS, "ab"), 4, FACTS, "cd")
+
+
+@pytest.mark.parametrize("odd", [None, 3, "x", [], [1], {}])
+def test_odd_notes(odd):
+    """What is damaged counts as not there."""
+    for name in RunNotes().to_json():
+        notes = RunNotes.from_json({name: odd})
+        assert notes.history == () and isinstance(notes.config, dict) and notes.looked is True
+
+
+def test_the_config_in_the_notes(tmp_path):
+    """Is what the run goes on with, also where config.json is lost; free fields may differ."""
+    config = config_lib.default()
+    notes = RunNotes.from_json(json.loads(json.dumps(RunNotes(config=config.to_dict()).to_json())))
+    config.log.every_steps = 7
+    notes.check_config(config.to_dict(), tmp_path)
+    RunNotes().check_config(config.to_dict(), tmp_path)
+    config.barlow_twins.lambd = 0.1
+    with pytest.raises(
+        UserError, match="holds a run with another config .barlow_twins.lambd was 0.0051 and is now 0.1"
+    ):
+        notes.check_config(config.to_dict(), tmp_path)
+    with pytest.raises(UserError, match="does not hold the config of a run .it has no task"):
+        RunNotes(config={"seed": 3}).check_config(config.to_dict(), tmp_path)

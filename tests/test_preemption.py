@@ -40,7 +40,7 @@ def test_a_second_ctrl_c(capfd):
         os.kill(os.getpid(), signal.SIGINT)
         assert preemption.reached(1) and preemption.signal == "SIGTERM"
         assert capfd.readouterr().err == (
-            "Ctrl-C: the run saves after this step and stops; a second Ctrl-C ends it at once\n"
+            "Ctrl-C: stopping once what is done is saved; a second Ctrl-C ends it at once\n"
         )
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

@@ -21,7 +21,9 @@ def config():
 def test_one_task_at_a_time(config, tmp_path):
     """An evaluation's workdir is locked and its config kept, as a run's is; when it has ended another may come."""
     workdir = epath.Path(tmp_path) / "out"
-    with session(config, workdir):
+    with session(config, workdir) as held:
+        assert not (workdir / "config.json").exists(), "something may still speak against the task"
+        held.claim()
         assert config_lib.from_json((workdir / "config.json").read_text()).to_dict() == config.to_dict()
         with pytest.raises(UserError, match="another run is using"), session(config, workdir):
             pass
@@ -30,8 +32,8 @@ def test_one_task_at_a_time(config, tmp_path):
 
 
 def test_another_config(config, tmp_path):
-    with session(config, epath.Path(tmp_path)):
-        pass
+    with session(config, epath.Path(tmp_path)) as held:
+        held.do(lambda: None, "the kNN search")
     config.knn.temperature = 0.5
     with (
         pytest.raises(UserError, match=r"knn.temperature was 0.1 and is now 0.5"),

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from recipes import evaluation_of
+from recipes import evaluation_of, no_room_for
 
 from bt_jax import config as config_lib
 from bt_jax.data.sources.make import make_source
 from bt_jax.errors import UserError
+from bt_jax.evaluation import results
 from bt_jax.tasks.finetune import finetune, labelled_part
 
 
@@ -86,3 +87,15 @@ def test_bad_config(config, changes, sentence):
 def test_from_scratch_needs_no_encoder(config):
     config.init_from, config.finetune.from_scratch = "", True
     config_lib.check(config)
+
+
+def test_a_full_disk(config, tmp_path, monkeypatch, capsys):
+    """The numbers are printed before the file fails, and a sentence says so."""
+    config.epochs = 1
+    no_room_for(monkeypatch, results, "finetune.json")
+    with pytest.raises(
+        UserError,
+        match=r"finetune.json cannot be written \(No space left on device\), so the numbers are only in the output above",
+    ):
+        finetune(config, str(tmp_path / "run"))
+    assert "top-1, final" in capsys.readouterr().out

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from recipes import evaluation_of
+from recipes import evaluation_of, no_room_for
 from sklearn.neighbors import KNeighborsClassifier
 
 import bt_jax
 from bt_jax.errors import UserError
+from bt_jax.evaluation import results
 from bt_jax.evaluation.health import rankme
 from bt_jax.tasks.knn import knn
 
@@ -41,3 +42,16 @@ def test_against_scikit_learn_on_real_features(judged, tmp_path, capsys):
     with pytest.raises(UserError, match="knn.k has 61, but must be at most 60"):
         knn(config, str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_full_disk(judged, tmp_path, monkeypatch, capsys):
+    """The numbers are printed before the file fails, and a sentence says so."""
+    config = evaluation_of(judged[1], "knn")
+    config.knn.k = (1,)
+    no_room_for(monkeypatch, results, "knn.json")
+    with pytest.raises(
+        UserError,
+        match=r"knn.json cannot be written \(No space left on device\), so the numbers are only in the output above",
+    ):
+        knn(config, str(tmp_path / "run"))
+    assert "kNN top-1" in capsys.readouterr().out

@@ -3,12 +3,13 @@
 import json
 
 import pytest
-from recipes import evaluation_of
+from recipes import evaluation_of, no_room_for
 
 import bt_jax
 from bt_jax import config as config_lib
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.errors import UserError
+from bt_jax.evaluation import results
 from bt_jax.tasks.linear import linear
 
 
@@ -97,3 +98,15 @@ def test_weights_that_are_not_finite(config, tmp_path, monkeypatch):
         UserError, match=r"features of image 0 of .*train are not finite, first in layer layer2_0/conv2"
     ):
         linear(config, str(tmp_path / "run"))
+
+
+def test_a_full_disk(config, tmp_path, monkeypatch, capsys):
+    """The numbers are printed before the file fails, and a sentence says so."""
+    config.linear.cached = True
+    no_room_for(monkeypatch, results, "linear.json")
+    with pytest.raises(
+        UserError,
+        match=r"linear.json cannot be written \(No space left on device\), so the numbers are only in the output above",
+    ):
+        linear(config, str(tmp_path / "run"))
+    assert "top-1, final" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import sys
 
 import jax
 import pytest
-from recipes import small_method
+from recipes import no_room_for, small_method
 
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
@@ -188,3 +188,16 @@ def test_more_than_fits_is_said_by_libtpu(tmp_path):
     printed, result = plan_by_libtpu(tmp_path, batch_size=2**16, **large, **{"pod.images": 2**16})
     assert result["fits"] is False and "exceeds available HBM" in result["why"]
     assert "does not fit: " in printed
+
+
+def test_a_full_disk(planned, tmp_path, monkeypatch, capsys):
+    """The numbers are printed before the file fails, and a sentence says so."""
+    monkeypatch.setattr(pod_plan, "devices_of", lambda topology: jax.devices())
+    monkeypatch.setattr(pod_plan, "make_plan", lambda *_: planned[2])
+    no_room_for(monkeypatch, pod_plan, "pod_plan")
+    with pytest.raises(
+        UserError,
+        match=r"pod_plan_v5e_2x4.json cannot be written \(No space left on device\), so the plan is only in the output above",
+    ):
+        pod_plan.pod_plan(small_config(), str(tmp_path))
+    assert "a step" in capsys.readouterr().out

@@ -18,7 +18,8 @@ from PIL import Image
 from recipes import small_method
 
 from bt_jax import config as config_lib
-from bt_jax.engine import loop, run
+from bt_jax.data.sources.make import make_source
+from bt_jax.engine import checkpoint, loop, run
 from bt_jax.engine.checkpoint import Checkpoints, config_text
 from bt_jax.errors import Preempted, UserError
 from bt_jax.export import init_from
@@ -334,7 +335,9 @@ def test_what_a_checkpoint_tells(small_run, tmp_path):
     task.pretrain(small_run, str(workdir))
     lines = records(workdir)
     notes = json.loads((workdir / "checkpoints" / "4" / "run" / "metadata").read_text())
+    fingerprint = notes["data"].pop("fingerprint")
     assert notes["data"] == {"images": 24, "steps_per_epoch": 3, "epoch": 1, "batch": 1} and notes["watched"] is True
+    assert fingerprint == make_source(small_run.data, "train").fingerprint
     assert notes["history"] == [line for line in lines if line["step"] <= 4]
     assert notes["config"]["batch_size"] == 8 and notes["seconds"] > 0
     score = json.loads((workdir / "checkpoints" / "6" / "score" / "metadata").read_text())["score"]
@@ -413,3 +416,68 @@ def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
         UserError, match=r"init_from is 'elsewhere', a resnet18 of width 4, which does not fit .* and \d+ more"
     ):
         fresh()
+
+
+def test_names_that_look_like_patterns(small_run, tmp_path, monkeypatch, capsys):
+    """A run in such a folder ends, and is found again; a folder that no library finds again gets a sentence at once."""
+    small_run.epochs, small_run.monitor.every_epochs, small_run.optimizer.warmup_epochs = 1, 0, 0
+    (tmp_path / "[a]").mkdir()
+    monkeypatch.chdir(tmp_path / "[a]")
+    task.pretrain(small_run, "lr=[0.1]")
+    task.pretrain(small_run, str(tmp_path / "[a]" / "lr=[0.1]"))
+    assert "this run has finished all its 3 steps" in capsys.readouterr().out
+    with pytest.raises(UserError, match="tensorstore, the library that writes arrays, takes for a /"):
+        task.pretrain(small_run, "a\\b")
+    assert [path.name for path in (tmp_path / "[a]").iterdir()] == ["lr=[0.1]"]
+
+
+def test_a_last_checkpoint_that_cannot_be_read_back(small_run, tmp_path, monkeypatch, capsys):
+    """Nobody says that the run is done."""
+    small_run.epochs, small_run.monitor.every_epochs = 2, 0
+    right, calls = checkpoint.fingerprints_on_host, []
+
+    def other(state):
+        calls.append(state)
+        return {name: value + (len(calls) > 1) for name, value in right(state).items()}
+
+    monkeypatch.setattr(checkpoint, "fingerprints_on_host", other)
+    with pytest.raises(UserError, match="the checkpoint of step 6 was written to .*, but cannot be read back"):
+        task.pretrain(small_run, str(tmp_path / "run"))
+    assert len(calls) == 2 and "done in" not in capsys.readouterr().out
+
+
+def test_a_refused_start_changes_nothing(small_run, tmp_path):
+    """Another config where config.json is lost; other images in the same number; each is told, and config.json is as it was."""
+    small_run.epochs, small_run.monitor.every_epochs, small_run.optimizer.warmup_epochs = 1, 0, 0
+    workdir = tmp_path / "run"
+    task.pretrain(small_run, str(workdir))
+    text = (workdir / "config.json").read_text()
+    small_run.log.every_steps = 2
+    arrays = dict(np.load(small_run.data.data_dir))
+    arrays["x_train"][0, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "other.npz", **arrays)
+    whole, small_run.data.data_dir = small_run.data.data_dir, str(tmp_path / "other.npz")
+    with pytest.raises(UserError, match="the fingerprint of its files, labels or pixels was .* and is now"):
+        task.pretrain(small_run, str(workdir))
+    assert (workdir / "config.json").read_text() == text
+    small_run.data.data_dir = whole
+    small_run.barlow_twins.lambd *= 2
+    (workdir / "config.json").unlink()
+    with pytest.raises(UserError, match="barlow_twins.lambd was"):
+        task.pretrain(small_run, str(workdir))
+    assert not (workdir / "config.json").exists()
+    small_run.barlow_twins.lambd /= 2
+    task.pretrain(small_run, str(workdir))
+    assert json.loads((workdir / "config.json").read_text())["log"]["every_steps"] == 2
+
+
+def test_a_damaged_line_of_the_metrics(small_run, tmp_path, capsys):
+    """Comes back from the checkpoint, with a note."""
+    small_run.epochs, small_run.monitor.every_epochs, small_run.optimizer.warmup_epochs = 1, 0, 0
+    task.pretrain(small_run, str(tmp_path / "run"))
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"loss", b"lo\xffs", 1))
+    task.pretrain(small_run, str(tmp_path / "run"))
+    assert path.read_bytes() == whole
+    assert f"note      {path} was damaged in line 1, and was restored from the checkpoint" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from recipes import evaluation_of
+from recipes import evaluation_of, no_room_for
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
@@ -13,6 +13,7 @@ from bt_jax import config as config_lib
 from bt_jax.data.eval_batches import eval_batches
 from bt_jax.data.sources.voc import CLASSES, voc_source
 from bt_jax.errors import UserError
+from bt_jax.evaluation import results
 from bt_jax.evaluation.voc import svm_average_precisions
 from bt_jax.tasks.transfer import transfer
 
@@ -155,3 +156,17 @@ def test_transfer_by_a_linear_classifier(judged, tmp_path):
     result = transfer(config, str(tmp_path / "run"))
     assert result["task"] == "transfer" and (tmp_path / "run" / "transfer.json").exists()
     assert result["mean"]["final.top1"] > 0.9
+
+
+def test_a_full_disk(judged, devkit, tmp_path, monkeypatch, capsys):
+    """The numbers are printed before the file fails, and a sentence says so."""
+    config = evaluation_of(judged[1], "transfer")
+    config.transfer.update(protocol="svm", svm_costs=(0.1,))
+    config.data = data_of(devkit)
+    no_room_for(monkeypatch, results, "transfer.json")
+    with pytest.raises(
+        UserError,
+        match=r"transfer.json cannot be written \(No space left on device\), so the numbers are only in the output above",
+    ):
+        transfer(config, str(tmp_path / "run"))
+    assert "mAP, 11-point rule" in capsys.readouterr().out

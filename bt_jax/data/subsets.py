@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from bt_jax.data.order import permutation
 from bt_jax.data.sources.base import ArraySource, EncodedSource, IndexedSource, Source, StreamSource
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.errors import UserError, some
+from bt_jax.runtime.paths import as_path
 
 
 class Part(EncodedSource):
@@ -169,7 +169,7 @@ def listed(source: Source, list_file: str) -> np.ndarray:
             f"{source.name} is no image folder, and finetune.list_file names files; set data.source to 'folder', or for "
             "TFDS data.name to 'imagenet2012_subset/1pct' or '/10pct' and finetune.chosen_by to 'source'."
         )
-    path = epath.Path(list_file).expanduser()
+    path = as_path(list_file, "finetune.list_file")
     try:
         names = [line.strip().removeprefix("./") for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bt_jax.runtime import console
+from bt_jax import console
 
 # What it tells of itself on standard error, past all its settings: which instructions it uses, and that it finds no GPU.
 _CHATTER = re.compile(

@@ -25,7 +25,6 @@ from etils import epath
 from bt_jax.engine.fingerprints import compare, fingerprints, fingerprints_on_host
 from bt_jax.engine.state import shape_differences
 from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax, steps_in
-from bt_jax.engine.storage import storage_failure as storage_failure  # also importable from here
 from bt_jax.errors import UserError, some
 from bt_jax.runtime import processes
 from bt_jax.runtime.files import read_object
@@ -59,10 +58,11 @@ class Checkpoints:
             save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,  # left incomplete by killed runs
             enable_async_checkpointing=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._read_back),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._read_back_first),
         )
         self._saved = False
-        self._to_read_back: tuple[int, Mapping[str, int], Any] | None = None  # step, fingerprints, structure
+        self._first: tuple[int, Mapping[str, int], Any] | None = None  # to be read back: step, fingerprints, structure
+        self._read: set[int] = set()  # what was read back
         try:
             self._manager = ocp.CheckpointManager(absolute(self.folder), options=options)
         except OSError as error:
@@ -91,7 +91,7 @@ class Checkpoints:
             items["score"] = ocp.args.JsonSave({"score": float(score)})
             self._scores[step] = float(score)
         if not self._saved:
-            self._saved, self._to_read_back = True, (step, notes["fingerprints"], jax.tree.map(lambda _: 0, state))
+            self._saved, self._first = True, (step, notes["fingerprints"], jax.tree.map(lambda _: 0, state))
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:  # possibly from the previous save, which shows only now
@@ -110,24 +110,37 @@ class Checkpoints:
             self._cannot_write("the last checkpoint", error)
             raise
 
-    def _read_back(self) -> None:
-        """Reads the first checkpoint of this start back and compares it with what was saved, while training continues.
+    def _read_back_first(self) -> None:
+        """Reads the first checkpoint of this start back, while training continues.
 
         Orbax calls this in a thread of the first process, after everything is written and before the checkpoint gets its
         name, which one that fails here never gets.
+        """
+        if self._first is None:
+            return
+        (step, expected, like), self._first = self._first, None
+        names = str(step), f"{step}.orbax-checkpoint-tmp"
+        written = next(p for p in self.folder.iterdir() if p.name == names[0] or p.name.startswith(names[1]))
+        self._compare_with_disk(step, written, expected, like)
+
+    def read_back(self, step: int, like: Any) -> None:
+        """Reads a complete checkpoint back on the host of the first process, and compares it with what was saved.
+
+        Args:
+          like: a pytree with the state's structure.
 
         Raises:
           UserError: it cannot be read, or differs from what was saved.
         """
-        if self._to_read_back is None:
-            return
-        (step, expected, like), self._to_read_back = self._to_read_back, None
+        if jax.process_index() == 0 and step not in self._read:
+            expected = _notes(self.folder, step).get("fingerprints", {})
+            self._compare_with_disk(step, self.folder / str(step), expected, jax.tree.map(lambda _: 0, like))
+
+    def _compare_with_disk(self, step: int, folder: epath.Path, expected: Mapping[str, int], like: Any) -> None:
         try:
-            names = str(step), f"{step}.orbax-checkpoint-tmp"
-            written = next(p for p in self.folder.iterdir() if p.name == names[0] or p.name.startswith(names[1]))
             arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
             found = ocp.PyTreeCheckpointHandler().restore(
-                absolute(written) / "state", args=ocp.args.PyTreeRestore(item=like, restore_args=arrays)
+                absolute(folder) / "state", args=ocp.args.PyTreeRestore(item=like, restore_args=arrays)
             )
             compare(expected, fingerprints_on_host(found))
         except Exception as error:  # from JSON, tensorstore or the file system
@@ -135,6 +148,7 @@ class Checkpoints:
                 f"the checkpoint of step {step} was written to {self.folder}, but cannot be read back ({cause_of(error)}), so "
                 "that folder is not reliable; choose another --workdir."
             ) from error
+        self._read.add(step)
 
     def _cannot_write(self, what: str, error: Exception) -> None:
         """Raises a UserError for an error of the storage; any other is a bug, which the caller raises."""

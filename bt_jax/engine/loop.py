@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bt_jax import console
 from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.dispatch import Program, make_program
 from bt_jax.engine.due import due
@@ -57,7 +58,10 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
     setup, preemption, reporter = run.setup, run.session.preemption, run.reporter
     facts, cadence = setup.facts, setup.cadence
     state, before = run.start.state, run.start.step
-    looks, bad_images = _Looks(run, look), BadImages(setup.sources, reporter.say if run.session.is_first else print)
+    looks, bad_images = (
+        _Looks(run, look),
+        BadImages(setup.sources, reporter.say if run.session.is_first else console.say),
+    )
     profiler = Profiler(setup.profile, setup.workdir, setup.dtype, reporter.say)
     program = profiler.wrap(_program(setup), lambda: _flops_of_a_step(setup))
     if (cadence.look_first and before == 0) or not run.start.notes.looked:

@@ -2,13 +2,18 @@
 
 import dataclasses
 import datetime
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
+from ml_collections import ConfigDict
 
-from bt_jax.errors import UserError
+from bt_jax import config as config_lib
+from bt_jax.errors import UserError, first_line
 from bt_jax.facts import Facts
+from bt_jax.runtime.workdir import check_same_run
 from bt_jax.version import __version__
 
 
@@ -18,14 +23,14 @@ class RunNotes:
 
     Attributes:
       config: the run's.
-      data: the run's position in its data, from `data_position`.
+      data: the run's position in its data, and which data it is, from `data_position`.
       looked: whether the look that was due at this step has been taken.
       history: the records of metrics.jsonl up to this step.
       seconds: wall-clock seconds up to this step, earlier starts included.
     """
 
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    data: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    data: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
     looked: bool = True
     history: tuple[Mapping[str, Any], ...] = ()
     seconds: float = 0.0
@@ -44,33 +49,62 @@ class RunNotes:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "RunNotes":
-        """The inverse of `to_json`; what an older version did not save gets its default."""
+        """The inverse of `to_json`; what an older version did not save, or is damaged, gets its default."""
+
+        def get(name: str, kind: type | tuple[type, ...], default: Any) -> Any:
+            return saved[name] if isinstance(saved.get(name), kind) else default
+
         return cls(
-            config=saved.get("config", {}),
-            data=saved.get("data", {}),
-            looked=saved.get("watched", True),
-            history=tuple(saved.get("history", ())),
-            seconds=saved.get("seconds", 0.0),
+            config=get("config", dict, {}),
+            data=get("data", dict, {}),
+            looked=get("watched", bool, True),
+            history=tuple(record for record in get("history", list, []) if isinstance(record, dict)),
+            seconds=get("seconds", (int, float), 0.0),
         )
 
+    def check_config(self, config: Mapping[str, Any], workdir: epath.Path) -> None:
+        """Raises UserError if the run in `workdir`, whose notes these are, cannot be resumed with `config`."""
+        if not self.config:  # of a version that did not save it
+            return
+        try:
+            there = config_lib.from_json(json.dumps(self.config))
+        except ValueError as error:
+            raise UserError(
+                f"the newest checkpoint in {workdir} does not hold the config of a run ({first_line(error)}); choose another "
+                "--workdir."
+            ) from None
+        check_same_run(ConfigDict(config), there, workdir)
 
-def data_position(step: int, facts: Facts) -> dict[str, int]:
-    """The position of a run in its data after `step` updates."""
+
+def data_position(step: int, facts: Facts, fingerprint: str) -> dict[str, int | str]:
+    """The position of a run in its data after `step` updates, and which data that is.
+
+    Args:
+      fingerprint: the training set's.
+    """
     epoch, batch = divmod(step, facts.steps_per_epoch)
-    return {"images": facts.num_examples, "steps_per_epoch": facts.steps_per_epoch, "epoch": epoch, "batch": batch}
+    return {
+        "images": facts.num_examples,
+        "steps_per_epoch": facts.steps_per_epoch,
+        "epoch": epoch,
+        "batch": batch,
+        "fingerprint": fingerprint,
+    }
 
 
-def check_data(saved: Mapping[str, int], step: int, facts: Facts) -> None:
+def check_data(saved: Mapping[str, int | str], step: int, facts: Facts, fingerprint: str) -> None:
     """Checks that the data has not changed since a checkpoint.
 
     Args:
       saved: `RunNotes.data` of the checkpoint of `step`.
+      fingerprint: the training set's.
 
     Raises:
       UserError: it has changed; the differences are named.
     """
-    now = data_position(step, facts)
-    differ = [f"{n} was {saved[n]} and is now {now[n]}" for n in now if saved.get(n, now[n]) != now[n]]
+    now = data_position(step, facts, fingerprint)
+    words = {"fingerprint": "the fingerprint of its files, labels or pixels"}
+    differ = [f"{words.get(n, n)} was {saved[n]} and is now {now[n]}" for n in now if saved.get(n, now[n]) != now[n]]
     if differ:
         raise UserError(
             f"the data is not what it was when checkpoint {step} was saved ({'; '.join(differ)}), so the run cannot resume; "

@@ -54,12 +54,21 @@ class Run:
         self.session.check()
         notes = RunNotes(
             config=self.setup.config,
-            data=data_position(step, self.setup.facts),
+            data=data_position(step, self.setup.facts, self.setup.fingerprint),
             looked=looked,
             history=tuple(self.reporter.history()),
             seconds=self.seconds(),
         )
         self.checkpoints.save(step, state, run=notes.to_json(), score=score)
+
+    def finish(self) -> None:
+        """Waits for the last checkpoint and reads it back, before anything says that it is there.
+
+        Raises:
+          UserError: it could not be written, or cannot be read.
+        """
+        self.checkpoints.wait()
+        self.checkpoints.read_back(self.setup.facts.total_steps, self.setup.abstract_state())
 
     def leave(self, step: int) -> None:
         """Ends a run that was asked to stop, once its step is on disk.
@@ -82,7 +91,8 @@ def started(setup: Setup, session: Session, *, fresh: Fresh | None = None, quiet
       quiet: whether to leave out progress lines.
 
     Raises:
-      UserError: no checkpoint can be read, the data has changed, or (at the end) the last checkpoint could not be written.
+      UserError: no checkpoint can be read, the run has another config, the data has changed, or (at the end) the last
+        checkpoint could not be written.
     """
     begin, facts, saving = time.monotonic(), setup.facts, setup.checkpoint
     setup.workdir.mkdir(parents=True, exist_ok=True)
@@ -94,6 +104,7 @@ def started(setup: Setup, session: Session, *, fresh: Fresh | None = None, quiet
     )
     with contextlib.closing(checkpoints):
         start = restored_or_new(setup, checkpoints, fresh)
+        session.claim()
         reporter = Reporter(
             setup.workdir,
             start_step=start.step,
@@ -122,5 +133,6 @@ def restored_or_new(setup: Setup, checkpoints: Checkpoints, fresh: Fresh | None 
             state, told = fresh(state)
         return Start(state, 0, RunNotes(), notices + told)
     notes = RunNotes.from_json(checkpoints.run_of(step))
-    check_data(notes.data, step, setup.facts)
+    notes.check_config(setup.config, setup.workdir)  # config.json may be lost, or changed by hand
+    check_data(notes.data, step, setup.facts, setup.fingerprint)
     return Start(state, step, notes, notices)

@@ -8,10 +8,10 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from bt_jax.engine.checkpoint import storage_failure
+from bt_jax.engine.storage import storage_failure
 from bt_jax.errors import Preempted, UserError
 from bt_jax.runtime.preemption import Preemption
-from bt_jax.runtime.workdir import Holder, claim_workdir, held
+from bt_jax.runtime.workdir import Holder, check_config, held, write_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Session:
 
     Attributes:
       holder: the lock on the workdir, on the first process.
+      config: the task's, for `claim`; None: the workdir is claimed.
     """
 
     workdir: epath.Path
     preemption: Preemption
     holder: Holder | None = None
+    config: ConfigDict | None = None
 
     @property
     def is_first(self) -> bool:
@@ -39,8 +41,18 @@ class Session:
         Raises:
           Preempted: it was interrupted.
         """
+        self.claim()
         if not self.preemption.finished(work):
             self.preemption.leave(f"{name} was not finished", then="the same command starts it again")
+
+    def claim(self) -> None:
+        """Writes the config into the workdir, once nothing else can refuse the task.
+
+        Raises:
+          UserError: the workdir cannot be written.
+        """
+        if self.is_first and self.config is not None:
+            write_config(self.config, self.workdir)
 
     def check(self) -> None:
         """Checks that the workdir is still locked by this task.
@@ -54,7 +66,9 @@ class Session:
 
 @contextlib.contextmanager
 def session(config: ConfigDict, workdir: epath.Path) -> Iterator[Session]:
-    """Claims a workdir for the task of `config`, and handles signals; nothing should be written before.
+    """Locks a workdir for the task of `config`, and handles signals; nothing should be written before.
+
+    `Session.claim` writes the config there, once nothing else can refuse the task.
 
     Raises:
       UserError: the workdir holds a run with another config, another task holds it, or it can no longer be written.
@@ -66,9 +80,9 @@ def session(config: ConfigDict, workdir: epath.Path) -> Iterator[Session]:
             holder = None
             if jax.process_index() == 0:
                 holder = stack.enter_context(held(workdir))
-                claim_workdir(config, workdir, write=True)
+                check_config(config, workdir)
             stack.enter_context(preemption)
-            yield Session(workdir, preemption, holder)
+            yield Session(workdir, preemption, holder, config)
     except OSError as error:
         if sentence := storage_failure(workdir, error):
             raise UserError(sentence) from error

@@ -50,6 +50,11 @@ class Setup:
     advice: str
 
     @property
+    def fingerprint(self) -> str:
+        """The training set's, by which a resumed run recognises it."""
+        return self.sources[0].fingerprint if self.sources else ""
+
+    @property
     def batch_spec(self) -> dict[str, Any]:
         """The shapes and dtypes of a batch."""
         return batch_spec(self.method.view_groups, self.facts.batch_size)

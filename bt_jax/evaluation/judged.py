@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
+from bt_jax import console
 from bt_jax.data.eval_batches import eval_batches
 from bt_jax.data.order import evenly
 from bt_jax.data.sources.base import Source
@@ -33,7 +34,8 @@ from bt_jax.models.encoders import described, in_dtype
 from bt_jax.models.inputs import Inputs
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
-from bt_jax.runtime.workdir import claim_workdir
+from bt_jax.runtime.paths import as_folder
+from bt_jax.runtime.workdir import check_config, write_config
 from bt_jax.version import __version__
 
 
@@ -106,10 +108,10 @@ class Evaluation:
         """
         self.config, self.workdir, self.mesh, self._within = config, workdir, mesh, within
         self.is_first = jax.process_index() == 0
-        self.say = say or (functools.partial(print, flush=True) if self.is_first else lambda _: None)
+        self.say = say or (console.say if self.is_first else lambda _: None)
         self.train, self.test = (self._source(split) for split in ("train", "test"))
         self._check_splits()
-        counts = {f"split {i}": f"{len(s)} images" for i, s in enumerate((self.train, self.test))}
+        counts = {f"split {i}": [f"{len(s)} images", s.fingerprint] for i, s in enumerate((self.train, self.test))}
         processes.agree("data", counts)
         mesh_lib.check_batch_size(mesh, config.features.batch_size, "features.batch_size")
         self.judged = judged_encoder(config, mesh)
@@ -136,7 +138,7 @@ class Evaluation:
 
     @contextlib.contextmanager
     def begun(self, protocol: str, *, seeds: str = "") -> Iterator[Session]:
-        """Claims the workdir while the evaluation lasts, and prints what it will do.
+        """Locks the workdir while the evaluation lasts, and prints what it will do.
 
         Raises:
           UserError, Preempted: as `bt_jax.engine.session.session`.
@@ -147,8 +149,11 @@ class Evaluation:
                 yield held
             return
         if self.is_first:
-            claim_workdir(self.config, self.workdir, write=True)
+            check_config(self.config, self.workdir)
+            self.workdir.mkdir(parents=True, exist_ok=True)
         self._say_start(protocol, seeds)
+        if self.is_first:
+            write_config(self.config, self.workdir)
         yield self._within
 
     def _say_start(self, protocol: str, seeds: str) -> None:
@@ -235,5 +240,6 @@ class Evaluation:
 def run_task(config: ConfigDict, workdir: str, evaluate: Callable[[ConfigDict, epath.Path, Mesh], Result]) -> Result:
     """Runs an evaluation as a command: checks the config, joins the processes, makes the mesh."""
     config_lib.check(config)
+    folder = as_folder(workdir, "--workdir")
     with processes.joined(config, workdir):
-        return evaluate(config, epath.Path(workdir).expanduser(), mesh_lib.make_mesh(config.mesh))
+        return evaluate(config, folder, mesh_lib.make_mesh(config.mesh))

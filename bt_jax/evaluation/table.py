@@ -10,9 +10,9 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
+from bt_jax import console
 from bt_jax.errors import UserError, first_line
 from bt_jax.evaluation.results import Result, mean_and_spread, read_results, summary_of_runs
-from bt_jax.runtime import console
 
 PAPER = "paper (ImageNet, ResNet-50)"
 # Table 2: top-1 at 1 % and 10 % of the labels, then top-5.

@@ -21,6 +21,7 @@ from bt_jax.export.torch_weights import weights_of_state_dict
 from bt_jax.export.weights import EncoderWeights, sha256_of
 from bt_jax.import_path import is_import_path
 from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.runtime.paths import as_path
 
 
 class Encoder:
@@ -177,7 +178,7 @@ def load_encoder(path: str) -> Encoder:
 
 def read_weights(path: str) -> EncoderWeights:
     """What `load_encoder` makes an encoder of; arguments and errors as there."""
-    place = epath.Path(path).expanduser()
+    place = as_path(path, "init_from")
     if (place / "encoder.json").exists():
         return read_folder(place)
     if place.exists() and not place.is_dir():

@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bt_jax.planning.chips import CHIPS
+from bt_jax.runtime.paths import as_path
 
 # Dense FLOP/s from data sheets: in bfloat16, and in the way JAX multiplies float32 by default (TF32 on NVIDIA GPUs since
 # Ampere, one bfloat16 pass on TPUs). The first name that occurs in a device's kind counts. Newer TPUs are in chips.py.
@@ -143,7 +144,7 @@ class Profiler:
 def newest_trace(folder: epath.Path) -> epath.Path:
     """The newest .xplane.pb in a folder of traces."""
     # Each trace is in a folder named after its time.
-    return max(folder.glob("plugins/profile/*/*.xplane.pb"), key=str)
+    return max(as_path(folder, "the folder of traces").glob("plugins/profile/*/*.xplane.pb"), key=str)
 
 
 def operation_times(trace: epath.Path) -> dict[str, float]:

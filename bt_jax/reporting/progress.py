@@ -9,8 +9,8 @@ from typing import Any
 import tqdm
 from etils import epath
 
+from bt_jax import console
 from bt_jax.reporting.writers import JsonLines, TensorBoard
-from bt_jax.runtime import console
 
 
 class Reporter:

@@ -20,8 +20,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from bt_jax import console
 from bt_jax.errors import Preempted
-from bt_jax.runtime import console
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)  # ignored in jobs that are not to hear of theirs: nohup, `&` in a script
@@ -61,9 +61,7 @@ class Preemption:
             if self._interrupted:
                 self._end_at_once(frame)
             self._interrupted = True
-            console.warn_from_handler(
-                "Ctrl-C: the run saves after this step and stops; a second Ctrl-C ends it at once"
-            )
+            console.warn_from_handler("Ctrl-C: stopping once what is done is saved; a second Ctrl-C ends it at once")
         first, self.signal = not self.signal, self.signal or signal.Signals(number).name
         if self._several:
             if first:

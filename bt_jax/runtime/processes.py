@@ -29,9 +29,9 @@ import jax
 from jax._src.distributed import global_state
 from ml_collections import ConfigDict
 
+from bt_jax import console
 from bt_jax.config import fields_of, flatten
 from bt_jax.errors import Preempted, UserError, first_line
-from bt_jax.runtime import console
 
 _ENDED = "bt_jax/ended"
 _LOST = ("Gloo", "NCCL", "Socket closed", "Connection closed", "Connection reset")  # in errors of broken collectives

@@ -6,10 +6,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
+from bt_jax import console
 from bt_jax.errors import UserError
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.folder import write_folder
 from bt_jax.import_path import is_import_path
+from bt_jax.runtime.paths import as_folder
 
 
 def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
             "init_from is empty, but must name the encoder to export: --config.init_from=RUN, with the workdir of a run, one "
             "of its checkpoints, or a .pth or .safetensors file."
         )
-    wanted, folder = config.export, epath.Path(workdir).expanduser()
+    wanted, folder = config.export, as_folder(workdir, "--workdir")
     weights = read_weights(config.init_from)
     description = write_folder(
         weights.without(name for name in weights.heads if not wanted.get(name, True)),
@@ -36,7 +38,7 @@ def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
         safetensors=wanted.safetensors,
         platforms=wanted.platforms if wanted.program else (),
     )
-    print(_summary(description, folder), flush=True)
+    console.say(_summary(description, folder))
     return description
 
 

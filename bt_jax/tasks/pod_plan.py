@@ -10,11 +10,11 @@ import time
 from typing import Any
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
+from bt_jax import console
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.state import abstract_state, count_parameters
@@ -28,7 +28,8 @@ from bt_jax.planning.compiled import KINDS, collectives, memory_traffic
 from bt_jax.planning.plan import Plan, as_json, search, table, trial_line
 from bt_jax.planning.slices import devices_of
 from bt_jax.runtime import mesh as mesh_lib
-from bt_jax.runtime.workdir import write_whole
+from bt_jax.runtime.files import write_whole
+from bt_jax.runtime.paths import as_path
 
 
 def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -38,9 +39,11 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
       The content of WORKDIR/pod_plan_<topology>.json.
 
     Raises:
-      UserError: libtpu is not installed, the topology is unknown, or the mesh or the batch does not divide.
+      UserError: libtpu is not installed, the topology is unknown, the mesh or the batch does not divide, or the file cannot
+        be written.
     """
     config_lib.check(config)
+    folder = as_path(workdir, "--workdir")
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and libtpu must not look for chips
     if not config.pod.topology:
         raise UserError(f"pod.topology is empty, but must name a slice when task is 'pod_plan': {known()}.")
@@ -53,10 +56,7 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
         raise UserError(
             f"pod.images is {images}, fewer than a batch of {config.batch_size}; set batch_size to at most {images}."
         )
-    print(
-        f"compiling {config.model.arch} for {topology.devices} devices of {topology.name}; this takes minutes",
-        flush=True,
-    )
+    console.say(f"compiling {config.model.arch} for {topology.devices} devices of {topology.name}; this takes minutes")
     mesh = mesh_lib.make_mesh(config.mesh, devices_of(topology))
     mesh_lib.check_batch_size(mesh, config.batch_size)
     trials: dict[int, Plan | str] = {}
@@ -66,7 +66,7 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
             facts = Facts(images, classes, batch_size, config.epochs)
             trials[batch_size] = plan = make_plan(config, mesh, topology, facts)
             if config.pod.search:
-                print(trial_line(batch_size, plan, topology), flush=True)
+                console.say(trial_line(batch_size, plan, topology))
         return trials[batch_size]
 
     wanted = config.batch_size
@@ -75,20 +75,26 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
         wanted = mesh.size * max(1, search(lambda n: compile_at(n * mesh.size), wanted // mesh.size, most))
     plan = compile_at(wanted)
     if isinstance(plan, str):
-        print(f"does not fit: {plan}")
+        console.say(f"does not fit: {plan}")
         result = {"fits": False, "why": plan}
     else:
-        print(table(plan, images, config.epochs))
+        console.say(table(plan, images, config.epochs))
         result = as_json(plan, images, config.epochs)
     result = {"task": "pod_plan", "topology": topology.name, "batch_size": wanted, **result}
     if config.pod.search:
         result["tried"] = {
             size: not isinstance(plan, str) and plan.memory <= plan.capacity for size, plan in trials.items()
         }
-    path = epath.Path(workdir).expanduser() / f"pod_plan_{topology.name.replace(':', '_')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({**result, "config": {**config.to_dict(), "batch_size": wanted}}, indent=2) + "\n")
-    print(f"written   {path}")
+    path = folder / f"pod_plan_{topology.name.replace(':', '_')}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps({**result, "config": {**config.to_dict(), "batch_size": wanted}}, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}), so the plan is only in the output above; free some "
+            "space, and run the same command again."
+        ) from error
+    console.say(f"written   {path}")
     return result
 
 

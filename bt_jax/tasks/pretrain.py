@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
+from bt_jax import console
 from bt_jax.data.feed import make_feed
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
@@ -37,7 +38,8 @@ from bt_jax.models.inputs import Inputs
 from bt_jax.optim import make_optimizer
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
-from bt_jax.runtime.workdir import write_whole
+from bt_jax.runtime.files import write_whole
+from bt_jax.runtime.paths import as_folder
 from bt_jax.tasks.judge_at_end import judge_at_end
 from bt_jax.tasks.summary import farewell, summary
 
@@ -54,17 +56,18 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
       Preempted: the process was asked to stop, and the step is saved.
     """
     config_lib.check(config)
+    folder = as_folder(workdir, "--workdir")
     with processes.joined(config, workdir):
         mesh = mesh_lib.make_mesh(config.mesh)
         mesh_lib.check_batch_size(mesh, config.batch_size)
         if jax.process_count() > 1:
-            print(mesh_lib.share(mesh, config.batch_size), flush=True)
-        setup, monitor = prepare(config, epath.Path(workdir).expanduser(), mesh)
+            console.say(mesh_lib.share(mesh, config.batch_size))
+        setup, monitor = prepare(config, folder, mesh)
         with session(config, setup.workdir) as held:
             with started(setup, held, fresh=functools.partial(start_from, config)) as run:
                 run.reporter.say(summary(config, setup, run.start))
                 run_steps(run, None if monitor is None else _looker(config, setup, monitor))
-                run.checkpoints.wait()
+                run.finish()
                 result = _result(config, run, monitor)
                 run.reporter.say(farewell(setup, result))
             if held.is_first:
@@ -94,7 +97,7 @@ def prepare(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> tuple[Setup,
             mesh=mesh,
         )
         sources.append(monitor.test)
-    counts = {f"split {i}": f"{len(s)} images, {s.num_classes} classes" for i, s in enumerate(sources)}
+    counts = {f"split {i}": [f"{len(s)} images, {s.num_classes} classes", s.fingerprint] for i, s in enumerate(sources)}
     processes.agree("data", counts)
     feed = make_feed(
         source,

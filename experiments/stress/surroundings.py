@@ -114,7 +114,7 @@ def names(folder: pathlib.Path) -> bool:
         run = Command(folder, *RUN, "--workdir=run", cwd=top)  # a relative path in such a folder
         good = run.wait() == 0
         again = Command(folder, *RUN, f"--workdir={top / 'run'}")
-        good &= again.wait() == 0 and f"this run has made all its {STEPS} steps" in again.said()
+        good &= again.wait() == 0 and f"this run has finished all its {STEPS} steps" in again.said()
         export = Command(
             folder, "--config=configs/export.py", f"--config.init_from={top / 'run'}", f"--workdir={top / 'out'}"
         )

@@ -4,10 +4,10 @@ import math
 import zipfile
 
 import numpy as np
-from etils import epath
 
 from bt_jax.data.sources.base import ArraySource, numbers_as_names, other_split
 from bt_jax.errors import UserError, first_line
+from bt_jax.runtime.paths import as_path
 
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -22,7 +22,7 @@ def array_source(file: str, split: str, use: str = "train") -> ArraySource:
       UserError: the file does not exist, cannot be read, or lacks these arrays; arrays of another shape or type; arrays that are
         larger than the file says (nothing is read then); labels that cannot be classes numbered from 0.
     """
-    path = epath.Path(file).expanduser()
+    path = as_path(file, "data.data_dir")
     if not file or not path.is_file():
         found = f"{str(path)!r} is a folder" if file and path.is_dir() else f"there is no file {str(path)!r}"
         raise UserError(f"{found}; data.data_dir must name an .npz file of arrays.")

@@ -10,6 +10,7 @@ from etils import epath
 from bt_jax.data.order import evenly
 from bt_jax.data.sources.base import BytesCache, EncodedSource, other_split
 from bt_jax.errors import UserError, some
+from bt_jax.runtime.paths import as_path
 
 _SIZED = 256  # files whose sizes go into the fingerprint: a millisecond, and a second over a slow network
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")  # upper case too
@@ -32,7 +33,7 @@ class FolderSource(EncodedSource):
         """
         if not root:
             raise UserError("data.data_dir is empty; it must name the folder that holds <split>/<class>/<image files>.")
-        top = epath.Path(root).expanduser()
+        top = as_path(root, "data.data_dir")
         folder = top / split
         if not folder.is_dir():
             here = [name for name, is_folder in listing(top) if is_folder] if top.is_dir() else []

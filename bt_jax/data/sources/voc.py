@@ -7,11 +7,11 @@ whole number an image, so here that is the image's number, by which its row of `
 from typing import Any
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
 from bt_jax.data.sources.base import EncodedSource, Source, StreamSource, import_tensorflow
 from bt_jax.errors import UserError, some
+from bt_jax.runtime.paths import as_path
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
@@ -37,7 +37,7 @@ class VocFolder(EncodedSource):
         Raises:
           UserError: folders or lists are missing, or a list does not say a class for each image.
         """
-        top = epath.Path(root).expanduser()
+        top = as_path(root, "data.data_dir")
         if not (top / "ImageSets").is_dir() and (top / "VOC2007").is_dir():
             top = top / "VOC2007"
         lists = top / "ImageSets" / "Main"
