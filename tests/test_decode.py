@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -81,6 +82,67 @@ def test_grey_png_of_16_bits_keeps_its_high_byte():
     np.testing.assert_array_equal(found, np.repeat(grey[..., None] >> 8, 3, axis=-1))
 
 
+def tiff(levels, bits, photometric, order="<"):
+    """A grey TIFF of one strip, written by hand: Pillow writes none of 12 bits, big-endian or with 0 for white."""
+    height, width = levels.shape
+    if bits == 12:
+        flat = levels.reshape(-1, 2).astype(int)
+        data = np.stack([flat[:, 0] >> 4, (flat[:, 0] & 15) << 4 | flat[:, 1] >> 8, flat[:, 1] & 255], -1)
+        data = data.astype(np.uint8).tobytes()
+    else:
+        data = levels.astype(f"{order}u2").tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+DEEP = np.random.default_rng(3).integers(0, 2**16, (10, 8), np.uint16)
+DEEP_FILES = {
+    "TIFF": (encoded(DEEP, "TIFF"), DEEP >> 8),
+    "big-endian TIFF": (tiff(DEEP, 16, 1, ">"), DEEP >> 8),
+    "TIFF in which 0 is white": (tiff(DEEP, 16, 0), 255 - (DEEP >> 8)),
+    "TIFF of 12 bits": (tiff(DEEP >> 4, 12, 1), DEEP >> 8),
+    "compressed TIFF": (encoded(DEEP, "TIFF", compression="tiff_lzw"), DEEP >> 8),
+    "PGM": (encoded(DEEP, "PPM"), DEEP >> 8),
+    "JPEG 2000": (encoded(DEEP, "JPEG2000"), DEEP >> 8),
+    "PNG": (encoded(DEEP, "PNG"), DEEP >> 8),
+}
+
+
+@pytest.mark.parametrize("name", DEEP_FILES)
+def test_grey_images_of_16_bits_keep_their_high_byte(name):
+    """Numpy says what that is; nothing turns white."""
+    content, expected = DEEP_FILES[name]
+    found = decode(tf.constant(content)).numpy()
+    np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, axis=-1))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_levels_without_a_range_do_not_decode(dtype):
+    content = encoded(DEEP.astype(dtype), "TIFF")
+    with pytest.raises((tf.errors.OpError, ValueError)) as raised:
+        decode(tf.constant(content))
+    assert "32 bits; convert it to 8 or 16 bits a channel" in first_line(raised.value)
+
+
+def without_adobe(jpeg):
+    """The file without its APP14 segment, by which Adobe says that CMYK stands inverted."""
+    at = jpeg.index(b"\xff\xee")
+    return jpeg[:at] + jpeg[at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big") :]
+
+
+@pytest.mark.parametrize("adobe", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"quality": 100}])
+def test_cmyk_jpegs_are_pillows(adobe, settings):
+    """Level for level, with Adobe's marker and without."""
+    content = encoded(COLOUR, "JPEG", "CMYK", **settings)
+    content = content if adobe else without_adobe(content)
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    np.testing.assert_array_equal(decode(tf.constant(content)), expected)
+    np.testing.assert_array_equal(tf.function(decode)(tf.constant(content)), expected)
+
+
 JPEG = FILES["JPEG"]
 
 
@@ -89,8 +151,8 @@ JPEG = FILES["JPEG"]
     [
         (b"", "no known image format: it is empty"),
         (b"not an image", "no known image format: it begins with b'not an image'"),
-        (JPEG[:3], "jpeg"),
-        (JPEG[: len(JPEG) // 2], "jpeg"),
+        (JPEG[:3], "Invalid JPEG data"),
+        (JPEG[: len(JPEG) // 2], "Invalid JPEG data"),
         (JPEG[:-20], "jpeg"),
         (FILES["PNG"][:-100], "PNG"),
         (FILES["WebP"][:200], "WebP|decoder|truncated|OSError"),

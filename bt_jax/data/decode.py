@@ -1,17 +1,21 @@
 """Encoded images to pixels, as Pillow decodes them and `convert("RGB")` converts (the official loader's way).
 
 JPEG and PNG, which is nearly all there is, go through TensorFlow: level for level Pillow's, without its lock. The rest
-(GIF, BMP, WebP, TIFF and what else it knows) goes through Pillow itself. Alpha is dropped, the first frame of several is
-taken, and the orientation in EXIF is not applied, as torchvision does not either. One difference is meant: grey PNGs of
-16 bits keep their high byte, as coloured ones do; Pillow's conversion clips them, nearly always to white.
+(JPEGs in CMYK, which TensorFlow inverts or not by another rule; GIF, BMP, WebP, TIFF and what else it knows) goes through
+Pillow itself. Alpha is dropped, the first frame of several is taken, and the orientation in EXIF is not applied, as
+torchvision does not either. One difference is meant, as Pillow's conversion clips levels above 255, nearly always to white:
+grey images of 16 bits keep their high byte, as coloured ones do (of 12 bits the highest 8), and those of 32 bits or
+floats, whose levels have no known range, do not decode.
 """
 
 import io
 
 import numpy as np
+import PIL.Image
 
 from bt_jax.data.tensorflow_import import tf
 
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -39,20 +43,38 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
         return tf.numpy_function(_by_pillow, [encoded], tf.uint8, stateful=False)
 
     is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
-    image = tf.cond(tf.io.is_jpeg(encoded), jpeg, lambda: tf.cond(is_png, png, other))
+
+    def any_jpeg():
+        return tf.cond(tf.io.extract_jpeg_shape(encoded)[2] == 4, other, jpeg)
+
+    image = tf.cond(tf.io.is_jpeg(encoded), any_jpeg, lambda: tf.cond(is_png, png, other))
     return tf.ensure_shape(image, (None, None, 3))
 
 
 def _by_pillow(encoded: bytes | np.ndarray) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
     if isinstance(encoded, np.ndarray):  # outside of a graph
         encoded = encoded.item()
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError:  # its own text names an object in memory
+        with PIL.Image.open(io.BytesIO(encoded)) as image:
+            return _in_8_bits(image)
+    except PIL.UnidentifiedImageError:  # its own text names an object in memory
         what = f"it begins with {encoded[:12]!r}" if encoded else "it is empty"
         raise ValueError(f"no known image format: {what}") from None
     except Exception as error:  # on damaged files Pillow raises nearly anything
         raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _in_8_bits(image: PIL.Image.Image) -> np.ndarray:
+    """Its pixels as RGB, (H, W, 3) uint8."""
+    # Portable grey maps of more than 8 bits are scaled to 16 by Pillow, and said to have 32.
+    of_16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if not of_16:
+        if image.mode in ("I", "F"):
+            raise ValueError(f"its pixels are of mode {image.mode}, 32 bits; convert it to 8 or 16 bits a channel")
+        return np.asarray(image.convert("RGB"))
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    levels = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white, which Pillow sees to in 8 bits only
+        levels = 255 - levels
+    return np.repeat(levels[..., None], 3, axis=-1)
