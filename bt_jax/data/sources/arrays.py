@@ -4,6 +4,7 @@ import math
 import zipfile
 
 import numpy as np
+from etils import epath
 
 from bt_jax.data.sources.base import ArraySource, numbers_as_names, other_split
 from bt_jax.errors import UserError, first_line
