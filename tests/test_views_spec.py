@@ -46,8 +46,8 @@ def test_groups_are_what_they_are_given():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("pair", (), 8), "view group 'pair' has no draws; it must have 1 to 511"),
-        (("pair", [ViewSpec()] * MAX_VIEWS, 8), "'pair' has 512 draws"),
+        (("pair", (), 8), "view group 'pair' has no draws; it must have 1 to 510"),
+        (("pair", [ViewSpec()] * (MAX_VIEWS + 1), 8), "'pair' has 511 draws"),
         (("two views", (ViewSpec(),), 8), "a view group is called 'two views'; its name must be a Python identifier"),
         (("", (ViewSpec(),), 8), "a view group is called ''"),
         (("pair", (ViewSpec(),), 0), "the views of group 'pair' are 0 pixels wide"),
@@ -63,7 +63,7 @@ def test_groups_that_cannot_be_drawn(arguments, sentence):
 
 
 def test_groups_that_do_not_go_together():
-    with pytest.raises(UserError, match="there are 0 view groups; a batch needs at least one"):
+    with pytest.raises(UserError, match="there are no view groups; a batch has 1 to 64"):
         batch_spec((), 4)
     with pytest.raises(UserError, match="two view groups are called 'global'"):
         check_groups([GLOBAL, LOCAL, GLOBAL])
@@ -73,6 +73,7 @@ def test_groups_that_do_not_go_together():
 
 def test_draw_numbers_are_all_different():
     """The first group's views are numbered as they always were."""
-    numbers = [draw_number(group, view) for group, view in itertools.product(range(40), range(MAX_VIEWS))]
+    numbers = [draw_number(group, view) for group, view in itertools.product(range(64), range(MAX_VIEWS + 2))]
     assert len(np.unique(numbers)) == len(numbers)
+    assert max(numbers) < 2**15, "as order.draw_seed asks"
     assert [draw_number(0, view) for view in range(3)] == [0, 1, 2]

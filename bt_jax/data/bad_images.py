@@ -1,7 +1,7 @@
-"""Images that do not decode: which they are, and what stands in for them, so that a batch stays a function of (seed, step).
+"""Images that do not decode: which ones, and what replaces them, so that a batch stays a function of (seed, step).
 
-An example of a folder or of records that can be read anywhere gives way to the next one that decodes. A record of a stream,
-which has no number that outlives an epoch, is known by a fingerprint and gives way to the one before it in the epoch.
+In a source that can be read anywhere, the next example that decodes stands in. A record of a stream has no number that
+outlives an epoch: it is identified by a fingerprint, and the record before it in the epoch stands in.
 """
 
 import atexit
@@ -26,7 +26,7 @@ _open: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 @atexit.register
 def _close_open() -> None:
-    """Pipelines wait for Python functions of theirs: one still open when the interpreter is taken down would hang it."""
+    """A pipeline waits for its Python functions: one still open when the interpreter shuts down would hang it."""
     for batches in list(_open):
         batches.close()
 
@@ -50,12 +50,12 @@ def delivered_batches(
 ) -> Batches:
     """The batches as numpy arrays that share TensorFlow's memory.
 
-    Where an image does not decode, another stands in for it from then on, and the pipeline is built anew from
-    the batch that failed: a batch stays a function of (seed, step) and of the files.
+    When an image does not decode, another stands in for it from then on, and the pipeline restarts at the batch that
+    failed: a batch stays a function of (seed, step) and of the files.
 
     Args:
-      from_batch: the pipeline from a batch on, by its number from 0.
-      bad_in: what of a batch does not decode, and why, by its number; asked only when that batch fails.
+      from_batch: makes the pipeline that starts at a batch, counted from 0.
+      bad_in: what does not decode in a batch, and why; called only when that batch fails.
     """
     batches, delivered = from_batch(0).as_numpy_iterator(), 0
     broken = tf.errors.OpError
@@ -69,7 +69,7 @@ def delivered_batches(
             if not found and isinstance(source, StreamSource):
                 raise UserError(f"{source.name} cannot be read ({first_line(error)}).") from None
             if not found:
-                raise  # not the fault of what was read
+                raise  # not caused by what was read
             source.exclude(found, max_bad_fraction)
             batches = from_batch(delivered).as_numpy_iterator()
             continue
@@ -78,7 +78,7 @@ def delivered_batches(
 
 
 def bad_records(records: tf.data.Dataset) -> dict[int, str]:
-    """The fingerprints of those records that do not decode, and why; none where the files themselves are broken."""
+    """The fingerprints of the records that do not decode, and why; none if the files themselves are damaged."""
     found = {}
     try:
         for encoded, *_ in records:
@@ -92,7 +92,7 @@ def bad_records(records: tf.data.Dataset) -> dict[int, str]:
 
 
 def bad_images(source: Source, examples: Iterable[int]) -> dict[int, str]:
-    """The examples that do not decode, and why: TensorFlow does not say which, so all of the batch are tried."""
+    """The examples that do not decode, and why. TensorFlow does not say which failed, so each of the batch is tried."""
     if not isinstance(source, EncodedSource):
         return {}
     examples, pixels, found = source.usable(np.asarray(examples)), pixels_of(source), {}
@@ -105,11 +105,11 @@ def bad_images(source: Source, examples: Iterable[int]) -> dict[int, str]:
 
 
 def with_stand_ins(records: tf.data.Dataset, source: StreamSource) -> tf.data.Dataset:
-    """(encoded image, label, whether it stands in for another): each record known to be bad gives way to the good one before.
+    """(encoded image, label, whether it stands in for another): a good record replaces the known bad ones that follow it.
 
-    So a place in an epoch has the same image in every process and after every restart, whoever met the bad one first.
+    So a place in an epoch has the same image in every process and after every restart, whichever met the bad one first.
     """
-    if not source.bad:  # nothing is looked at, and nothing costs
+    if not source.bad:  # no record is looked at, so this costs nothing
         return records.map(lambda encoded, label: (encoded, label, False))
     bad = tf.constant(sorted(source.bad), tf.int64)
 
@@ -123,5 +123,5 @@ def with_stand_ins(records: tf.data.Dataset, source: StreamSource) -> tf.data.Da
 
 
 def _fingerprint(encoded: tf.Tensor) -> tf.Tensor:
-    """Of an image's bytes, from 0 to 2⁶²-1: records of a stream have no number that outlives an epoch."""
+    """A hash of an image's bytes, from 0 to 2⁶²-1."""
     return tf.strings.to_hash_bucket_fast(encoded, 2**62)

@@ -1,4 +1,4 @@
-"""What all pipelines of tf.data here have in common: examples one by one, in parallel, in order, by the batch."""
+"""What the tf.data pipelines share: examples one by one, in parallel and in order, then batched."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ NUMBERS = tf.TensorSpec((None,), tf.int64)
 
 
 def one_by_one(numbers: tf.data.Dataset, fetch: Callable, specs: Sequence[tf.TensorSpec]) -> tf.data.Dataset:
-    """What `fetch` gives for each number, arrays with an example a row, example by example.
+    """What `fetch` returns for each number, arrays with one row per example, example by example.
 
-    Nothing of the source is handed to TensorFlow but these rows: it would copy a large array twice over.
+    TensorFlow is given these rows only, never the whole source: it would copy a large array twice.
     """
 
     def batch(number):
@@ -25,21 +25,21 @@ def one_by_one(numbers: tf.data.Dataset, fetch: Callable, specs: Sequence[tf.Ten
 
 
 def threads(config: ConfigDict) -> int:
-    """How many of them the host's pipeline has: `config.data.threads`, or as many as there are cores."""
+    """The number of threads of the host's pipeline: `config.data.threads`, or one per core."""
     if config.threads:
         return config.threads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
 
 
 def in_parallel(dataset: tf.data.Dataset, function: Callable, config: ConfigDict) -> tf.data.Dataset:
-    """`function` of each example, on as many threads as `config` says; they come out in the order they went in."""
+    """`function` applied to each example, on as many threads as `config` says; the order is kept."""
     return dataset.map(plain(function), num_parallel_calls=threads(config), deterministic=True)
 
 
 def batched(dataset: tf.data.Dataset, config: ConfigDict, n: int) -> tf.data.Dataset:
-    """Batches of n examples, some of them made ahead."""
+    """Batches of n examples; `config.data.prefetch` of them are made ahead."""
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = threads(config)
-    options.threading.max_intra_op_parallelism = 1  # images are many: one thread each is the best division of labour
+    options.threading.max_intra_op_parallelism = 1  # there are many images: one thread for each is fastest
     return dataset.batch(n).prefetch(config.prefetch).with_options(options)

@@ -1,11 +1,10 @@
 """Encoded images to pixels, as Pillow decodes them and `convert("RGB")` converts (the official loader's way).
 
-JPEG and PNG, which is nearly all there is, go through TensorFlow: level for level Pillow's, without its lock. The rest
-(JPEGs in CMYK, which TensorFlow inverts or not by another rule; GIF, BMP, WebP, TIFF and what else it knows) goes through
-Pillow itself. Alpha is dropped, the first frame of several is taken, and the orientation in EXIF is not applied, as
-torchvision does not either. One difference is meant, as Pillow's conversion clips levels above 255, nearly always to white:
-grey images of 16 bits keep their high byte, as coloured ones do (of 12 bits the highest 8), and those of 32 bits or
-floats, whose levels have no known range, do not decode.
+JPEG and PNG, the usual formats, go through TensorFlow: the same levels as Pillow's, without its lock. The rest (JPEGs in CMYK,
+which TensorFlow inverts by another rule, GIF, BMP, WebP, TIFF, …) goes through Pillow itself. Alpha is dropped, the first of
+several frames is taken, and the EXIF orientation is ignored, as in torchvision. One difference is deliberate, as Pillow's
+conversion clips levels above 255, nearly always to white: grey images of 16 bits keep their high byte, as coloured ones do
+(of 12 bits the highest 8), and those of 32 bits or floats, whose levels have no known range, do not decode.
 """
 
 import io
@@ -29,11 +28,11 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
       (H, W, 3) uint8.
 
     Raises:
-      tf.errors.OpError, or ValueError outside of a graph: (when run) it is not an image, or not a whole one.
+      tf.errors.OpError, or ValueError outside of a graph: (when run) it is not an image, or it is cut off.
     """
 
     def jpeg():
-        # The exact inverse transform and smooth chroma are what Pillow asks of the same library.
+        # Pillow asks the same library for the exact inverse transform and smooth chroma.
         return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE", fancy_upscaling=True)
 
     def png():

@@ -1,18 +1,18 @@
 """Batches whose views are made on the device (`data.views = "device"`), for a machine whose host is weak.
 
-A set that fits lives in the memory of each device as uint8, and a step gets only the numbers of its examples: nothing else
-crosses the bus, several steps can be started at once, and where the set is in memory already (photographs, arrays)
-TensorFlow is never imported. Each device holds all of the set rather than a part: sets that fit are small beside what a
-device has (CIFAR-10 154 MB, STL-10 3 GB), and an epoch's order takes every image to every device, so that a set in parts
-would send each batch between devices.
+A set that fits stays in the memory of each device as uint8, and a step receives only example indices: nothing else crosses
+the bus, several steps can be dispatched at once, and for a set that is in memory anyway (photographs, arrays) TensorFlow is
+never imported. Each device holds the whole set rather than a part: sets that fit are small compared with a device's memory
+(CIFAR-10 154 MB, STL-10 3 GB), and an epoch's order takes every image to every device, so with a divided set each batch
+would travel between devices.
 
-Larger sets come from the host, each image decoded once a step and not augmented there: encoded ones on a canvas, a square
-of 512 pixels for views of 224 in whose corner the image stands, reduced if it is larger. What that costs: 0.8 MB an image
-over the bus, where two views are 0.3 MB, and of an image larger than the canvas a crop of 8 % has fewer pixels than it
-could. Most of ImageNet (500×375) fits and loses nothing. A smaller canvas saves bus, memory and the device's work for crops;
-below 256 it costs sharpness that the views would have had.
+For larger sets the host decodes each image once a step and does not augment it. An encoded image is put in the corner of a
+canvas, a square of 512 pixels for views of 224, and reduced if it is larger. The price: 0.8 MB an image over the bus, where
+two views are 0.3 MB; and in an image larger than the canvas, a crop of 8 % has fewer pixels than in the original. Most of
+ImageNet (500×375) fits and loses nothing. A smaller canvas saves bus, memory and work on the device; below 256 the views
+lose sharpness.
 
-The views are not the host's: the distributions are the same, the random numbers are JAX's.
+The views differ from the host's: the distributions are the same, but the random numbers are JAX's.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ Arrays = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceFeed:
-    """What both kinds have in common; see `bt_jax.data.feed.Feed`."""
+    """What both kinds share; see `bt_jax.data.feed.Feed`."""
 
     source: Source
     config: ConfigDict  # `config.data` of a run
@@ -54,7 +54,7 @@ class DeviceFeed:
         """A method's batch of an item of one step, to be jitted with the step.
 
         Args:
-          resident: as `ResidentFeed.resident`, handed in, as a jitted function should not close over large arrays.
+          resident: as `ResidentFeed.resident`; an argument, as a jitted function should not close over large arrays.
           item: "slot" (N,) int32 and "epoch" () or (N,) int32, by which views are drawn, and, where nothing is resident, what
             is resident else.
         """
@@ -74,7 +74,7 @@ class DeviceFeed:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CanvasFeed(DeviceFeed):
-    """Images come from the host: encoded ones on canvases, arrays as they are."""
+    """Images come from the host: decoded ones on canvases, arrays as they are."""
 
     def batches(self, start_step: int, total_steps: int) -> Generator[tuple[int, Arrays], None, None]:
         rows = mesh_lib.process_rows(self.mesh, self.facts.batch_size)
@@ -107,16 +107,16 @@ class ResidentFeed(DeviceFeed):
     """All images are in the memory of each device.
 
     Attributes:
-      resident: {"image": (n, H, W, 3) uint8, "label": (n,) int32, "example": (n,) int32: whose image it is, a stand-in's
-        where another did not decode}, and "size" (n, 2) int32 where images are of mixed sizes.
-      steps_per_dispatch: at most.
+      resident: {"image": (n, H, W, 3) uint8, "label": (n,) int32, "example": (n,) int32, the number of the image, which is
+        the stand-in's for one that does not decode}, and "size" (n, 2) int32 if images are of mixed sizes.
+      steps_per_dispatch: at most this many.
     """
 
     resident: Arrays
     steps_per_dispatch: int
 
     def batches(self, start_step: int, total_steps: int) -> Generator[tuple[int, Arrays], None, None]:
-        """Dispatches of several steps end where an epoch does, so that what happens at its end happens there."""
+        """A dispatch of several steps never crosses the end of an epoch, where checkpoints and looks are due."""
         order, step = self._order(), start_step
         while step < total_steps:
             place = step % order.steps_per_epoch
@@ -145,16 +145,16 @@ def make_device_feed(
     steps_per_dispatch: int,
     may_reside: bool,
 ) -> CanvasFeed | ResidentFeed:
-    """The one of the two that the devices' memory allows; arguments and errors as of `bt_jax.data.feed.make_feed`."""
+    """The feed that the devices' memory allows; arguments and errors as for `bt_jax.data.feed.make_feed`."""
     if not isinstance(source, ArraySource):
         import_tensorflow()  # says what is missing, before anything is loaded
     common: Arrays = {"source": source, "config": config, "groups": groups, "mesh": mesh, "seed": seed, "facts": facts}
     common["labelled"] = labelled
     needs, (room, device) = _needs(source, config), _room(config, mesh)
-    # A stream has an order of its own, which must not depend on what device there is.
+    # A stream is read in an order of its own; a run's order must not depend on the device's memory.
     streamed = isinstance(source, StreamSource) and not config.device_bytes
     if needs <= room and not streamed and may_reside:
-        # XLA runs convolutions in a loop ten times slower on a CPU, and there the host is the device.
+        # On a CPU, XLA runs convolutions in a loop ten times slower, and dispatching costs nothing: the host is the device.
         steps = 1 if mesh.local_devices[0].platform == "cpu" else steps_per_dispatch
         words = f"made on the device, from the set in its memory ({amount(needs)})"
         if steps_per_dispatch > 1:
@@ -179,14 +179,14 @@ def make_device_feed(
 
 
 def _needs(source: Source, config: ConfigDict) -> int:
-    """Bytes of all images as the device takes them."""
+    """Bytes of all images as they would lie on the device."""
     if isinstance(source, ArraySource):
         return source.images.nbytes
     return len(source) * canvas_side(config) ** 2 * 3
 
 
 def _room(config: ConfigDict, mesh: Mesh) -> tuple[int, str]:
-    """Bytes of a device's memory that the set may take, and what device that is."""
+    """Bytes of a device's memory that the set may take, and the device in words."""
     device = mesh.local_devices[0]
     total = (device.memory_stats() or {}).get("bytes_limit")
     if total is None:  # a CPU, whose devices share the host's memory
@@ -199,7 +199,7 @@ def _placed(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 
 def _loaded(source: Source, config: ConfigDict) -> Arrays:
-    """All images of a set, on the host; encoded ones are decoded, and those that do not decode stood in for.
+    """All images of a set, decoded, on the host; for those that do not decode others stand in.
 
     Returns:
       As `ResidentFeed.resident`.
@@ -220,7 +220,7 @@ def _loaded(source: Source, config: ConfigDict) -> Arrays:
         real = min(block, n - start)
         images[start : start + real] = batch["image"][:real]
         labels[start : start + real], sizes[start : start + real] = batch["label"][:real], batch["size"][:real]
-    # What stood in for a bad image while it was read may have turned out bad itself since.
+    # An image that stood in for a bad one may have turned out bad itself later.
     bad = np.array([] if isinstance(source, StreamSource) else sorted(source.bad), np.int64)
     standing_in = source.usable(bad)
     for array in (images, labels, sizes, numbers):

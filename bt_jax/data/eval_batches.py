@@ -1,4 +1,4 @@
-"""The images of a source as evaluations look at them: the one way in, with TensorFlow or without it."""
+"""The images of a source as evaluations see them, with TensorFlow or without: the entry point for both."""
 
 from collections.abc import Iterator
 
@@ -15,21 +15,21 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Each image exactly once, in the source's order; the last batch is padded.
 
-    Images that do not decode are left out by the mask, and counted in `source.bad`. Where views are made on the device and
-    the set is in memory TensorFlow is not imported.
+    Images that do not decode are masked, and recorded in `source.bad`. If views are made on the device and the set is in
+    memory, TensorFlow is not imported.
 
     Args:
       config: `config.data` of a run.
       batch_size: of the global batch.
-      rows: the rows of the global batch to make, (n,), rising: all of them, or this process's share.
-      limit: at most so many images, evenly spread over the source.
+      rows: the rows of the global batch to make, (n,), increasing: all of them, or this process's share.
+      limit: at most this many images, evenly spread over the source.
 
     Yields:
       {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding or does not
       decode}; as many batches on every process.
 
     Raises:
-      UserError: TensorFlow is needed and absent; (while iterating) too many images do not decode.
+      UserError: TensorFlow is needed but not installed; (while iterating) too many images do not decode.
       ValueError: rows that are not rows of a batch.
     """
     check_rows(rows, batch_size)
@@ -51,7 +51,7 @@ def _of_arrays(source: ArraySource, config: ConfigDict, batch_size: int, rows: n
 
 
 def evaluation_views(images: np.ndarray, resize: int, size: int) -> np.ndarray:
-    """The images as evaluations look at them, by Pillow: as views.host.evaluation_view, for (N, H, W, 3) uint8."""
+    """The images as evaluations see them, made by Pillow: as views.host.evaluation_view, for (N, H, W, 3) uint8."""
     height, width = images.shape[1:3]
     if resize:
         short = min(height, width)

@@ -1,4 +1,4 @@
-"""Evaluation's batches by tf.data, from any source; `bt_jax/data/eval_batches.py` is the way in."""
+"""Evaluation batches from any source, by tf.data; `bt_jax/data/eval_batches.py` is the entry point."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,7 +15,7 @@ from bt_jax.data.tensorflow_import import tf
 from bt_jax.data.views.host import evaluation_view, on_canvas
 from bt_jax.data.views.spec import canvas_side
 
-# What `delivered_batches` takes: the pipeline from a batch on, and what of a batch does not decode.
+# The first and third arguments of `delivered_batches`.
 Pipeline = tuple[Callable[[int], tf.data.Dataset], Callable[[int], dict[int, str]]]
 
 
@@ -33,7 +33,7 @@ def eval_batches(
 
 
 def canvas_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iterator[Batch]:
-    """All images of a source in its order, on canvases as a device makes views of them.
+    """All images of a source in its order, on canvases, for views made on the device.
 
     Yields:
       {"image": (batch_size, C, C, 3) uint8, "size": (batch_size, 2) int32, "label": (batch_size,) int32,
@@ -59,7 +59,7 @@ def _batches(
     rows: np.ndarray,
     limit: int | None,
 ) -> Iterator[Batch]:
-    """Batches of what `load` makes of (image, label), and a mask; `nothing` is one of them without rows."""
+    """Batches of what `load` makes of (image, label), with a mask; `nothing` is such a batch without rows."""
     check_rows(rows, batch_size)
     shown = evenly(len(source), limit)
     starts = np.arange(0, len(shown), batch_size)
@@ -92,7 +92,7 @@ def _of_items(
 
 
 def _of_records(source: StreamSource, config: ConfigDict, load: Callable, mine: np.ndarray, n: int) -> Pipeline:
-    """The records at the places `mine`, n a batch; what stands in for another is marked."""
+    """The records at the places `mine`, n a batch; stand-ins are marked."""
     wanted = np.zeros(len(source), bool)
     wanted[mine] = True
     wanted = tf.constant(wanted)
@@ -122,7 +122,7 @@ def _masked(
     n: int,
     nothing: Batch,
 ) -> Iterator[Batch]:
-    """Exactly `count` batches of n rows, and a mask that is false for padding and for what stands in for bad images."""
+    """Exactly `count` batches of n rows, with a mask that is false for padding and for stand-ins."""
     for number in range(count):
         batch = next(batches, nothing)
         real = len(batch["label"])

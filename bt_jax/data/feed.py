@@ -1,7 +1,7 @@
-"""A run's batches on the mesh: one interface, whoever makes the views.
+"""A run's batches on the mesh: one interface, wherever the views are made.
 
-`data.views` says who does. "host": TensorFlow, with Pillow's levels. "device": the accelerator, for a machine whose host is
-weak; a set that fits lives in its memory, and others come image by image (device_feed.py).
+`data.views` says where. "host": by TensorFlow, with exactly Pillow's levels. "device": on the accelerator, for a machine whose
+host is weak; a set that fits stays in its memory, others come image by image (device_feed.py).
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ Tree = Any
 
 
 class Feed(Protocol):
-    """A run's batches: on the mesh as a train step takes them, or what `prepare` makes them of there.
+    """A run's batches on the mesh, either as a train step takes them or as `prepare` needs them.
 
     A batch is {"views": {group: (N, V, S, S, 3) uint8}, "label": (N,) int32, "example": (N,) int32}, a pure function of (seed,
     step) on any number of devices (bt_jax/data/views/spec.py, `batch_spec`).
 
     Attributes:
-      words: how views are made, for the summary of a run; "" where the host makes them.
-      prepare: None where batches come ready; else (resident, item) -> batch, to be jitted together with the step.
+      words: how views are made, for the summary of a run; "" if the host makes them.
+      prepare: None if batches come ready; else (resident, item) -> batch, to be jitted together with the step.
     """
 
     @property
@@ -43,16 +43,16 @@ class Feed(Protocol):
     def prepare(self) -> Callable[[Tree, Tree], Tree] | None: ...
 
     def batches(self, start_step: int, total_steps: int) -> Generator[tuple[int, Tree], None, None]:
-        """(the number of steps that are done after it, a delivery), each for one dispatch.
+        """(the number of steps done after it, a delivery), one per dispatch.
 
-        A delivery is a batch where `prepare` is None; else an item of one step, which `prepare` takes with None; or
-        {"resident": …, "items": …}, where items have an axis of steps in front.
+        A delivery is a batch if `prepare` is None. Otherwise it is an item of one step, to be prepared with resident None, or
+        {"resident": …, "items": …}, whose items have an axis of steps in front.
         """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostFeed:
-    """Views by the host, ready on the mesh."""
+    """Views are made by the host; batches come ready."""
 
     source: Source
     config: ConfigDict  # `config.data` of a run
@@ -99,26 +99,26 @@ def make_feed(
     Args:
       config: `config.data` of a run.
       groups: what is drawn of each image.
-      steps_per_dispatch: steps to start at once, at most; more than 1 takes a set in the device's memory.
-      may_reside: whether the set may be put there; not for a few more batches of a set that is there already.
-      labelled: whether labels must be classes, for a training that looks at them.
+      steps_per_dispatch: the most steps to start at once; more than 1 needs the set in the device's memory.
+      may_reside: whether the set may be put there; False for a few more batches of a set that already is.
+      labelled: whether labels must be classes, as for training that uses them.
 
     Raises:
-      UserError: groups that cannot be drawn together; TensorFlow is needed and absent; several steps are to be started at
-        once, and the set does not fit the devices; too many images do not decode. (Also while iterating:) labels that are
-        no classes, too many images that do not decode.
+      UserError: groups that cannot be drawn together; TensorFlow is needed but not installed; several steps per dispatch of
+        a set that does not fit the devices; (also while iterating) labels that are not classes, too many images that do not
+        decode.
     """
     groups = check_groups(groups)
     common = {"mesh": mesh, "seed": seed, "facts": facts, "labelled": labelled}
     if config.views == "device":
         how = {"steps_per_dispatch": steps_per_dispatch, "may_reside": may_reside}
         return make_device_feed(source, config, groups, **common, **how)
-    import_tensorflow()  # says what is missing, before anything is written
+    import_tensorflow()  # if it is missing, the run ends before anything is written
     return HostFeed(source=source, config=config, groups=groups, **common)
 
 
 def ready_batches(feed: Feed, start_step: int, total_steps: int) -> Iterator[Tree]:
-    """The batch of each step on the mesh, its views made: for those who do not make them together with a step of their own."""
+    """The batch of each step, its views made: for callers that do not jit `prepare` with a step of their own."""
     prepare = feed.prepare and jax.jit(feed.prepare, out_shardings=mesh_lib.over_batch(feed.mesh))
     for _, delivery in feed.batches(start_step, total_steps):
         if prepare is None:

@@ -1,4 +1,4 @@
-"""What `fetch` of a source gives, as TensorFlow takes it, and how an image is made of it."""
+"""What a source's `fetch` returns, as TensorFlow sees it, and how it becomes an image."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from bt_jax.data.tensorflow_import import tf
 
 
 def items_spec(source: IndexedSource) -> tf.TensorSpec:
-    """Shape and type of what `source.fetch` gives for n examples."""
+    """Shape and type of what `source.fetch` returns for n examples."""
     if isinstance(source, ArraySource):
         return tf.TensorSpec((None, *source.images.shape[1:]), tf.uint8)
     return tf.TensorSpec((None,), tf.string)

@@ -1,7 +1,7 @@
-"""Which example stands where: a pure function of (seed, step).
+"""Which examples make up a batch: a pure function of (seed, step).
 
-An epoch is a permutation that is computed, not shuffled through a buffer, so that step k can be asked for without those
-before it. The incomplete last batch of an epoch is dropped, as in the official program.
+An epoch is a permutation that is computed, not shuffled through a buffer, so step k does not need the steps before it. The
+incomplete last batch of an epoch is dropped, as in the official program.
 """
 
 from typing import Any
@@ -12,10 +12,10 @@ import numpy as np
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """A permutation of 0 … n-1, (n,) int64.
 
-    The order of n 64-bit numbers from Philox keyed by (seed, epoch). numpy guarantees the raw stream of a bit generator
-    from version to version; it does not guarantee `Generator.permutation`.
+    The order of n 64-bit numbers from Philox with the key (seed, epoch). numpy guarantees the raw stream of a bit generator
+    across versions, but not `Generator.permutation`.
     """
-    # Stable: should two of the numbers be equal, their order is that of the examples on every machine.
+    # Stable: if two numbers are equal, the examples keep their order, on every machine.
     return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(n), kind="stable")
 
 
@@ -27,7 +27,7 @@ class Order:
     """
 
     def __init__(self, seed: int, n: int, batch_size: int):
-        """Raises ValueError if there is not one whole batch."""
+        """Raises ValueError if there is not a single whole batch."""
         if not 1 <= batch_size <= n:
             raise ValueError(
                 f"batch_size is {batch_size}; it must be at least 1 and at most the number of examples, {n}."
@@ -37,7 +37,7 @@ class Order:
         self._cached: tuple[int, np.ndarray] | None = None
 
     def batch(self, step: int) -> tuple[int, np.ndarray]:
-        """The epoch that step (from 0) lies in, and the global batch's examples, (batch_size,) int64."""
+        """The epoch of a step (counted from 0), and the examples of the global batch, (batch_size,) int64."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._cached is None or self._cached[0] != epoch:
             self._cached = (epoch, permutation(self._seed, epoch, self._n))
@@ -45,7 +45,7 @@ class Order:
 
 
 def check_rows(rows: np.ndarray, batch_size: int) -> None:
-    """Raises ValueError unless `rows` are rows of a batch, rising."""
+    """Raises ValueError unless `rows` are increasing rows of a batch."""
     if len(rows) == 0 or rows[0] < 0 or rows[-1] >= batch_size or np.any(np.diff(rows) <= 0):
         raise ValueError(f"rows are {rows}; they must be rising and lie in 0 to {batch_size - 1}.")
 
@@ -54,7 +54,7 @@ def draw_seed(seed: int, epoch: Any, example: Any, draw: int) -> tuple[Any, Any]
     """The seed of one draw of one example: (seed + epoch·2³², 2·example + draw mod 2 + (draw // 2)·2⁴⁸).
 
     Different for every (seed, epoch, example, draw), with seed below 2³², epoch below 2³¹, example below 2⁴⁷ and draw below
-    2¹⁵. The pairs need not look random: the stateless generator that takes them (Philox) scrambles them.
+    2¹⁵. The pairs need not look random: Philox, the stateless generator that takes them, scrambles them.
 
     Args:
       epoch, example: int64, of numpy or TensorFlow.
@@ -64,12 +64,12 @@ def draw_seed(seed: int, epoch: Any, example: Any, draw: int) -> tuple[Any, Any]
 
 
 def single_seed(seed: int, epoch: int) -> int:
-    """One number from 0 to 2³¹-1 of both, for shufflers that take no more."""
+    """One number from 0 to 2³¹-1, for shufflers that take only one."""
     return int(np.random.Philox(key=[seed, epoch]).random_raw() >> 33)
 
 
 def evenly(n: int, limit: int | None) -> np.ndarray:
-    """At most `limit` of 0 … n-1, evenly spread, rising, int64: a subset without a seed that favours no class."""
+    """At most `limit` of 0 … n-1, evenly spread, increasing, int64: a subset that needs no seed and favours no class."""
     if limit is None or n <= limit:
         return np.arange(n, dtype=np.int64)
     return np.arange(limit, dtype=np.int64) * n // limit

@@ -1,7 +1,7 @@
-"""Source + order + views -> batches on the host, by tf.data. The mesh takes them from there (bt_jax/runtime/mesh.py).
+"""Source + order + views -> training batches on the host, by tf.data.
 
-numpy says which examples make a batch and fetches what their source holds of them: pixels, encoded images, or file names.
-One by one they go through TensorFlow, are read, decoded and augmented in parallel, and come out in the order they went in.
+numpy chooses the examples of a batch and fetches what the source has of them: pixels, encoded images, or file names. One by
+one they pass through TensorFlow, are read, decoded and augmented in parallel, and come out in the same order.
 """
 
 import itertools
@@ -33,19 +33,19 @@ def train_batches(
     start_step: int = 0,
     num_steps: int | None = None,
 ) -> Iterator[Batch]:
-    """Batches of views, each a pure function of (seed, step): not of threads, processes or restarts.
+    """Batches of views, each a pure function of (seed, step), whatever the threads, processes and restarts.
 
     Args:
       config: `config.data` of a run.
       groups: what is drawn of each image.
       batch_size: of the global batch.
-      rows: the rows of the global batch to make, (n,), rising: all of them, or this process's share.
+      rows: the rows of the global batch to make, (n,), increasing: all of them, or this process's share.
       start_step: the step of the first batch.
-      num_steps: how many; None: without end.
+      num_steps: how many; None: endlessly.
 
     Yields:
       {"views": {group: (n, V, S, S, 3) uint8}, "label": (n,) int32, "example": (n,) int64}. The example is the image's number
-      in the source, that of the stand-in where the image does not decode; of a stream its place in the epoch.
+      in the source, or the stand-in's if the image does not decode; in a stream, its place in the epoch.
 
     Raises:
       UserError: the source has fewer images than a batch; groups that cannot be drawn together; (while iterating) too many
@@ -71,7 +71,7 @@ def canvas_batches(
     start_step: int = 0,
     num_steps: int | None = None,
 ) -> Iterator[Batch]:
-    """What a device makes the same batches of: images on canvases; arguments and errors as of `train_batches`.
+    """What a device needs to make the same batches: images on canvases. Arguments and errors as for `train_batches`.
 
     Yields:
       {"image": (n, C, C, 3) uint8, "size": (n, 2) int32, "label": (n,) int32, "example", "slot" and "epoch": (n,) int64}. Views
@@ -126,7 +126,7 @@ def _of_items(
         return *source.fetch(examples), examples, slots, np.full_like(slots, epoch)
 
     def from_batch(delivered):
-        # TensorFlow counts steps and numpy says who stands there: a resumed run starts to count further up.
+        # TensorFlow counts steps and numpy says which examples they take: a resumed run starts counting at a later step.
         steps = tf.data.Dataset.range(start_step + delivered, end)
         dataset = one_by_one(steps, fetch, [items_spec(source), LABELS, NUMBERS, NUMBERS, NUMBERS])
         dataset = in_parallel(dataset, lambda item, *others: load(pixels(item), *others), config)
@@ -147,13 +147,13 @@ def _stream_epochs(
     rows: np.ndarray,
     start_step: int,
 ) -> Iterator[Iterator[Batch]]:
-    """One epoch's batches after the other, from `start_step` on; an example is known by its place in the epoch."""
+    """The batches of each epoch in turn, from `start_step` on; an example's number is its place in the epoch."""
     steps_per_epoch, batch_size = facts.steps_per_epoch, facts.batch_size
     first, skip = divmod(start_step, steps_per_epoch)
     is_mine = np.zeros(batch_size, bool)
     is_mine[rows] = True
     is_mine = tf.constant(is_mine)
-    # Traced once and called by each epoch's pipeline; the epoch is an argument for that reason.
+    # Traced once and called by each epoch's pipeline, for which the epoch must be an argument.
     make = tf.function(
         lambda encoded, label, slot, epoch: load(decode(encoded), label, slot, slot, epoch), autograph=False
     )

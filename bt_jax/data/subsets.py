@@ -1,6 +1,6 @@
-"""Parts of a labelled set: some labels a class from a seed, or the files that a published list names.
+"""Parts of a labelled set: some labels of each class by a seed, or the files that a published list names.
 
-A part is a source like any other, and its examples are known by their numbers in the whole.
+A part is a source like any other; its examples are identified by their numbers in the whole set.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class Part(EncodedSource):
 
 
 class KeptPart(EncodedSource):
-    """Some examples of a stream, kept in memory as they are encoded: a stream itself cannot be read here and there."""
+    """Some examples of a stream, kept encoded in memory: a stream itself cannot be read at random."""
 
     def __init__(self, whole: StreamSource, name: str, examples: np.ndarray):
         super().__init__(name, len(examples), whole.class_names, whole.notices)
@@ -64,7 +64,7 @@ class KeptPart(EncodedSource):
 
 
 def labels_of(source: Source) -> np.ndarray:
-    """The labels of all examples, (n,) int32; a set in records is read through for them, without decoding."""
+    """The labels of all examples, (n,) int32; a set in records is read through for them, but not decoded."""
     labels = getattr(source, "labels", None)
     if labels is not None:
         return labels
@@ -100,7 +100,7 @@ def check_labels(labels: np.ndarray, source: Source, *, all_classes: bool = True
 
 
 def with_checked_labels(batches: Iterable[dict[str, Any]], source: Source) -> Iterator[dict[str, Any]]:
-    """The batches as they are, their labels looked at: those of records are not known before they come.
+    """The batches unchanged, their labels checked: those of records are not known before they are read.
 
     Raises:
       UserError: (while iterating) as `check_labels`.
@@ -114,8 +114,8 @@ def take(source: Source, examples: np.ndarray, name: str) -> Source:
     """These examples of a source, as a source.
 
     Args:
-      examples: (n,) integers, the numbers in `source`.
-      name: of the new one, for people.
+      examples: (n,) integers, their numbers in `source`.
+      name: of the new source, for people.
     """
     examples = np.asarray(examples, np.int64)
     if isinstance(source, ArraySource):
@@ -134,11 +134,11 @@ def stratified(
 
     Args:
       labels: (n,) integers from 0 to num_classes - 1.
-      percent: of the images of each class, to the nearest whole number, or
-      per_class: that many of each class, in place of `percent` where it is above 0.
+      percent: of the images of each class, rounded to a whole number.
+      per_class: if above 0, this many images of each class instead.
 
     Returns:
-      (m,) int64, rising. A smaller share of a seed lies within every larger one.
+      (m,) int64, increasing. With the same seed, a smaller share is part of every larger one.
 
     Raises:
       UserError: a class has fewer than `per_class` images.
@@ -158,7 +158,7 @@ def listed(source: Source, list_file: str) -> np.ndarray:
     """The examples whose files a list names, a line each: `name`, as SimCLR's `1percent.txt` and `10percent.txt`, or `class/name`.
 
     Returns:
-      (m,) int64, rising.
+      (m,) int64, increasing.
 
     Raises:
       UserError: the list cannot be read or is empty, names a file twice, or names files that are not there (it says how
@@ -202,5 +202,5 @@ def listed(source: Source, list_file: str) -> np.ndarray:
 
 
 def fingerprint(examples: np.ndarray) -> str:
-    """The same for the same examples: sixteen characters, to see that two runs had the same labels."""
+    """Sixteen characters, equal for equal examples: shows whether two runs used the same labels."""
     return hashlib.sha256(np.asarray(examples, "<i8").tobytes()).hexdigest()[:16]

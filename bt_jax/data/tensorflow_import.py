@@ -1,4 +1,4 @@
-"""TensorFlow as this folder uses it: quiet, and kept off the accelerators, which are JAX's. Importing this imports it."""
+"""TensorFlow as this folder uses it: quiet, and kept off the accelerators, which are JAX's. To be imported when needed."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from bt_jax import console
 
-# What it tells of itself on standard error, past all its settings: which instructions it uses, and that it finds no GPU.
+# What it prints on standard error whatever its settings: which instructions it uses, and that it finds no GPU.
 _CHATTER = re.compile(
     r"I0000 |WARNING: All log messages before|To enable the following|E0000 .*(cuda|CUDA|cuInit)|.*oneDNN"
 )
@@ -17,30 +17,30 @@ _CHATTER = re.compile(
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Holds standard error back, file descriptor 2 included, and lets through afterwards what is not chatter."""
+    """Holds back standard error, file descriptor 2 included, and then lets through what is not chatter."""
     console.flush()
     with contextlib.ExitStack() as stack:
         try:
-            held = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+            caught = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
             kept = os.dup(2)
         except OSError:  # no room for temporary files, or no standard error
             yield
             return
-        os.dup2(held.fileno(), 2)
+        os.dup2(caught.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-            held.seek(0)
-            for line in held:
+            caught.seek(0)
+            for line in caught:
                 if not _CHATTER.match(line) and not re.match(r"\d{4}-\d\d-\d\d .*: I ", line):
                     console.warn(line.rstrip("\n"))
 
 
-# Its oneDNN kernels round differently from machine to machine and are no faster on small images.
+# Its oneDNN kernels round differently on different machines, and are no faster on small images.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# Its warnings hold a traceback for each image that does not decode; the run names such images itself.
+# Its warnings show a traceback for each image that does not decode; the run names such images itself.
 if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets it to 1 where it is not set
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 with _without_chatter():
@@ -49,14 +49,14 @@ with _without_chatter():
     try:
         for _kind in ("GPU", "TPU"):
             tf.config.set_visible_devices([], _kind)  # it would take all of their memory
-        # Images are many: a thread each is the best division of labour, and sharing one among threads a quarter slower.
+        # There are many images: one thread for each is fastest; several threads for one are a quarter slower.
         tf.config.threading.set_intra_op_parallelism_threads(1)
-    except RuntimeError:  # TensorFlow was at work before bt_jax was: what it has taken it has
+    except RuntimeError:  # TensorFlow was in use before bt_jax, and keeps what it has taken
         pass
 
 
 def plain(function: Callable) -> Callable:
-    """What is here is written in graph operations: there is nothing for autograph to translate, and it takes seconds."""
+    """Keeps autograph off a function that is written in graph operations: it would search for seconds, and find nothing."""
     return tf.autograph.experimental.do_not_convert(function)
 
 

@@ -1,7 +1,7 @@
 """What a source of images is: a numbered list of labelled images.
 
-An `IndexedSource` can be read anywhere: its `fetch` gives what it has of any examples, an `ArraySource` pixels and an
-`EncodedSource` encoded images. A `StreamSource` can only be read in a row.
+An `IndexedSource` can be read at random: its `fetch` takes any examples; an `ArraySource` returns their pixels, an
+`EncodedSource` their encoded images. A `StreamSource` can only be read in sequence.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 
 from bt_jax.errors import UserError, some
 
-MOST_CLASSES = 2**16  # that labels may speak of, where there are fewer images: three times ImageNet-21k's
+MOST_CLASSES = 2**16  # that labels may number, if there are fewer images: three times ImageNet-21k's
 _HASHED_BYTES = 2**28  # of an array, for a fingerprint: a fifth of a second
 
 
@@ -23,7 +23,7 @@ class Source:
     Attributes:
       name: for people.
       class_names: in the order of the labels.
-      notices: what was passed over, a sentence each.
+      notices: a sentence for each thing that was skipped.
       bad: the examples that turned out not to decode, and why; others stand in for them.
       stable_examples: whether a number names the same image in every epoch.
     """
@@ -44,10 +44,9 @@ class Source:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Sixteen characters that tell these examples from others in the same number, wherever they lie.
+        """Sixteen characters that tell these examples from as many others, wherever they are stored.
 
-        Of the names of the classes, the labels where they are known, and what `_identity` gives. It must be cheap: files are
-        not read for it.
+        Made from the names of the classes, the labels if they are known, and `_identity`. It is cheap: no file is read.
         """
         digest = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
         labels = getattr(self, "labels", None)
@@ -58,11 +57,11 @@ class Source:
         return digest.hexdigest()[:16]
 
     def _identity(self) -> Iterator[bytes]:
-        """What else tells the examples from others."""
+        """What else distinguishes the examples."""
         yield str(len(self)).encode()
 
     def usable(self, examples: np.ndarray) -> np.ndarray:
-        """These examples, and in the place of each bad one the next that is not: a function of the example alone."""
+        """These examples, each bad one replaced by the next good one: a function of the example alone."""
         if not self.bad:
             return examples
         return np.array([self._next_good(int(example)) for example in examples], np.int64)
@@ -77,7 +76,7 @@ class Source:
         return f"image {example} of {self.name}"
 
     def exclude(self, found: dict[int, str], max_fraction: float) -> None:
-        """Takes note of examples that do not decode, with the reasons.
+        """Records examples that do not decode, with the reasons.
 
         Raises:
           UserError: they are now more than `max_fraction` of all; names them.
@@ -95,10 +94,10 @@ class Source:
 
 
 class IndexedSource(Source):
-    """Images that are within reach one by one."""
+    """Images that can be read at random."""
 
     def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What there is of these examples, (n, …), and their labels, (n,) int32."""
+        """These examples, (n, …), and their labels, (n,) int32."""
         raise NotImplementedError
 
 
@@ -141,7 +140,7 @@ class ArraySource(IndexedSource):
         self.images, self.labels = images, labels.astype(np.int32)
 
     def _identity(self) -> Iterator[bytes]:
-        """The pixels; of more than `_HASHED_BYTES`, those of some images, evenly spread."""
+        """The pixels; of a set above `_HASHED_BYTES`, those of evenly spread images."""
         yield repr(self.images.shape).encode()
         step = -(-self.images.nbytes // _HASHED_BYTES)
         for start in range(0, len(self), 1024 * step):
@@ -156,20 +155,20 @@ class EncodedSource(IndexedSource):
     """Encoded images in files or in records; some may turn out not to decode.
 
     Attributes:
-      gives_paths: whether `fetch` gives the names of files, to be read, or what is in them.
+      gives_paths: whether `fetch` returns the names of files to be read, rather than their contents.
     """
 
     gives_paths = False
 
     def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """These examples encoded, or their files' names, (n,) bytes objects, and their labels, (n,) int32."""
+        """These examples, encoded or as file names, (n,) bytes objects, and their labels, (n,) int32."""
         raise NotImplementedError
 
 
 class StreamSource(Source):
-    """Encoded images that can only be read in a row: an example's number is its place in the epoch.
+    """Encoded images that can only be read in sequence: an example's number is its place in the epoch.
 
-    Those that do not decode are known in `bad` by a fingerprint.
+    In `bad`, those that do not decode are identified by a fingerprint.
     """
 
     stable_examples = False
@@ -178,26 +177,26 @@ class StreamSource(Source):
         return f"the record of {self.name} with fingerprint {example:016x}"
 
     def records(self, seed: int | None, epoch: int) -> Any:
-        """A tf.data.Dataset of (encoded image, label int32) in the order of an epoch; in the files' without a seed."""
+        """A tf.data.Dataset of (encoded image, label int32), in the order of an epoch, or without a seed in that of the files."""
         raise NotImplementedError
 
 
 class BytesCache:
-    """What has been read of a source, in memory, until that is full.
+    """Keeps in memory what has been read of a source, up to a limit.
 
-    What came first stays: an epoch asks for each example once, in an order of its own, and so to throw out what is old
-    for what is new would gain nothing.
+    What came first stays: each epoch asks for every example once, in another order, so replacing old contents by new ones
+    would gain nothing.
     """
 
     def __init__(self, limit: int):
-        """Args: limit: bytes, of the encoded images; 0 keeps nothing."""
+        """Args: limit: bytes of encoded images; 0 keeps nothing."""
         self._limit, self._contents, self.size = limit, {}, 0
 
     def get(self, examples: np.ndarray, read: Callable[[list[int]], Sequence[bytes]]) -> list[bytes]:
-        """What `read` gives for these examples, asking it only for those that are not kept.
+        """The contents of these examples; `read` is called only for those that are not kept.
 
         Args:
-          read: what it returns has a length in bytes; what is empty is not kept.
+          read: returns the contents of examples; empty ones are not kept.
         """
         kept = self._contents
         missing = [example for example in examples.tolist() if example not in kept]
@@ -210,7 +209,7 @@ class BytesCache:
 
 
 def import_tensorflow() -> Any:
-    """TensorFlow, when it is first needed: in-memory training does without."""
+    """Imports TensorFlow when it is first needed: training from memory does without it."""
     try:
         from bt_jax.data.tensorflow_import import tf
     except ImportError as error:
@@ -239,10 +238,10 @@ def numbers_as_names(name: str, *labels: np.ndarray) -> tuple[str, ...]:
 
 
 def other_split(split: str, there: Iterable[str], use: str) -> str:
-    """For sentences that say that a split is not there: what to do where it has another usual name; else "".
+    """For messages about a missing split: what to do if it has another usual name; else "".
 
     Args:
-      there: the splits that there are.
+      there: the splits that exist.
       use: of the split that is missing: "train" or "test", as in data.test_split.
     """
     usual = ("test", "val", "validation", "valid") if use == "test" else ("train", "training")

@@ -12,7 +12,7 @@ from bt_jax.data.sources.base import BytesCache, EncodedSource, other_split
 from bt_jax.errors import UserError, some
 from bt_jax.runtime.paths import as_path
 
-_SIZED = 256  # files whose sizes go into the fingerprint: a millisecond, and a second over a slow network
+_SIZED = 256  # files whose sizes go into the fingerprint: takes a millisecond, or a second over a slow network
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")  # upper case too
 
 
@@ -25,10 +25,10 @@ class FolderSource(EncodedSource):
     """
 
     def __init__(self, root: str, split: str, cache_bytes: int = 0, *, use: str = "train"):
-        """Raises UserError if the folder or its classes are missing or empty, or other files stand among them.
+        """Raises UserError if the folder or its classes are missing or empty, or contain other files.
 
         Args:
-          cache_bytes: files up to so many bytes in all are kept in memory once read; 0: none are.
+          cache_bytes: files are kept in memory once read, up to this many bytes in all; 0: none are.
           use: of the split, "train" or "test", for messages.
         """
         if not root:
@@ -81,11 +81,11 @@ class FolderSource(EncodedSource):
         notices = (f"{hidden} hidden file(s) in {folder} were passed over",) if hidden else ()
         super().__init__(str(folder), len(paths), tuple(classes), notices)
         self.paths, self.labels = paths, np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-        self.gives_paths = cache_bytes == 0  # TensorFlow reads them then, on as many threads as decode
+        self.gives_paths = cache_bytes == 0  # then TensorFlow reads them, on the threads that decode
         self._cache = BytesCache(cache_bytes)
 
     def _identity(self) -> Iterator[bytes]:
-        """The files' names below the folder, and the sizes of some files, evenly spread."""
+        """The files' names below the folder, and the sizes of evenly spread files."""
         begin = len(self.name) + 1
         yield b"\0".join(os.fsencode(path[begin:]) for path in self.paths)
         if "://" not in self.name:
@@ -107,11 +107,11 @@ class FolderSource(EncodedSource):
             return list(pool.map(_content, [self.paths[example] for example in examples]))
 
 
-_READERS = 16  # a store on the network answers many at once; a disk does not mind
+_READERS = 16  # network storage answers many requests at once, and a disk does not mind
 
 
 def _content(path: str) -> bytes:
-    """What is in a file; nothing, which is no image, if it cannot be read."""
+    """The contents of a file; nothing, which is no image, if it cannot be read."""
     try:
         return epath.Path(path).read_bytes()
     except OSError:
@@ -127,16 +127,16 @@ def _is_image(name: str) -> bool:
 
 
 def listing(folder: epath.Path) -> list[tuple[str, bool]]:
-    """(name, is it a folder) of all entries, in the order of their names."""
+    """(name, whether it is a folder) of all entries, sorted by name."""
     return [(name, kind == "folder") for name, kind in _entries(folder)]
 
 
 def _entries(folder: epath.Path) -> list[tuple[str, str]]:
-    """(name, kind) of all entries, in the order of their names: "file", "folder", or "special", which may never end when read."""
+    """(name, kind) of all entries, sorted by name: "file", "folder", or "special", such as a pipe, which may never end."""
     if "://" not in str(folder):
-        with os.scandir(folder) as entries:  # for a million files many times faster than asking each path
+        with os.scandir(folder) as entries:  # many times faster than a query for each of a million files
             return sorted((entry.name, _kind(entry)) for entry in entries)
-    # A question for each entry would be a request each: what is named like an image is taken for a file.
+    # A query for each entry would be a request each, so what is named like an image is taken for a file.
     return sorted(
         (entry.name, "folder" if not _is_image(entry.name) and entry.is_dir() else "file") for entry in folder.iterdir()
     )

@@ -1,4 +1,4 @@
-"""The source that a config names: the one module that knows all kinds."""
+"""The source that a config names: the only module that knows all kinds."""
 
 from ml_collections import ConfigDict
 

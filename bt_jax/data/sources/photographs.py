@@ -1,7 +1,7 @@
-"""The quickstart's images: labelled crops of free photographs that scikit-image and scikit-learn ship.
+"""The quickstart's images: labelled crops of free photographs that come with scikit-image and scikit-learn.
 
-One class a photograph. Each is cut along its longer side into five strips; test crops come from the middle one and
-train crops from the others, so that no pixel is in both. Nothing is downloaded.
+Each photograph is a class. It is cut along its longer side into five strips; test crops come from the middle strip and train
+crops from the others, so no pixel is in both. Nothing is downloaded.
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ PHOTOGRAPHS = {
     "temple": (_SKLEARN, "china.jpg"),
     "flower": (_SKLEARN, "flower.jpg"),
 }
-_LONG_SIDE = 640  # larger photographs are reduced to this, so that a crop shows as much of one as of another
+_LONG_SIDE = 640  # larger photographs are reduced to this, so that crops show about as much of each
 _STRIPS, _TEST_STRIP = 5, 2
 _CROP = (40, 72)  # sides of a crop, in pixels of the photograph
 
@@ -42,10 +42,10 @@ def load_photograph(name: str) -> np.ndarray:
     """One photograph, (H, W, 3) uint8, grey ones with three equal channels.
 
     Raises:
-      UserError: the package that ships it is not installed, or has it no longer.
+      UserError: the package that ships it is not installed, or no longer has it.
     """
     (module, folder, package), file = PHOTOGRAPHS[name]
-    found = importlib.util.find_spec(module)  # where it lies, without importing it: that takes a second
+    found = importlib.util.find_spec(module)  # where it is, without importing it, which takes a second
     path = None if found is None or found.origin is None else pathlib.Path(found.origin).parent / folder / file
     if path is None or not path.exists():
         raise UserError(
@@ -57,7 +57,7 @@ def load_photograph(name: str) -> np.ndarray:
 
 
 def photograph_crops(split: str, *, size: int, per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """Crops at random places and of random sizes, the same at every call.
+    """Crops of random places and sizes, the same at every call.
 
     Args:
       split: "train" or "test".
@@ -67,7 +67,7 @@ def photograph_crops(split: str, *, size: int, per_class: int) -> tuple[np.ndarr
     Returns:
       images (17·per_class, size, size, 3) uint8 and labels (17·per_class,) int32.
     """
-    rng = np.random.RandomState({"train": 1, "test": 2}[split])  # its stream is frozen for good
+    rng = np.random.RandomState({"train": 1, "test": 2}[split])  # numpy has frozen its stream
     images = np.empty((len(PHOTOGRAPHS), per_class, size, size, 3), np.uint8)
     for label, name in enumerate(PHOTOGRAPHS):
         photograph = load_photograph(name)

@@ -1,6 +1,6 @@
-"""TFDS sets as sources: decoded in memory where they fit, from ArrayRecord files at random, from TFRecord files in a row.
+"""TFDS sets as sources: decoded in memory if they fit, else read from ArrayRecord files at random or TFRecord files in sequence.
 
-This imports TensorFlow.
+Importing this imports TensorFlow.
 """
 
 import difflib
@@ -33,7 +33,7 @@ _RECORD_BYTES = 16  # of a record without content, in both formats at least
 
 
 class RecordSource(EncodedSource):
-    """A TFDS set in ArrayRecord files, which can be read anywhere: any examples of it, in any order, at a file's speed."""
+    """A TFDS set in ArrayRecord files, which can be read at random: any examples, in any order, at the speed of files."""
 
     def __init__(self, builder: Any, split: str, cache_bytes: int = 0):
         """Args: cache_bytes: as for `FolderSource`."""
@@ -58,7 +58,7 @@ class RecordSource(EncodedSource):
         return np.array(images, object), np.clip(labels, _INT32.min, _INT32.max).astype(np.int32)
 
     def in_a_row(self) -> tf.data.Dataset:
-        """(encoded image, label int32) of all examples in their order."""
+        """(encoded image, label int32) of all examples, in order."""
 
         def fetch(examples):
             images, labels = tf.numpy_function(self.fetch, [examples], [tf.string, tf.int32], stateful=False)
@@ -68,17 +68,16 @@ class RecordSource(EncodedSource):
 
 
 class TfdsStream(StreamSource):
-    """A large TFDS set in TFRecord files, read in a row as encoded images.
+    """A large TFDS set in TFRecord files, read in sequence as encoded images.
 
     The order is a function of (seed, epoch): files permuted, 16 of them read in turn, and a shuffle buffer seeded by
-    both. What that costs: the buffer holds `data.shuffle_buffer` encoded images (16 384 of ImageNet are 1.8 GB); a
-    resumed run reads the records of the epoch before its step, without decoding their images (about 5000 of ImageNet's
-    size a second on one core, if the disk gives them), and refills the buffer; of several processes each reads all
-    records and decodes its own rows only. Image folders, sets in ArrayRecord files and sets that fit in memory are free of
-    all this.
+    both. The price: the buffer holds `data.shuffle_buffer` encoded images (16 384 of ImageNet are 1.8 GB); a resumed run
+    re-reads the epoch up to its step, without decoding (about 5000 images of ImageNet's size a second on one core, if the
+    disk can deliver them), and refills the buffer; each of several processes reads all records and decodes only its own
+    rows. Image folders, sets in ArrayRecord files and sets that fit in memory have none of this.
 
-    A record whose image does not decode gives way to the one before it in the epoch, known by a fingerprint of its bytes; a
-    broken file ends the run.
+    A record whose image does not decode is identified by a fingerprint of its bytes, and the one before it in the epoch
+    stands in; a damaged file ends the run.
     """
 
     def __init__(self, builder: Any, split: str):
@@ -103,7 +102,7 @@ def _identity_of(builder: Any, split: str) -> bytes:
 
 
 def _encoded_stream(builder: Any, split: str, shuffle_seed: int | None) -> tf.data.Dataset:
-    """(encoded image, label int32); in the order of the files, or the files permuted and 16 read in turn."""
+    """(encoded image, label int32), in the order of the files, or with the files permuted and 16 read in turn."""
     options = tf.data.Options()
     options.deterministic = True
     decoders = {"image": tfds.decode.SkipDecoding()}
@@ -128,13 +127,13 @@ def _encoded_stream(builder: Any, split: str, shuffle_seed: int | None) -> tf.da
 
 
 def tfds_source(config: ConfigDict, split: str, use: str = "train") -> Source:
-    """The source that `config.data` names by TFDS: in memory if it fits there, else in records, else as a stream.
+    """The TFDS source that `config.data` names: in memory if it fits, else in records, else as a stream.
 
     Args:
       use: of the split, "train" or "test", for messages.
 
     Raises:
-      UserError: it is not there, or not what bt_jax can use.
+      UserError: it does not exist, or is not what bt_jax can use.
     """
     builder = prepared_builder(config)
     info = builder.info
@@ -150,8 +149,8 @@ def tfds_source(config: ConfigDict, split: str, use: str = "train") -> Source:
     features = info.features
     parts = [part for part in ("image", "label") if part not in features]
     if parts or features["image"].dtype != np.uint8 or not hasattr(features["label"], "names"):
-        held = " ".join(str(features).split())
-        raise UserError(f"TFDS {builder.name} holds {held}; bt_jax needs an 8-bit 'image' and a class 'label'.")
+        found = " ".join(str(features).split())
+        raise UserError(f"TFDS {builder.name} holds {found}; bt_jax needs an 8-bit 'image' and a class 'label'.")
     stored = info.file_format.value
     if stored not in ("tfrecord", "array_record"):
         raise UserError(
@@ -167,7 +166,7 @@ def tfds_source(config: ConfigDict, split: str, use: str = "train") -> Source:
 
 
 def _check_counts(builder: Any, split: str) -> None:
-    """Holds what dataset_info.json says against the files.
+    """Compares what dataset_info.json says with the files.
 
     Raises:
       UserError: it counts more examples than its files have room for, or more classes than a set can have.
@@ -182,7 +181,7 @@ def _check_counts(builder: Any, split: str) -> None:
     for file in info.splits[split].file_instructions:
         path = epath.Path(file.filename)
         if not path.exists():
-            continue  # its reader says that
+            continue  # its reader reports that
         size = path.stat().length
         if file.examples_in_shard * _RECORD_BYTES > size:
             raise UserError(
@@ -192,10 +191,10 @@ def _check_counts(builder: Any, split: str) -> None:
 
 
 def prepared_builder(config: ConfigDict) -> Any:
-    """The TFDS builder that `config.data` names, its files in place.
+    """The TFDS builder that `config.data` names, its files prepared.
 
     Raises:
-      UserError: there is no such set, or it is not there.
+      UserError: TFDS does not know the set, or it is not prepared.
     """
     builder = _builder(config)
     _require_prepared(builder, config)
@@ -209,17 +208,17 @@ def _builder(config: ConfigDict) -> Any:
         return tfds.builder(config.name, data_dir=config.data_dir or None)
     except tfds.core.registered.DatasetNotFoundError:
         folder = epath.Path(config.data_dir or tfds.core.constants.DATA_DIR).expanduser()
-        theirs = [name for name, is_folder in listing(folder) if is_folder] if folder.is_dir() else []
-        known = [*theirs, *tfds.list_builders(with_community_datasets=False)]
+        local = [name for name, is_folder in listing(folder) if is_folder] if folder.is_dir() else []
+        known = [*local, *tfds.list_builders(with_community_datasets=False)]
         near = list(dict.fromkeys(difflib.get_close_matches(config.name, known, n=3)))
         hint = f"did you mean {' or '.join(near)}?" if near else "see tensorflow.org/datasets/catalog."
         raise UserError(f"TFDS has no data set {config.name!r}, nor is there one in {folder}; {hint}") from None
-    except (ValueError, TypeError, AssertionError, ImportError) as error:  # a configuration or version that is not
+    except (ValueError, TypeError, AssertionError, ImportError) as error:  # a wrong configuration or version
         raise UserError(f"TFDS cannot make {config.name!r} ({first_line(error)}); mend data.name.") from None
 
 
 def _require_prepared(builder: Any, config: ConfigDict) -> None:
-    """Sees that the set is there; downloads it if the user allows that and TFDS can."""
+    """Makes sure that the set is prepared; downloads it if the user allows that and TFDS can."""
     folder = epath.Path(builder.data_path)
     if (folder / "dataset_info.json").exists():
         return
@@ -241,7 +240,7 @@ def _require_prepared(builder: Any, config: ConfigDict) -> None:
         raise UserError(f"{where}; set data.data_dir to where it is, or data.download to True to let TFDS fetch it.")
     try:
         builder.download_and_prepare()
-    except Exception as error:  # whatever the network, the disk or the set's host had to say
+    except Exception as error:  # anything from the network, the disk or the server
         raise UserError(f"{where}, and could not be downloaded ({first_line(error)}).") from error
 
 

@@ -1,7 +1,7 @@
-"""PASCAL VOC for classification: an image may be of several classes, and of some it is not said.
+"""PASCAL VOC for classification: an image may be of several classes, and for some classes it is not said.
 
-From the official folders (`VOC2007/JPEGImages`, `VOC2007/ImageSets/Main`), or from TFDS `voc/2007`. The pipeline passes one
-whole number an image, so here that is the image's number, by which its row of `targets` is found.
+From the official folders (`VOC2007/JPEGImages`, `VOC2007/ImageSets/Main`), or from TFDS `voc/2007`. A batch carries one whole
+number per image as its label; here that is the image's number, the row of `targets`.
 """
 
 from typing import Any
@@ -23,8 +23,8 @@ class VocFolder(EncodedSource):
     """The official folders.
 
     Attributes:
-      targets: (n, 20) int8: 1 an object of the class is there; -1 none; 0 only ones that are marked difficult, and the
-        image does not count for that class (VOC2007 development kit, section 4).
+      targets: (n, 20) int8: 1, the image shows an object of the class; -1, it shows none; 0, only objects marked difficult,
+        and the image does not count for that class (VOC2007 development kit, section 4).
     """
 
     gives_paths = True
@@ -91,7 +91,7 @@ class VocStream(StreamSource):
         )
 
     def records(self, seed: int | None, epoch: int):
-        """(encoded image, the image's number); in the order of the files, with which nothing is trained."""
+        """(encoded image, the image's number), in the order of the files: nothing is trained on these."""
         del seed, epoch
         from bt_jax.data.tensorflow_import import tf
 
@@ -106,11 +106,11 @@ def voc_source(config: ConfigDict, split: str) -> Source:
       split: "train" or "test", which `config.train_split` and `config.test_split` translate.
 
     Raises:
-      UserError: it is not there, or not VOC.
+      UserError: it does not exist, or is not VOC.
     """
-    theirs = config[f"{split}_split"]
+    name = config[f"{split}_split"]
     if config.source == "folder":
-        return VocFolder(config.data_dir, theirs)
+        return VocFolder(config.data_dir, name)
     if config.source != "tfds":
         raise UserError(f"data.source is {config.source!r}; VOC comes from 'folder' (the official folders) or 'tfds'.")
     import_tensorflow()
@@ -125,7 +125,7 @@ def voc_source(config: ConfigDict, split: str) -> Source:
             f"TFDS {builder.name} is stored as array_record; VOC is read from tfrecord, or the official folders."
         )
     try:
-        return VocStream(builder, theirs)
+        return VocStream(builder, name)
     except (KeyError, ValueError):
         splits = ", ".join(builder.info.splits)
-        raise UserError(f"TFDS {builder.name} has no split {theirs!r}; it has {splits}.") from None
+        raise UserError(f"TFDS {builder.name} has no split {name!r}; it has {splits}.") from None

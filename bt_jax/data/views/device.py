@@ -1,8 +1,8 @@
 """Views of a batch of images in JAX, for an accelerator whose host is too weak to make them.
 
-The same distributions and, on the same parameters, the levels of the host's views (host.py) but for a few roundings. All
-images of a batch are worked on at once: where the host branches, this computes and selects. Nothing depends on the other
-images of a batch, so that it shards over devices without a word between them.
+The distributions are the host's (host.py) and so, for the same parameters, are the levels, except for a few roundings. All
+images of a batch are processed at once: where the host branches, this computes and selects. An image's views do not depend on
+the other images, so the work shards over devices without communication.
 """
 
 import functools
@@ -91,8 +91,8 @@ def check_images(images: jax.Array | np.ndarray) -> None:
 def draw_uniforms(
     seed: int, epoch: jax.Array, examples: jax.Array, group: int, view: int, count: int = UNIFORMS
 ) -> jax.Array:
-    """(N, count) float32 of a draw of each image, from JAX's generator where the host has TensorFlow's."""
-    # Threefry is named because the default generator may be another, or differ between kinds of device.
+    """(N, count) float32 in [0, 1), the random numbers of a draw of each image; the host takes TensorFlow's instead."""
+    # Threefry is named because the default generator may change, or differ between kinds of device.
     key = jax.random.key(seed, impl="threefry2x32")
     draw = draw_number(group, view)
 
@@ -143,7 +143,7 @@ def sample_jigsaws(uniforms: Callable[..., jax.Array], sizes: jax.Array, jigsaw:
 
 
 def _drawn(u: jax.Array, crop: jax.Array, spec: ViewSpec) -> ViewParameters:
-    """All of a view but its crop, of the uniforms after those for the crop's tries, (16, N)."""
+    """All of a view except its crop, from the random numbers after those of the crop's tries, (16, N)."""
 
     def between(uniform, low, high):
         return low + uniform * (high - low)
@@ -253,9 +253,9 @@ def _distorted(x: jax.Array, p: ViewParameters, spec: ViewSpec) -> jax.Array:
 def _jitter(x: jax.Array, p: ViewParameters) -> jax.Array:
     """The four in each image's own order.
 
-    Three of them blend with something, so that a place in the order needs one blend, with what its image's turn asks for.
-    Hue costs more than all the others together and so is computed once: what comes before it in an image's order is
-    blended before, what comes after it after. A blend by the factor 1 changes nothing.
+    Three of the four are blends, so each place in the order takes one blend, with whatever the image's order asks for. Hue
+    costs more than the others together and is computed once: what precedes it in an image's order is blended before, the
+    rest after. A blend with factor 1 changes nothing.
     """
     turn_of_hue = jnp.argmax(p.order == 3, axis=1)
     factors = jnp.stack([p.brightness, p.contrast, p.saturation, jnp.ones_like(p.hue)], axis=1)
@@ -268,7 +268,7 @@ def _jitter(x: jax.Array, p: ViewParameters) -> jax.Array:
         base = jnp.where(which == 0, 0, jnp.where(which == 1, mean_level(grey), grey))
         return blended(base.astype(jnp.float32), x, factor)
 
-    # Loops, as XLA would otherwise make one expression of the blends and compute each pixel of the first many times.
+    # Loops, as XLA would otherwise fuse the blends and compute each pixel of the first many times.
     x = jax.lax.fori_loop(0, 3, lambda place, x: turn(x, place, place < turn_of_hue), x)
     x = adjust_hue(x, p.hue)
     return jax.lax.fori_loop(1, 4, lambda place, x: turn(x, place, place > turn_of_hue), x)

@@ -1,9 +1,9 @@
-"""Operations on images in JAX: the levels of the host's (host_operations.py) but for a few roundings.
+"""Operations on images in JAX, with the levels of the host's (host_operations.py) except for a few roundings.
 
-All images of a batch are worked on at once, each with parameters of its own. Images enter as (N, H, W, 3) uint8. The crop is
-two batched matrix products, of the images with weights that hold the crop, its antialiasing and the flip; Pillow rounds to
-whole levels after each, so that what is multiplied is exact even where a device multiplies in bfloat16 or TF32. From there
-on an image is (S, S) int32, a pixel a word (`packed`), as on the host.
+All images of a batch are processed at once, each with its own parameters. Images enter as (N, H, W, 3) uint8. The crop is two
+batched matrix products of the images with weights that contain the crop, its antialiasing and the flip; Pillow rounds to
+whole levels after each, so the factors are exact even on a device that multiplies in bfloat16 or TF32. From then on an image
+is (S, S) int32, one word a pixel (`packed`), as on the host.
 """
 
 import jax
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 
 def packed(images: jax.Array) -> jax.Array:
-    """(N, H, W, 3) uint8 -> (N, H, W) int32, a pixel a word: red in the lowest byte, then green, then blue."""
+    """(N, H, W, 3) uint8 -> (N, H, W) int32, one word a pixel: red in the lowest byte, then green, then blue."""
     return _pack(*(images[..., c] for c in range(3)))
 
 
 def unpacked(x: jax.Array) -> jax.Array:
-    """What `packed` took."""
+    """The inverse of `packed`."""
     return jnp.stack(_channels(x, jnp.uint8), axis=-1)
 
 
@@ -44,7 +44,7 @@ def resized_crops(
     top, left, h, w = crops.T
     across = _weights(left, w, width, size, flip, interpolation)
     down = _weights(top, h, height, size, jnp.zeros_like(flip), interpolation)
-    # Rows × channels × columns: so that both products are plain ones, whose results lie as the next reads them.
+    # Rows × channels × columns: then both products are plain ones, and their results lie as the next step reads them.
     x = images.transpose(0, 1, 3, 2).reshape(n, height * 3, width).astype(jnp.float32)
     x = _levels(_product("nrw,nsw->nrs", x, across))
     x = _levels(_product("nth,nhk->ntk", down, x.reshape(n, height, 3 * size)))
@@ -52,19 +52,19 @@ def resized_crops(
 
 
 def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    # "high" is TF32 on a GPU and three bfloat16 products on a TPU: levels are exact in either, weights to 2⁻¹¹ or better.
+    # "high" is TF32 on a GPU and three bfloat16 products on a TPU: both keep levels exact and weights to 2⁻¹¹ or better.
     return jnp.einsum(formula, a, b, precision="high", preferred_element_type=jnp.float32)
 
 
 def _levels(x: jax.Array) -> jax.Array:
-    """The nearest whole numbers from 0 to 255, as floats: XLA on a CPU may leave out a cast to uint8 and back."""
+    """The nearest whole numbers from 0 to 255, as floats: on a CPU, XLA may drop a cast to uint8 and back."""
     return jnp.floor(jnp.clip(x + 0.5, 0.0, 255.0))
 
 
 def _weights(
     start: jax.Array, length: jax.Array, full: int, size: int, mirrored: jax.Array, interpolation: str
 ) -> jax.Array:
-    """(N, size, full): what each pixel of an axis gives to each of the `size` that its stretch is resized to."""
+    """(N, size, full): the weight of each pixel of an axis in each of the `size` pixels of the result."""
     start, length, mirrored = (v[:, None, None] for v in (start, length, mirrored))
     place = jnp.arange(size)[None, :, None]
     place = jnp.where(mirrored, size - 1 - place, place).astype(jnp.float32)
@@ -104,7 +104,7 @@ def mean_level(grey: jax.Array) -> jax.Array:
 
 
 def blended(base: jax.Array, x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Pillow's blend with `base`, cut off rather than rounded; the maximum keeps a compiler from one rounding where there are two."""
+    """Pillow's blend with `base`, truncated rather than rounded; the maximum keeps a compiler from merging two roundings into one."""
     factor = factor[:, None, None]
 
     def blend(c):
@@ -116,8 +116,8 @@ def blended(base: jax.Array, x: jax.Array, factor: jax.Array) -> jax.Array:
 def adjust_hue(x: jax.Array, shift: jax.Array) -> jax.Array:
     """To Pillow's 8-bit HSV, the hue turned by a whole number of 1/256 turns, and back.
 
-    The host follows Pillow's C code in doubles; accelerators are slow at those or lack them. In float32 a hue or shade that
-    lies on the border of two levels may fall to the other side.
+    The host follows Pillow's C code in doubles, which accelerators lack or are slow at. In float32 a hue or shade on the
+    border of two levels may fall to the other side.
     """
     r, g, b = _channels(x, jnp.float32)
     high, low = jnp.maximum(jnp.maximum(r, g), b), jnp.minimum(jnp.minimum(r, g), b)
@@ -150,7 +150,7 @@ def adjust_hue(x: jax.Array, shift: jax.Array) -> jax.Array:
 
 
 def _times_255(q: jax.Array) -> jax.Array:
-    """255·q cut off to a whole number, int32, as if it were computed exactly; q from 0 to 1.
+    """255·q truncated to a whole number, int32, as if computed exactly; q from 0 to 1.
 
     256·q is exact, and so is 256·q - m: it is less than q just when 255·q is less than m, the nearest whole number.
     """
@@ -171,12 +171,12 @@ def grayscale(x: jax.Array) -> jax.Array:
 
 
 def solarize(x: jax.Array) -> jax.Array:
-    """Inverts what is 128 or more."""
+    """Inverts levels of 128 and more."""
     return _pack(*(jnp.minimum(c, 255 - c) for c in _channels(x, jnp.int32)))
 
 
 def gaussian_blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Pillow's GaussianBlur of radius `sigma` ≤ 2.4, an image's own: three box blurs along each axis, in whole numbers."""
+    """Pillow's GaussianBlur of radius `sigma` ≤ 2.4, one per image: three box blurs along each axis, in whole numbers."""
     inside, near, far = (w[:, None, None, None] for w in _box(sigma))
 
     def blurred(x, axis):
@@ -184,7 +184,7 @@ def gaussian_blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
         wide = jnp.pad(x, [(2, 2) if a == axis else (0, 0) for a in range(4)], mode="edge")
         taps = [jax.lax.slice_in_dim(wide, k, k + n, axis=axis).astype(jnp.int32) for k in range(5)]
         total = taps[2] * inside + (taps[1] + taps[3]) * near + (taps[0] + taps[4]) * far
-        # Past 2³¹ the sum wraps: the eight bits wanted are the same.
+        # Beyond 2³¹ the sum wraps; the eight bits that are wanted stay the same.
         return jax.lax.shift_right_logical(total + (1 << 23), 24).astype(jnp.uint8)
 
     x = jnp.stack(_channels(x, jnp.uint8), axis=1)

@@ -1,7 +1,7 @@
 """Views of an image in TensorFlow ops: training's groups of views, the evaluation view, and canvases for the device.
 
-The arithmetic is Pillow's and torchvision's, level by level (host_operations.py). Drawing parameters (`sample_view`) is
-separate from applying them (`apply_views`), so that the same parameters can be tried on another implementation.
+The arithmetic is Pillow's and torchvision's, level by level (host_operations.py). Parameters are drawn (`sample_view`)
+separately from being applied (`apply_views`), so that they can be given to another implementation too.
 """
 
 import functools
@@ -103,12 +103,12 @@ def sample_jigsaw(
 
 
 def _uniforms(seed: tf.Tensor, count: int) -> tf.Tensor:
-    # Philox is named because the default algorithm may differ between kinds of device.
+    # Philox is named because the default generator may differ between kinds of device.
     return tf.random.stateless_uniform([count], seed, dtype=tf.float32, alg="philox")
 
 
 def _drawn(u: list[tf.Tensor], crop: tf.Tensor, spec: ViewSpec) -> ViewParameters:
-    """All of a view but its crop, of the uniforms after those for the crop's tries; the first two are the crop's place."""
+    """All of a view except its crop, from the random numbers after those of the crop's tries; the first two are its place."""
 
     def between(uniform, low, high):
         return low + uniform * (high - low)
@@ -133,7 +133,7 @@ def _drawn(u: list[tf.Tensor], crop: tf.Tensor, spec: ViewSpec) -> ViewParameter
 
 
 def crop_from_uniforms(area, ratio, top, left, height, width, spec: ViewSpec) -> tf.Tensor:
-    """torchvision's RandomResizedCrop.get_params: the first of ten tries that fits, else the largest centred crop.
+    """torchvision's RandomResizedCrop.get_params: the first of ten tries that fits, or else the largest centred crop.
 
     Args:
       area, ratio: (10,) uniforms in [0, 1), one a try; top, left: uniforms for the place of the crop that fits.
@@ -189,9 +189,9 @@ def apply_jigsaw(image: tf.Tensor, jigsaw: Jigsaw, parameters: JigsawParameters,
 
 @functools.lru_cache(maxsize=64)
 def _distortion(specs: tuple[ViewSpec, ...]) -> Callable[[list[tf.Tensor], list[ViewParameters]], tf.Tensor]:
-    """What comes after the crops, which are (S, S, 3) float32 before their last rounding: (V, S, S, 3) uint8."""
+    """What follows the crops, which are (S, S, 3) float32 before their last rounding: gives (V, S, S, 3) uint8."""
 
-    # XLA makes one pass over the image of what would be dozens, several times faster. It compiles once for a size.
+    # XLA makes one pass over the image instead of dozens, several times faster. It compiles once for each size.
     @functools.partial(tf.function, jit_compile=True, autograph=False)
     def distorted(crops, parameters):
         views = zip(crops, parameters, specs, strict=True)
@@ -228,7 +228,7 @@ def _jitter(x: tf.Tensor, p: ViewParameters) -> tf.Tensor:
 
 
 def evaluation_view(image: tf.Tensor, resize: int, size: int) -> tf.Tensor:
-    """The image as evaluations look at it.
+    """The image as evaluations see it.
 
     Args:
       image: (H, W, 3) uint8.

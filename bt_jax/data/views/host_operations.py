@@ -1,20 +1,20 @@
 """Operations on an image in TensorFlow, level by level Pillow's and torchvision's (official main.py, class Transform).
 
-An image enters and leaves as (H, W, 3) uint8. Between the crop and the end it is (H, W) int32, a pixel a word (`packed`), and
-all that is done to it there is compiled as one program by XLA: a pass over words takes a quarter of the memory that float
-planes would, and no operation hands an image to the next through TensorFlow.
+An image enters and leaves as (H, W, 3) uint8. After the crop it is (H, W) int32, one word a pixel (`packed`), and XLA compiles
+all that follows into one program: words take a quarter of the memory of float planes, and operations do not pass images
+through TensorFlow.
 """
 
 from bt_jax.data.tensorflow_import import tf
 
 
 def packed(image: tf.Tensor) -> tf.Tensor:
-    """(H, W, 3) uint8 -> (H, W) int32, a pixel a word: red in the lowest byte, then green, then blue."""
+    """(H, W, 3) uint8 -> (H, W) int32, one word a pixel: red in the lowest byte, then green, then blue."""
     return _pack(*tf.unstack(tf.cast(image, tf.int32), axis=-1))
 
 
 def unpacked(x: tf.Tensor) -> tf.Tensor:
-    """What `packed` took."""
+    """The inverse of `packed`."""
     return tf.cast(tf.bitwise.right_shift(x[..., None], [0, 8, 16]), tf.uint8)
 
 
@@ -92,10 +92,10 @@ def adjust_saturation(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def _blended(base: tf.Tensor, x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Pillow's blend: base + factor·(x - base) in float32, clipped, then cut off rather than rounded.
+    """Pillow's blend: base + factor·(x - base) in float32, clipped, then truncated rather than rounded.
 
-    A compiler likes to make one operation, with one rounding, of a product and a sum. The maximum, which changes no
-    number here, keeps them apart.
+    Compilers like to fuse a product and a sum into one operation with one rounding. The maximum, which changes no number
+    here, prevents that.
     """
 
     def blend(c):
@@ -107,8 +107,8 @@ def _blended(base: tf.Tensor, x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 def adjust_hue(x: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     """torchvision's adjust_hue: to Pillow's 8-bit HSV, the hue turned by a whole number of 1/256 turns, and back.
 
-    The roundings are Pillow's C code's, step by step: floats, which C makes doubles where it adds a constant. A hue that
-    lies on a level falls to this side or that by them.
+    The roundings are those of Pillow's C code, step by step: floats, which C promotes to doubles when it adds a constant.
+    They decide to which side a hue on the border of two levels falls.
     """
     r, g, b = _channels(x, tf.float32)
     high, low = tf.maximum(tf.maximum(r, g), b), tf.minimum(tf.minimum(r, g), b)
@@ -122,10 +122,10 @@ def adjust_hue(x: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     saturation = tf.cast(tf.cast(chroma / tf.maximum(high, 1.0), tf.float64) * 255.0, tf.int32)
     level = (
         level + tf.cast(shift * 255.0, tf.int32)
-    ) & 255  # the shift cut off towards zero, as the cast to a byte does
+    ) & 255  # the shift truncated towards zero, as by the cast to a byte
 
-    # In each of six sectors Pillow gives one channel `high`, one the darkest shade, and one a shade between, which falls
-    # in odd sectors and rises in even ones.
+    # In each of six sectors Pillow gives one channel `high`, one the darkest shade, and one a shade between them, which
+    # falls in odd sectors and rises in even ones.
     sector = 6 * level // 255  # 6 at level 255, which is 0
     f = tf.cast(6 * level - 255 * sector, tf.float32) / 255.0
     strength = tf.cast(saturation, tf.float32) / 255.0
@@ -164,7 +164,7 @@ def grayscale(x: tf.Tensor) -> tf.Tensor:
 
 
 def solarize(x: tf.Tensor) -> tf.Tensor:
-    """Pillow's ImageOps.solarize: inverts what is 128 or more."""
+    """Pillow's ImageOps.solarize: inverts levels of 128 and more."""
     return _pack(*(tf.minimum(c, 255 - c) for c in _channels(x, tf.int32)))
 
 
@@ -182,12 +182,12 @@ def gaussian_blur(x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
         wide = tf.concat([first, first, x, last, last], axis)
         taps = [tf.cast(_cut(wide, axis, k, k + n), tf.int32) for k in range(5)]
         total = taps[2] * inside + (taps[1] + taps[3]) * near + (taps[0] + taps[4]) * far
-        # Past 2³¹ the sum wraps: the eight bits wanted are the same.
+        # Beyond 2³¹ the sum wraps; the eight bits that are wanted stay the same.
         return tf.cast(tf.bitwise.right_shift(total + (1 << 23), 24), tf.uint8)
 
     x = tf.stack(_channels(x, tf.uint8))
     for axis in (2, 1):
-        # A loop, as XLA would otherwise make one expression of the passes and compute each pixel of the first many times.
+        # A loop, as XLA would otherwise fuse the passes and compute each pixel of the first many times.
         x = tf.while_loop(lambda i, _: i < 3, lambda i, x, axis=axis: (i + 1, blurred(x, axis)), (0, x))[1]
     return _pack(*tf.unstack(x))
 

@@ -1,4 +1,4 @@
-"""What is drawn of each image: groups of views, their distributions, and one draw; for the host and the device alike."""
+"""What is drawn from each image: groups of views, their distributions, and single draws; shared by host and device."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -43,16 +43,16 @@ VIEW_B = ViewSpec(blur=0.1, solarize=0.2)
 
 @dataclasses.dataclass(frozen=True)
 class Jigsaw:
-    """The patches of one crop: a window in each cell of a grid, in an order drawn anew each time.
+    """The patches of one crop: a window in each cell of a grid, in a random order.
 
-    The crop is resized to grid·cell pixels a side; a window lies anywhere in its cell; each patch then has a flip and
-    colours of its own. At 224 pixels the windows are 64 wide and the cells 85; other sizes keep the proportions
-    (64 pixels: cells of 21, windows of 16; 32 pixels: 11 and 8).
+    The crop is resized to grid·cell pixels a side; a window lies at a random place in its cell; each patch has its own flip
+    and colours. At 224 pixels the windows are 64 wide and the cells 85; other sizes keep the proportions (64 pixels: cells of
+    21, windows of 16; 32 pixels: 11 and 8).
 
     Source: Misra and van der Maaten 2020, arXiv 1912.01991, section 3.1; vissl's `ImgPilToPatchesAndImage`.
 
     Attributes:
-      view: crop_scale, crop_ratio and interpolation are the crop's; the rest is each patch's.
+      view: its crop_scale, crop_ratio and interpolation are for the crop; the rest is for each patch.
       cell: side of a cell in pixels, at least that of a window.
       grid: cells a side.
     """
@@ -71,7 +71,7 @@ MAX_VIEWS = _VIEWS - 2
 
 @dataclasses.dataclass(frozen=True)
 class ViewGroup:
-    """Views of one size that travel together: (N, V, S, S, 3) uint8 under the group's name in a batch.
+    """Views of one size: (N, V, S, S, 3) uint8 in a batch, under the group's name.
 
     Attributes:
       name: a Python identifier.
@@ -172,7 +172,7 @@ def batch_spec(groups: Sequence[ViewGroup], batch_size: int, sharding: Any = Non
 
 
 class ViewParameters(NamedTuple):
-    """One draw of a view; scalars but for `crop` and `order`. On the device each has an axis of images in front."""
+    """One draw of a view: scalars except for `crop` and `order`. On the device each has an axis of images in front."""
 
     crop: Any  # (4,) int32: top, left, height, width
     flip: Any  # bool, as are jitter, grayscale, blur and solarize
@@ -196,20 +196,20 @@ class JigsawParameters(NamedTuple):
 
 
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop
-UNIFORMS = 2 * CROP_TRIES + 16  # random numbers that a draw takes
+UNIFORMS = 2 * CROP_TRIES + 16  # random numbers in a draw
 
 
 def draw_number(group: int, view: int) -> int:
-    """The number of a draw among all of an image, of the groups' and the views' places, from 0.
+    """The number of a draw among all draws of an image, from the places of its group and view, counted from 0.
 
-    A further view or group takes numbers of its own, so that the others' draws stay as they were.
+    Another view, or another group after the others, has numbers of its own and leaves the other draws as they were.
 
     Args:
-      view: its place in the group; those after the last are for what the views share.
+      view: its place in the group; the places after the last view are for what the views share.
     """
     return group * _VIEWS + view
 
 
 def canvas_side(config: ConfigDict) -> int:
-    """Side of the square on which the device is given an image: `canvas_size`, by default 16/7 of a view's, 512 for 224."""
+    """Side of the square on which a device receives an image: `canvas_size`, by default 16/7 of a view's side, 512 for 224."""
     return config.canvas_size or config.image_size * 16 // 7
