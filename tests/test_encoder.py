@@ -22,6 +22,8 @@ from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.folder import write_folder
+from bt_jax.export.safetensors_files import write_safetensors
+from bt_jax.export.torch_files import read_torch
 from bt_jax.facts import Facts
 from bt_jax.methods import make_method
 from bt_jax.methods.supervised import Supervised
@@ -324,6 +326,43 @@ def test_the_projector_comes_along(run):
     assert bt_jax.load_encoder(workdir / "checkpoints" / "3").step == 3
     with pytest.raises(bt_jax.UserError, match="checkpoints/4 is not the workdir of a run"):
         bt_jax.load_encoder(workdir / "checkpoints" / "4")
+
+
+def test_paths_that_are_no_weights(run, tmp_path):
+    """A step that is not there, the folder of checkpoints, and addresses."""
+    folder = run[0] / "checkpoints"
+    for name in ("99", "latest", "007"):
+        with pytest.raises(
+            bt_jax.UserError, match=f"checkpoints/{name} is not .*; .*checkpoints has those of steps 3, 7"
+        ):
+            bt_jax.load_encoder(folder / name)
+    with pytest.raises(bt_jax.UserError, match=f"checkpoints is not .*; name {run[0]}, or a checkpoint, {folder}/7"):
+        bt_jax.load_encoder(folder)
+    for path, sentence in (
+        (f"file://{run[0]}", f"is a URL; give the path itself, {run[0]}."),
+        (
+            "https://example.org/resnet50.pth",
+            "weights are not downloaded from the web; save it and give the file's path",
+        ),
+        (
+            "ssh://host/x",
+            "init_from, ssh://host/x, is neither a local path nor one that begins with gs://",
+        ),
+    ):
+        with pytest.raises(bt_jax.UserError, match=sentence):
+            bt_jax.load_encoder(path)
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_file_of_weights_that_are_not_finite(tmp_path, ending):
+    tensors = {name: np.abs(value) for name, value in read_torch(epath.Path(GOLDEN / "torch_2_13.pth")).items()}
+    path = epath.Path(tmp_path / f"x.{ending}")
+    for value, sentence in ((np.nan, "bn1/var is not finite"), (-1, "bn1/var, a variance, is -1")):
+        write_safetensors(path, tensors | {"bn1.running_var": np.full(2, value, np.float32)}, {})
+        with pytest.raises(
+            bt_jax.UserError, match=f"x.{ending} are damaged, or of a training that diverged: .*{sentence}"
+        ):
+            bt_jax.load_encoder(path)
 
 
 def test_official_checkpoint():

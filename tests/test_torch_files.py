@@ -1,10 +1,14 @@
 """bt_jax/export/torch_files.py: PyTorch's files are read to the bit, and nothing in them is ever run."""
 
+import argparse
 import collections
+import gzip
 import io
 import os
 import pathlib
 import pickle
+import tarfile
+import types
 import zipfile
 
 import ml_dtypes
@@ -14,6 +18,7 @@ from etils import epath
 from recipes import recipe
 
 from bt_jax.errors import UserError
+from bt_jax.export.safetensors_files import read_safetensors
 from bt_jax.export.torch_files import read_torch
 
 GOLDEN = epath.Path(__file__).parent / "golden"
@@ -210,6 +215,90 @@ def test_a_training_checkpoint(tmp_path):
     }
     found = read_torch(archive(tmp_path / "x.pth", tree))
     assert list(found) == ["w"] and found["w"].shape == (4,)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_objects_beside_the_weights(tmp_path, protocol):
+    """As the official evaluate.py keeps its best accuracies, and what others do: read past, and nothing of it is made."""
+    best = argparse.Namespace(top1=np.float64(71.3), top5=0.0)
+    counts = collections.defaultdict(list, {"a": [1]})
+    tree = {
+        "epoch": 100,
+        "best_acc": best,
+        "model": collections.OrderedDict(w=Tensor(Storage(4), 0, (4,), (1,))),
+        "scalars": [np.float32(1.5), np.int64(3), np.arange(3), np.dtype("f4")],
+        "scheduler": {
+            "milestones": collections.Counter([60, 80]),
+            "state": counts,
+            "kinds": {1, 2},
+            "none": complex(1, 2),
+        },
+        "settings": [types.SimpleNamespace(a=1), pathlib.PurePosixPath("x"), b"bytes", bytearray(b"x"), slice(1, 2)],
+        "hyper_parameters": Global("omegaconf.dictconfig DictConfig"),
+        "callbacks": {Global("pytorch_lightning.callbacks.model_checkpoint ModelCheckpoint"): {"best": 1}},
+    }
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=protocol).dump(tree)
+    found = read_torch(archive(tmp_path / "x.pth", None, raw=buffer.getvalue()))
+    assert list(found) == ["w"] and found["w"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_default_dict_of_tensors(tmp_path):
+    tree = collections.defaultdict(None, w=Tensor(Storage(4), 0, (4,), (1,)))
+    assert read_torch(archive(tmp_path / "x.pth", tree))["w"].shape == (4,)
+
+
+def test_placeholders_keep_nothing(tmp_path):
+    """An object's own way of being set up is not taken, whatever a file says: its class is another's."""
+    marker = tmp_path / "was_here"
+    namespace = b"cargparse\nNamespace\n"
+    good = pickled({"w": Tensor(Storage(4), 0, (4,), (1,))})[2:-1]
+    state = pickled({"__class__": 1, "_take": 2, "append": 3})[2:-1]
+    for action in (
+        namespace + b")\x81" + state + b"b",  # an object with a state
+        namespace + state + b"b",  # a state for the class
+        namespace + b")R(K\x01K\x02e",  # items appended
+        namespace + b")R(K\x01K\x02u",  # and set
+        b"(" + namespace + b"o",
+        b"(iargparse\nNamespace\n",
+    ):
+        found = read_torch(archive(tmp_path / "x.pth", None, raw=b"\x80\x02" + action + b"0" + good + b"."))
+        assert found["w"].shape == (4,), action
+    bad = argparse.Namespace(x=Call(os.system, f"touch {marker}"))
+    with pytest.raises(UserError, match="holds (posix|nt).system, but only dicts of tensors"):
+        read_torch(archive(tmp_path / "x.pth", {"best_acc": bad, "model": {"w": Tensor(Storage(4), 0, (4,), (1,))}}))
+    with pytest.raises(UserError, match="'note', a Placeholder instead of a tensor"):
+        read_torch(archive(tmp_path / "x.pth", {"w": Tensor(Storage(4), 0, (4,), (1,)), "note": np.float32(1)}))
+    assert not marker.exists()
+
+
+def test_files_of_another_kind(tmp_path):
+    """Are told what they are, whatever they are called."""
+    tarred = io.BytesIO()
+    with tarfile.open(fileobj=tarred, mode="w") as file:
+        file.addfile(tarfile.TarInfo("x"))
+    for content, sentence in (
+        (
+            b"<!DOCTYPE html><html></html>",
+            r"\(it is a web page \(HTML or XML\), not what was to be downloaded; download",
+        ),
+        (b"\n <html>", "it is a web page"),
+        (b"<?xml version='1.0'?><Error>", "it is a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00",
+            "it is a pointer of git-lfs, not the file itself",
+        ),
+        (gzip.compress(b"x"), "it is compressed by gzip; unpack it first"),
+        (tarred.getvalue(), "it is a tar archive; unpack it first"),
+        (b"\x89HDF\r\n", "it is an HDF5 file"),
+        (b"", "(it is empty|its header claims 0 bytes)"),
+        (b'{"weights": []}', "(it is neither a zip archive nor a pickle|its header claims)"),
+    ):
+        for name, read in (("x.pth", read_torch), ("x.safetensors", read_safetensors)):
+            path = epath.Path(tmp_path / name)
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=sentence):
+                read(path)
 
 
 def test_no_tensors(tmp_path):

@@ -14,7 +14,7 @@ from bt_jax.export import (
     projector_to_torch,
     to_torch,
 )
-from bt_jax.export.torch_weights import weights_of_state_dict
+from bt_jax.export.torch_weights import see_sound, weights_of_state_dict
 from bt_jax.models import Projector, make_encoder
 
 
@@ -135,6 +135,81 @@ def test_the_architecture_is_told_by_names_and_shapes(arch):
     found = weights_of_state_dict(small(arch=arch, width=2, small_images=True), "here")
     assert (found.arch, found.width, found.small_images, found.input_size) == (arch, 2, True, 32)
     assert found.projector_variables is None and found.classifier_variables is None
+
+
+def numbered(prefix):
+    """An encoder as torch.nn.Sequential(*list(resnet.children())[:-1]) names it."""
+    numbers = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    parts = {name.partition("."): value for name, value in small().items()}
+    return {f"{prefix}{numbers[first]}.{rest}": value for (first, _, rest), value in parts.items()}
+
+
+ZEROS = np.zeros((4, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("state", "left_out"),
+    [
+        (
+            lambda: small("backbone.") | small("momentum_backbone.") | {"classifier.weight": ZEROS, "classifier.bias": ZEROS[0]}
+            | {"projector.0.weight": ZEROS, "projector.0.bias": ZEROS[0], "momentum_projector.0.weight": ZEROS}
+            | {"queue": ZEROS, "queue_ptr": ZEROS},
+            "classifier.*, momentum_backbone.*, momentum_projector.*, projector.*, queue, queue_ptr",
+        ),
+        (lambda: numbered("backbone.") | {"projection_head.layers.0.weight": ZEROS}, "projection_head.*"),
+        (
+            lambda: numbered("backbone.") | numbered("backbone_momentum.") | {"criterion.memory_bank.bank": ZEROS},
+            "backbone_momentum.*, criterion.*",
+        ),
+        (lambda: numbered("model.backbone.") | {"model.prediction_head.layers.0.weight": ZEROS}, "model.prediction_head.*"),
+        (lambda: numbered(""), ""),
+    ],
+)  # fmt: skip
+def test_files_of_solo_learn_and_lightly(state, left_out):
+    """The encoder is taken, and what was left out is said."""
+    weights = weights_of_state_dict(state(), "here")
+    assert weights.source == (f"here, without its {left_out}" if left_out else "here") and not weights.heads
+    expected = weights_of_state_dict(small(), "here").variables
+    jax.tree.map(np.testing.assert_array_equal, weights.variables, expected)
+
+
+def test_unknown_networks_in_one_line():
+    """Not a list of all their tensors."""
+    known, shape = to_torch(variables_of("resnet50", width=4), "resnet50"), (8, 2, 3, 3)
+    grouped = {n: np.zeros(shape, np.float32) if n.endswith("conv2.weight") else v for n, v in known.items()}
+    wide = {n: np.repeat(v, 2, 0) if n.endswith(".conv1.weight") else v for n, v in known.items()}
+    odd = {
+        n: np.zeros((3, *v.shape[1:]), np.float32) if n.startswith("layer") and v.ndim else v for n, v in known.items()
+    }
+    for state, sentence in (
+        (grouped, r"here holds a ResNeXt \(convolutions of 4 groups\) of 3-4-6-3 bottleneck blocks; known archit"),
+        (wide, r"here holds a Wide ResNet \(8 channels within the first block where a ResNet has 4\) of 3-4-6-3"),
+        ({f"blocks.{i}.weight": ZEROS for i in range(500)}, "here holds no ResNet in torchvision's names"),
+        (
+            odd | {"layer1.0.conv1.weight": known["layer1.0.conv1.weight"], "layer1.0.conv2.weight": ZEROS},
+            "; and 2.. more",
+        ),
+    ):
+        with pytest.raises(UserError, match=sentence) as error:
+            weights_of_state_dict(state, "here")
+        assert len(str(error.value)) < 700 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("bn1.running_var", -0.5, "encoder/bn1/var, a variance, is -0.5"),
+        ("layer4.1.bn2.running_var", np.nan, "encoder/layer4_1/bn2/var is not finite"),
+        ("conv1.weight", np.inf, "encoder/conv1/kernel is not finite"),
+        ("fc.bias", np.nan, "classifier/linear/bias is not finite"),
+    ],
+)
+def test_weights_that_cannot_be_right(name, value, sentence):
+    state = {n: np.abs(v) for n, v in (small() | FC).items()}
+    see_sound(weights_of_state_dict(state, "here"))
+    state[name] = np.full_like(state[name], value)
+    with pytest.raises(UserError, match=f"the weights of here are damaged, or of a training that diverged: {sentence}"):
+        see_sound(weights_of_state_dict(state, "here"))
 
 
 def test_no_tensor_is_left_unseen():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import numbers
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +15,11 @@ from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
 from bt_jax.engine import checkpoint
+from bt_jax.engine.storage import steps_in
 from bt_jax.errors import UserError, first_line
 from bt_jax.export.folder import read_exported_safetensors, read_folder
 from bt_jax.export.torch_files import read_torch
-from bt_jax.export.torch_weights import weights_of_state_dict
+from bt_jax.export.torch_weights import see_sound, weights_of_state_dict
 from bt_jax.export.weights import EncoderWeights, sha256_of
 from bt_jax.import_path import is_import_path
 from bt_jax.runtime import mesh as mesh_lib
@@ -168,7 +170,8 @@ def load_encoder(path: str) -> Encoder:
         the workdir of a pre-training, of whatever method, or of an evaluation that trains a classifier: its newest
         checkpoint that can be read; or one of its checkpoints, WORKDIR/checkpoints/STEP;
         a .safetensors file, or a .pth of torch.save, with a state dict in torchvision's names, such as the official
-        resnet50.pth and checkpoint.pth. No code in a .pth is run.
+        resnet50.pth and checkpoint.pth, that of the official evaluate.py, or of solo-learn and lightly, of which the
+        encoder is taken and `source` says what was left out. No code in a .pth is run.
 
     Raises:
       UserError: there is none of these, or it is damaged, incomplete or not what it says.
@@ -178,15 +181,35 @@ def load_encoder(path: str) -> Encoder:
 
 def read_weights(path: str) -> EncoderWeights:
     """What `load_encoder` makes an encoder of; arguments and errors as there."""
-    place = as_path(path, "init_from")
+    text = os.fspath(path)
+    scheme = text.partition("://")[0] if "://" in text else ""
+    if scheme == "file":
+        raise UserError(f"{text} is a URL; give the path itself, {text.removeprefix('file://')}.")
+    if scheme in ("http", "https", "ftp"):
+        raise UserError(
+            f"{text} is a URL, and weights are not downloaded from the web; save it and give the file's path."
+        )
+    place = as_path(text, "init_from")
     if (place / "encoder.json").exists():
         return read_folder(place)
     if place.exists() and not place.is_dir():
         with place.open("rb") as file:
             start = file.read(9)
         if place.suffix == ".safetensors" or start[8:] == b"{":
-            return read_exported_safetensors(place)
-        return weights_of_state_dict(read_torch(place), str(place))
+            weights = read_exported_safetensors(place)
+        else:
+            weights = weights_of_state_dict(read_torch(place), str(place))
+        see_sound(weights)
+        return weights
+    if place.parent.name == "checkpoints" and not place.exists() and (steps := steps_in(place.parent)):
+        raise UserError(
+            f"{place} is not the workdir of a run, nor one of its checkpoints; {place.parent} has those of "
+            f"{'step' if len(steps) == 1 else 'steps'} {', '.join(map(str, steps))}."
+        )
+    if place.name == "checkpoints" and (steps := steps_in(place)):
+        raise UserError(
+            f"{place} is not the workdir of a run; name {place.parent}, or a checkpoint, {place / str(steps[-1])}."
+        )
     if place.parent.name == "checkpoints" and place.name.isdigit() and place.exists():
         return _of_run(place.parent.parent, int(place.name))
     return _of_run(place, None)

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from bt_jax.errors import UserError, first_line
+from bt_jax.export.other_files import START, other_kind
 
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -51,6 +52,8 @@ def read_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str,
     """
     try:
         with path.open("rb") as file:
+            if (kind := other_kind(file.read(START))) is not None:
+                raise ValueError(f"it is {kind}")
             size = file.seek(0, 2)
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")

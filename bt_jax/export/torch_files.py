@@ -1,8 +1,9 @@
 """Reads PyTorch files (.pth) without PyTorch, and without running any code that they contain.
 
 A .pth is a pickle, a program that may call anything Python can import. This reader knows dicts, lists, numbers, strings and
-tensors, and refuses every other name before anything is called. It reads both formats: the zip archive of PyTorch 1.6 and
-later, and the older stream of pickles. Format: torch/serialization.py.
+tensors. Objects that programs keep beside their weights, such as an argparse.Namespace or NumPy's numbers, become placeholders
+that hold nothing; every other name is refused before anything is called. It reads both formats: the zip archive of PyTorch
+1.6 and later, and the older stream of pickles. Format: torch/serialization.py.
 """
 
 import math
@@ -15,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from bt_jax.errors import UserError, first_line
+from bt_jax.export.other_files import START, other_kind
 
 _STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
@@ -38,9 +40,13 @@ def read_torch(path: epath.Path) -> dict[str, np.ndarray]:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(START)
+            if (kind := other_kind(start)) is not None:
+                raise ValueError(f"it is {kind}")
+            if not start.startswith((b"PK\x03\x04", b"\x80")):
+                raise ValueError(f"it is {'neither a zip archive nor a pickle' if start else 'empty'}")
             file.seek(0)
-            content = _Zip(file) if start == b"PK\x03\x04" else _Stream(file)
+            content = _Zip(file) if start[:4] == b"PK\x03\x04" else _Stream(file)
             tensors = _state_dict(content.tree)
             return {name: tensor.read(content) for name, tensor in tensors.items()}
     except _Refused as refused:
@@ -125,6 +131,30 @@ class _MakeDict:
         return _Dict(*items)
 
 
+class _MakeDefaultDict:
+    __slots__ = ()
+
+    def __call__(self, _=None, *items):
+        return _Dict(*items)
+
+
+class Placeholder:
+    """Stands for an object of any class, and for the class: it takes whatever a pickle does to it and keeps nothing."""
+
+    __slots__ = ()
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def _take(self, *_):
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = _take
+
+
 class _Name:
     """Stands for a name that is referred to but never used; calling it is an error."""
 
@@ -133,10 +163,34 @@ class _Name:
 
 _CALLABLE = {
     ("collections", "OrderedDict"): _MakeDict(),
+    ("collections", "Counter"): _MakeDict(),
+    ("collections", "defaultdict"): _MakeDefaultDict(),
     ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
 }
+
+
+# What programs keep beside their weights: the official evaluate.py its best accuracies in a Namespace, others their settings.
+# None is imported, let alone called.
+_PLACEHOLDERS = {
+    "argparse": {"Namespace"},
+    "builtins": {"bool", "bytearray", "complex", "dict", "float", "frozenset", "int", "list", "set", "slice", "str", "tuple"},
+    "_codecs": {"encode"},  # how bytes are written, such as NumPy's numbers
+    "datetime": {"date", "datetime", "timedelta"},
+    "numpy": {"dtype", "ndarray"},
+    "numpy.core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "pathlib": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+    "torch": {"Size", "device"} | {f"{kind}{bits}" for kind in ("int", "float") for bits in (8, 16, 32, 64)} | {"bfloat16"},
+    "torch.torch_version": {"TorchVersion"},
+    "types": {"SimpleNamespace"},
+    "typing": {"Any"},
+}  # fmt: skip
+_PLACEHOLDERS["__builtin__"] = _PLACEHOLDERS["builtins"]  # as Python 2 calls them, and so does pickle's protocol 2
+# Lightning's checkpoints, such as solo-learn's and lightly's, hold settings and callbacks of these packages.
+_PACKAGES = {"lightning", "lightning_fabric", "omegaconf", "pytorch_lightning"}
 
 
 class _Unpickler(
@@ -151,6 +205,8 @@ class _Unpickler(
             return name
         if (module, name) in _INERT:
             return _Name()
+        if name in _PLACEHOLDERS.get(module, ()) or module.partition(".")[0] in _PACKAGES:
+            return Placeholder
         raise _Refused(f"{module}.{name}"[:100])
 
     def get_extension(self, code: int) -> None:

@@ -9,9 +9,11 @@
 round trip returns every tensor bit for bit.
 
 A file often holds more than an encoder, or wraps it: `weights_of_state_dict` finds the encoder by torchvision's names behind
-any prefix (`module.backbone.` in the official checkpoint.pth), and the projector and the classifier next to it.
+any prefix (`module.backbone.` in the official checkpoint.pth), and the projector and the classifier next to it; of files of
+solo-learn and lightly the encoder alone.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, some
 from bt_jax.export.weights import EncoderWeights, Tree, encoder_shapes
 from bt_jax.models import Projector
 from bt_jax.models.resnet import BLOCKS, BOTTLENECK, make_resnet
@@ -39,7 +41,7 @@ def from_torch(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
       {"params": …, "batch_stats": …} of float32 numpy arrays.
 
     Raises:
-      UserError: unknown or missing names, or wrong shapes; all are listed.
+      UserError: unknown or missing names, or wrong shapes; the first eight are listed.
     """
     if "conv1.weight" not in state_dict or np.ndim(state_dict["conv1.weight"]) != 4:
         raise UserError(
@@ -120,20 +122,25 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
 
     The encoder's names may have a prefix, such as `module.backbone.`; `module.projector.*` is then its projector. `fc.*`
     with the encoder's prefix is a classifier. The official loss's `bn.*`, running statistics that are not used after
-    training, is ignored. The architecture, the width and the stem are inferred from names and shapes.
+    training, is ignored. What solo-learn and lightly keep beside their `backbone.*` (`_BESIDE`), and a projector with other
+    layers than the official one's, is left out, which `EncoderWeights.source` says. Lightly's encoder, a sequence, has
+    numbers for names (`_NUMBERED`). The architecture, the width and the stem are inferred from names and shapes.
 
     Args:
       source: where the tensors come from, for errors and `EncoderWeights.source`.
 
     Raises:
       UserError: the state dict has no encoder, or more than one, or tensors that belong to none of these; or as
-        `from_torch`. All are listed.
+        `from_torch`.
     """
+    state_dict = _by_torchvisions_names(state_dict)
     ends = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")
     prefixes = [
         name.removesuffix(ends[0]) for name in state_dict
         if name.endswith(ends[0]) and all(name.removesuffix(ends[0]) + end in state_dict for end in ends)
     ]  # fmt: skip
+    if len(prefixes) > 1:  # beside the encoder that is trained, solo-learn and lightly keep its slow average
+        prefixes = [prefix for prefix in prefixes if "momentum" not in prefix] or prefixes
     if len(prefixes) != 1:
         several = f"several encoders ({', '.join(p + '*' for p in prefixes)}); keep one of them"
         none = "no ResNet in torchvision's names, conv1.weight, bn1.weight, layer1.0.conv1.weight, … behind any prefix"
@@ -142,6 +149,7 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
     outer = prefix.rstrip(".").rpartition(".")[0]  # module.backbone. -> module
     outer = f"{outer}." if outer else ""
     parts: dict[str, dict[str, Any]] = {"encoder": {}, "projector": {}, "classifier": {}, "loss": {}}
+    left_out = set()
     for name, value in state_dict.items():
         if name.startswith(f"{prefix}fc."):
             parts["classifier"][name.removeprefix(prefix)] = value
@@ -149,8 +157,13 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
             parts["projector"][name.removeprefix(f"{outer}projector.")] = value
         elif name.startswith(f"{outer}bn."):
             parts["loss"][name] = value
+        elif prefix and not name.startswith(prefix) and (beside := _BESIDE.match(name.removeprefix(outer))):
+            left_out.add(f"{outer}{beside[0]}{'*' if beside[0].endswith('.') else ''}")
         else:  # names without the prefix stay whole, and are reported as unknown
             parts["encoder"][name.removeprefix(prefix)] = value
+    if prefix and _another_projector(parts["projector"]):
+        left_out.add(f"{outer}projector.*")
+        parts["projector"] = {}
     arch = architecture_of(parts["encoder"], source)
     width, _, side, _ = np.shape(parts["encoder"]["conv1.weight"])
     variables, heads = without_counters(from_torch(parts["encoder"], arch)), {}
@@ -161,12 +174,62 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
     return EncoderWeights(
         arch=arch,
         variables=variables,
-        source=source,
+        source=f"{source}, without its {', '.join(sorted(left_out))}" if left_out else source,
         width=width,
         small_images=side == 3,
         input_size=32 if side == 3 else 224,
         heads=heads,
     )
+
+
+# Beside the encoder in files of solo-learn and lightly: heads, slow averages, queues.
+_BESIDE = re.compile(
+    r"(momentum_\w+|\w+_momentum|(online_)?classifier|linear_classifier|predictor|projection_head|prediction_head|prototypes|"
+    r"queue\w*|memory_bank|criterion|loss|key_\w+)(\.|$)"
+)
+# torchvision's ResNet as torch.nn.Sequential(*resnet.children()) numbers it; 2, 3 and 8 have no weights.
+_NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def _by_torchvisions_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors, with those of encoders whose layers have numbers under their names."""
+    ends = ("0.weight", "1.running_mean", "4.0.conv1.weight")
+    prefixes = tuple(
+        prefix for name in state_dict if name.endswith(ends[2])
+        for prefix in [name.removesuffix(ends[2])] if all(f"{prefix}{end}" in state_dict for end in ends)
+    )  # fmt: skip
+    renamed = {}
+    for name, value in state_dict.items():
+        for prefix in prefixes:
+            number, dot, rest = name.removeprefix(prefix).partition(".")
+            if name.startswith(prefix) and number in _NUMBERED:
+                name = f"{prefix}{_NUMBERED[number]}{dot}{rest}"
+                break
+        renamed[name] = value
+    return renamed
+
+
+def _another_projector(part: Mapping[str, Any]) -> bool:
+    """Whether a projector has names or biases that the official one has not."""
+    return any(
+        not name.partition(".")[0].isdigit()
+        or (name.endswith(".bias") and np.ndim(part.get(name.removesuffix("bias") + "weight", 0)) == 2)
+        for name in part
+    )
+
+
+def see_sound(weights: EncoderWeights) -> None:
+    """Raises UserError for weights that are not finite, and for variances below 0."""
+    wrong = []
+    for network, tree in {"encoder": weights.variables, **weights.heads}.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = "/".join((network, *_path(path)[1:]))
+            if not np.isfinite(leaf).all():
+                wrong.append(f"{name} is not finite")
+            elif _path(path)[-1] == "var" and np.min(leaf, initial=0) < 0:
+                wrong.append(f"{name}, a variance, is {np.min(leaf):.3g}")
+    if wrong:
+        raise UserError(f"the weights of {weights.source} are damaged, or of a training that diverged: {some(wrong)}.")
 
 
 def architecture_of(state_dict: Mapping[str, Any], source: str) -> str:
@@ -180,11 +243,19 @@ def architecture_of(state_dict: Mapping[str, Any], source: str) -> str:
         next(i for i in range(len(names)) if f"layer{stage}.{i}.conv1.weight" not in names) for stage in (1, 2, 3, 4)
     )
     bottleneck = "layer1.0.conv3.weight" in names
+    stem, inner, middle = (
+        np.shape(state_dict.get(f"{n}.weight")) for n in ("conv1", "layer1.0.conv1", "layer1.0.conv2")
+    )
+    kind = "ResNet"
+    if bottleneck and len(middle) == 4 and middle[0] != middle[1]:
+        kind = f"ResNeXt (convolutions of {middle[0] // max(middle[1], 1)} groups)"
+    elif bottleneck and stem and inner and inner[0] != stem[0]:
+        kind = f"Wide ResNet ({inner[0]} channels within the first block where a ResNet has {stem[0]})"
     for arch, blocks in BLOCKS.items():
-        if blocks == stages and (arch in BOTTLENECK) == bottleneck:
+        if kind == "ResNet" and blocks == stages and (arch in BOTTLENECK) == bottleneck:
             return arch
     raise UserError(
-        f"{source} holds a ResNet of {'-'.join(map(str, stages))} {'bottleneck' if bottleneck else 'basic'} blocks; "
+        f"{source} holds a {kind} of {'-'.join(map(str, stages))} {'bottleneck' if bottleneck else 'basic'} blocks; "
         f"known architectures: {', '.join(BLOCKS)}."
     )
 
@@ -266,7 +337,7 @@ def _convert(state_dict: Mapping[str, Any], shapes: Shapes, naming: Callable, wh
         if name in state_dict:  # weights older than PyTorch 0.4.1 have none
             _put(variables, path, np.asarray(state_dict[name], np.int64))
     if wrong:
-        raise UserError(f"these are not the weights of {what}: {'; '.join(wrong)}.")
+        raise UserError(f"these are not the weights of {what}: {_few(wrong)}.")
     return variables
 
 
@@ -287,6 +358,11 @@ def _convert_back(variables: Mapping[str, Tree], shapes: Shapes, naming: Callabl
     for path, name in counters.items():
         state_dict[name] = np.asarray(given.get(path, 0), np.int64)
     return state_dict
+
+
+def _few(faults: list[str]) -> str:
+    """The faults for a sentence: the first eight, and how many more there are."""
+    return "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
