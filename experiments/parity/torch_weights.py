@@ -49,7 +49,10 @@ def export(folder: pathlib.Path) -> None:
 
     images = np.load(folder / "images.npy")
     for arch in ARCHITECTURES:
-        expected, found = np.load(folder / f"{arch}.npy"), load_encoder(folder / f"{arch}.pth").features(images)
+        expected, found = (
+            np.load(folder / f"{arch}.npy"),
+            load_encoder(folder / f"{arch}.pth").features(images, normalised=True),
+        )
         error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
         print(f"{arch:9} features of the .pth: relative difference {error:.1e}")
         write_folder(read_weights(folder / f"{arch}.pth"), epath.Path(folder / arch), platforms=())
