@@ -120,6 +120,44 @@ def test_bad_tfds(monkeypatch, tmp_path, arguments, sentence):
     assert sentence in run(monkeypatch, *places, *arguments)
 
 
+NPZ = ["--config.data.source=arrays", "--config.data.data_dir={root}/set.npz", "--config.data.image_size=16"]
+FOLDER = ["--config.data.source=folder", "--config.data.data_dir={root}"]
+JUDGED = ["--config.init_from=x", "--config.features.batch_size=8"]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "sentence"),
+    [
+        ("bt_jax.data.tensorflow_import", ["--config.data.views=host"], "pip install tensorflow"),
+        ("bt_jax.data.tensorflow_import", [*FOLDER, "--config.batch_size=8"], "pip install tensorflow"),
+        ("bt_jax.data.tensorflow_import", [*NPZ, "--config.batch_size=8", "--config.data.views=host"], "pip install tensorflow"),
+        ("bt_jax.data.tensorflow_import", ["--config.task=knn", *FOLDER, *JUDGED], "pip install tensorflow"),
+        ("bt_jax.data.tensorflow_import", ["--config.task=linear", *NPZ, *JUDGED, "--config.data.views=host"], "pip install tensorflow"),
+        ("tensorflow_datasets", ["--config.data.source=tfds", "--config.data.name=x"], "pip install tensorflow-datasets."),
+        ("tensorboardX", ["--config.log.tensorboard=True"], "pip install tensorboardX, or set log.tensorboard=False."),
+        (
+            "sklearn.svm",
+            ["--config=configs/transfer_voc07.py", *FOLDER, "--config.init_from=x"],
+            "transfer.protocol 'svm' needs scikit-learn, which cannot be imported",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_missed_before_anything_is_written(monkeypatch, tmp_path, module, arguments, sentence):
+    image_folder(tmp_path)
+    images, labels = np.zeros((8, 16, 16, 3), np.uint8), np.arange(8, dtype=np.uint8) % 2
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    monkeypatch.setitem(sys.modules, module, None)
+    arguments = [argument.format(root=tmp_path) for argument in arguments]
+    small = (
+        []
+        if any("task=" in a or "transfer" in a for a in arguments)
+        else ["--config.monitor.batch_size=8", "--config.model.width=4"]
+    )
+    found = run(monkeypatch, f"--workdir={tmp_path / 'run'}", *arguments, *small)
+    assert "which cannot be imported" in found and sentence in found
+    assert not (tmp_path / "run").exists()
+
+
 def test_workdir_of_another_config(monkeypatch, tmp_path):
     """The fields that differ are named."""
     claim_workdir(quickstart.get_config(), epath.Path(tmp_path), write=True)

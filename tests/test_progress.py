@@ -63,6 +63,26 @@ def test_steps_that_were_started_at_once(tmp_path, monkeypatch):
     assert rates[:2] == [None, None] and len(set(rates[3:])) == 1
 
 
+@pytest.mark.parametrize("start", [0, 13, 17, 18, 19])
+def test_a_step_that_is_reported_at_once_makes_no_rate(tmp_path, monkeypatch, start):
+    """The step before a save is reported just before the save's own: after a resume and at a signal this once made 63 146 images/s."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    report = reporter(tmp_path, start_step=start, batch_size=32)
+    for step in range(start + 1, 48):
+        saved = step % 20 == 0 or step == 47
+        # Each step takes a second, and is reported when the next has been computed too; a save waits for no other.
+        clock[0] += 0.001 if saved else 2.0 if step % 20 == 1 else 1.0
+        report.step(step, METRICS, RATES, at_once=saved)
+        if saved:
+            with report.pause():
+                clock[0] += 30.0
+    report.close()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [record["images_per_second"] for record in records if "images_per_second" in record]
+    assert rates and rates == pytest.approx([32.0] * len(rates), rel=0.01)
+
+
 def test_terminal_line_does_not_wrap(tmp_path, capsys, monkeypatch):
     """The bar shows every step within the terminal's width."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)

@@ -1,6 +1,7 @@
 """The images of a source as evaluations see them, with TensorFlow or without: the entry point for both."""
 
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -33,12 +34,22 @@ def eval_batches(
       ValueError: rows that are not rows of a batch.
     """
     check_rows(rows, batch_size)
-    if config.views == "device" and isinstance(source, ArraySource):
+    check_reader(source, config)
+    if _in_numpy(source, config):
         return _of_arrays(source, config, batch_size, rows, limit)
-    import_tensorflow()
     from bt_jax.data import eval_pipeline
 
     return eval_pipeline.eval_batches(source, config, batch_size=batch_size, rows=rows, limit=limit)
+
+
+def check_reader(source: Source, config: ConfigDict) -> None:
+    """Raises UserError if TensorFlow is needed and absent: to be asked before anything is written."""
+    if not _in_numpy(source, config):
+        import_tensorflow()
+
+
+def _in_numpy(source: Source, config: ConfigDict) -> TypeGuard[ArraySource]:
+    return config.views == "device" and isinstance(source, ArraySource)
 
 
 def _of_arrays(source: ArraySource, config: ConfigDict, batch_size: int, rows: np.ndarray, limit: int | None):

@@ -83,7 +83,7 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
             before = step
             leaving = not now.last and preemption.reached(step)
             if now.save or now.look or leaving:
-                _report(run, *waiting)  # first, because a state that is not finite must not be saved
+                _report(run, *waiting, at_once=True)  # first, because a state that is not finite must not be saved
                 waiting = None
             looked = not now.look or (not leaving and preemption.finished(functools.partial(looks.take, state, step)))
             leaving = leaving or not looked
@@ -121,7 +121,7 @@ class _Looks:
         return self._scored[1] if self._scored[0] == step else None
 
 
-def _report(run: Run, last: int, metrics: Mapping[str, jax.Array]) -> None:
+def _report(run: Run, last: int, metrics: Mapping[str, jax.Array], *, at_once: bool = False) -> None:
     """Reports a dispatch, whose metrics are scalars or have an axis of steps that ends at `last`."""
     names, schedules = run.setup.method.metrics, run.setup.optimizer.schedules
     columns = {name: np.ravel(values) for name, values in jax.device_get(dict(metrics)).items()}
@@ -130,7 +130,7 @@ def _report(run: Run, last: int, metrics: Mapping[str, jax.Array]) -> None:
         step = last - count + 1 + i
         values = {name: float(columns[name][i]) for name in names}
         rates = {f"learning_rate_{name}": float(np.asarray(schedule(step - 1))) for name, schedule in schedules.items()}
-        run.reporter.step(step, values, rates, timed=i == count - 1)
+        run.reporter.step(step, values, rates, timed=i == count - 1, at_once=at_once)
         if not all(map(math.isfinite, values.values())):
             raise _not_finite(run, step, values)
 

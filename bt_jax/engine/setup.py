@@ -16,6 +16,7 @@ from bt_jax.engine.state import TrainState, abstract_state, init_state
 from bt_jax.facts import Facts
 from bt_jax.methods.base import Method
 from bt_jax.optim import Optimizer
+from bt_jax.reporting.writers import check_tensorboard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Setup:
     def fingerprint(self) -> str:
         """The training set's, by which a resumed run recognises it."""
         return self.sources[0].fingerprint if self.sources else ""
+
+    def check_parts(self) -> None:
+        """Raises UserError if a package is missing that the run would need only once it has begun."""
+        if self.log.tensorboard:
+            check_tensorboard(self.workdir)
 
     @property
     def batch_spec(self) -> dict[str, Any]:

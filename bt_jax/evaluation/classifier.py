@@ -90,6 +90,7 @@ class ClassifierTraining:
             config=_as_trained(config, judged.inputs),
             advice=f"Lower {'finetune.learning_rate_from_scratch' if judged.facts is None else 'the rates in sgd'}.",
         )
+        self.setup.check_parts()
         self._count = _count_program(judged.module, method.heads()["classifier"], judged.inputs, mesh)
         self._eval = {"batch_size": config.features.batch_size, "data": config.data}
         self._test_batches: list[dict[str, np.ndarray]] | None = None

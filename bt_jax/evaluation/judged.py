@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
 from bt_jax import console
-from bt_jax.data.eval_batches import eval_batches
+from bt_jax.data.eval_batches import check_reader, eval_batches
 from bt_jax.data.order import evenly
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
@@ -111,6 +111,8 @@ class Evaluation:
         self.say = say or (console.say if self.is_first else lambda _: None)
         self.train, self.test = (self._source(split) for split in ("train", "test"))
         self._check_splits()
+        for source in (self.train, self.test):
+            check_reader(source, config.data)
         counts = {f"split {i}": [f"{len(s)} images", s.fingerprint] for i, s in enumerate((self.train, self.test))}
         processes.agree("data", counts)
         mesh_lib.check_batch_size(mesh, config.features.batch_size, "features.batch_size")

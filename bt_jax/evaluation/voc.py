@@ -23,6 +23,7 @@ from bt_jax.errors import UserError
 from bt_jax.evaluation.judged import Evaluation
 from bt_jax.evaluation.metrics import average_precision
 from bt_jax.evaluation.results import Result, make_result, mean_and_spread, write_result
+from bt_jax.parts import import_part
 from bt_jax.runtime import processes
 
 _LONG = 7 * 86400  # seconds that the other processes wait for the first one's SVMs; if it dies, they end earlier
@@ -56,6 +57,7 @@ class VocEvaluation(Evaluation):
 
 def evaluate_voc(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
     """The task `transfer` with protocol "svm", in joined processes, on a mesh."""
+    import_part("sklearn.svm", use="transfer.protocol 'svm'", name="scikit-learn")  # before features take hours
     evaluation = VocEvaluation(config, workdir, mesh)
     settings = config.transfer
     protocol = (

@@ -43,7 +43,9 @@ class Reporter:
         self._total, self._steps_per_epoch, self._batch_size = total_steps, steps_per_epoch, batch_size
         self._every = every_steps
         self._short_names = short_names or {}
-        self._mark: tuple[int, float] | None = None  # step and time from which the rate is measured
+        # Step and time from which the rate is measured, for steps reported while a further one is computed, and for steps
+        # reported at once: these come a step earlier after the former than after each other.
+        self._marks: dict[bool, tuple[int, float]] = {}
         self._rate: float | None = None
         self._unmeasured = False  # whether a line was due since the rate was last measured
         self._bar = None
@@ -78,22 +80,28 @@ class Reporter:
                 console.say(text)
 
     def step(
-        self, step: int, metrics: dict[str, float], learning_rates: dict[str, float], *, timed: bool = True
+        self,
+        step: int,
+        metrics: dict[str, float],
+        learning_rates: dict[str, float],
+        *,
+        timed: bool = True,
+        at_once: bool = False,
     ) -> None:
         """Reports the metrics of a finished step, `step` updates after the start.
 
         Args:
           timed: whether it has only just finished; false for all but the last of several steps in one dispatch.
+          at_once: whether no further step has been started since, as at a save.
         """
         if not self._active:
             return
-        if self._mark is None and timed:  # the first step's time includes compiling
-            self._mark = (step, time.monotonic())
+        if timed:  # the first step's time includes compiling
+            self._marks.setdefault(at_once, (step, time.monotonic()))
         due = step % self._every == 0 or step == self._total
         self._unmeasured |= due
         if timed and self._unmeasured:
-            self._measure(step)
-            self._unmeasured = False
+            self._unmeasured = not self._measure(step, at_once)
         if due:
             rate = {} if self._rate is None else {"images_per_second": round(self._rate, 2)}
             self.record(step, {**metrics, **learning_rates, **rate})
@@ -114,17 +122,21 @@ class Reporter:
         """Excludes the time spent inside from the rate and the ETA."""
         start = time.monotonic()
         yield
-        if self._mark is not None:
-            self._mark = (self._mark[0], self._mark[1] + time.monotonic() - start)
+        paused = time.monotonic() - start
+        self._marks = {kind: (step, moment + paused) for kind, (step, moment) in self._marks.items()}
 
-    def _measure(self, step: int) -> None:
+    def _measure(self, step: int, at_once: bool) -> bool:
+        """Whether there were steps enough for it."""
+        before, moment = self._marks[at_once]
         now = time.monotonic()
-        since = self._mark or (step, now)
-        steps, seconds = step - since[0], now - since[1]
+        steps, seconds = step - before, now - moment
         # Not at the end: nothing is left to wait for there, so the last report follows at once.
-        if steps > 0 and seconds > 0 and (self._rate is None or (steps >= self._every and step < self._total)):
+        again = steps >= self._every and step < self._total
+        enough = again if self._rate is not None else steps >= min(self._every, 2)
+        if enough and seconds > 0:
             self._rate = steps * self._batch_size / seconds
-        self._mark = (step, now)
+            self._marks[at_once] = (step, now)
+        return enough
 
     def _line(self, step: int, metrics: dict[str, float], learning_rates: dict[str, float]) -> str:
         parts = [f"{step:{len(str(self._total))}}/{self._total}", f"ep {step / self._steps_per_epoch:.1f}"]

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from bt_jax.errors import UserError, first_line, some
+from bt_jax.parts import import_part
 from bt_jax.runtime.files import write_whole
 
 
@@ -88,6 +89,20 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and type(found.get("step")) is int else None
+
+
+def check_tensorboard(folder: epath.Path) -> None:
+    """Raises UserError if TensorBoard's events cannot be written to a folder: to be asked before anything is written."""
+    set_off = "set log.tensorboard=False"
+    import_part("tensorboardX", use="log.tensorboard", name="tensorboardX", package="tensorboardX", otherwise=set_off)
+    for scheme, module, package in _CLIENTS:
+        if str(folder).startswith(scheme):
+            use = f"log.tensorboard in {folder}"
+            import_part(module, use=use, name=package, otherwise=set_off)
+
+
+# What tensorboardX takes for writing to object stores.
+_CLIENTS = (("gs://", "google.cloud.storage", "google-cloud-storage"), ("s3://", "boto3", "boto3"))
 
 
 class TensorBoard:

@@ -63,6 +63,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
         if jax.process_count() > 1:
             console.say(mesh_lib.share(mesh, config.batch_size))
         setup, monitor = prepare(config, folder, mesh)
+        setup.check_parts()
         with session(config, setup.workdir) as held:
             with started(setup, held, fresh=functools.partial(start_from, config)) as run:
                 run.reporter.say(summary(config, setup, run.start))

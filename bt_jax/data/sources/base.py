@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bt_jax.errors import UserError, some
+from bt_jax.parts import import_part
 
 MOST_CLASSES = 2**16  # that labels may number, if there are fewer images: three times ImageNet-21k's
 _HASHED_BYTES = 2**28  # of an array, for a fingerprint: a fifth of a second
@@ -210,13 +211,13 @@ class BytesCache:
 
 def import_tensorflow() -> Any:
     """Imports TensorFlow when it is first needed: training from memory does without it."""
-    try:
-        from bt_jax.data.tensorflow_import import tf
-    except ImportError as error:
-        raise UserError(
-            f"reading images needs TensorFlow, which cannot be imported ({error}); pip install tensorflow."
-        ) from None
-    return tf
+    return import_part("bt_jax.data.tensorflow_import", use="reading images", name="TensorFlow").tf
+
+
+def import_tfds() -> Any:
+    """Imports TFDS, after TensorFlow, which would otherwise take the accelerators."""
+    import_tensorflow()
+    return import_part("tensorflow_datasets", use="data.source 'tfds'", name="TFDS", package="tensorflow-datasets")
 
 
 def numbers_as_names(name: str, *labels: np.ndarray) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from bt_jax.data.sources.arrays import array_source
-from bt_jax.data.sources.base import ArraySource, Source, import_tensorflow
+from bt_jax.data.sources.base import ArraySource, Source, import_tfds
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.sources.photographs import PHOTOGRAPHS, photograph_crops
 from bt_jax.errors import UserError
@@ -31,7 +31,7 @@ def make_source(config: ConfigDict, split: str) -> Source:
     if config.source == "arrays":
         return array_source(config.data_dir, name, split)
     if config.source == "tfds":
-        import_tensorflow()  # first, as TFDS would let it have the accelerators
+        import_tfds()
         from bt_jax.data.sources.tfds import tfds_source
 
         return tfds_source(config, name, split)

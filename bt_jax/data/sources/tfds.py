@@ -27,6 +27,7 @@ from bt_jax.data.sources.base import (
 from bt_jax.data.sources.folder import listing
 from bt_jax.data.tensorflow_import import tf
 from bt_jax.errors import UserError, first_line, some
+from bt_jax.parts import import_part
 
 _INT32 = np.iinfo(np.int32)  # labels beyond it are clipped, so that they stay outside the classes
 _RECORD_BYTES = 16  # of a record without content, in both formats at least
@@ -37,14 +38,17 @@ class RecordSource(EncodedSource):
 
     def __init__(self, builder: Any, split: str, cache_bytes: int = 0):
         """Args: cache_bytes: as for `FolderSource`."""
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
+        reader = import_part(
+            "array_record.python.array_record_data_source",
+            use=f"TFDS {builder.name}, which is stored as array_record,",
+            name="array_record",
+        )
         info = builder.info
         super().__init__(
             f"TFDS {builder.name}, {split}", info.splits[split].num_examples, tuple(info.features["label"].names)
         )
         self._builder, self._split = builder, split
-        self._reader = ArrayRecordDataSource(info.splits[split].file_instructions)
+        self._reader = reader.ArrayRecordDataSource(info.splits[split].file_instructions)
         self._cache = BytesCache(cache_bytes)
 
     def _identity(self) -> Iterator[bytes]:

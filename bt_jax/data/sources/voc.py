@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bt_jax.data.sources.base import EncodedSource, Source, StreamSource, import_tensorflow
+from bt_jax.data.sources.base import EncodedSource, Source, StreamSource, import_tfds
 from bt_jax.errors import UserError, some
 from bt_jax.runtime.paths import as_path
 
@@ -113,7 +113,7 @@ def voc_source(config: ConfigDict, split: str) -> Source:
         return VocFolder(config.data_dir, name)
     if config.source != "tfds":
         raise UserError(f"data.source is {config.source!r}; VOC comes from 'folder' (the official folders) or 'tfds'.")
-    import_tensorflow()
+    import_tfds()
     from bt_jax.data.sources.tfds import prepared_builder
 
     builder = prepared_builder(config)

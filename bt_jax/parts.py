@@ -1,0 +1,28 @@
+"""Packages that only some runs need: asked for by name before such a run writes anything."""
+
+import importlib
+from types import ModuleType
+
+from bt_jax.errors import UserError, first_line
+
+
+def import_part(module: str, *, use: str, name: str, package: str = "", otherwise: str = "") -> ModuleType:
+    """The module, if it can be imported.
+
+    Args:
+      use: what needs it, the beginning of a sentence, such as "reading images".
+      name: of the package, for people.
+      package: what to install with pip; by default `name` in small letters.
+      otherwise: how to do without it, if that is possible, such as "set log.tensorboard=False".
+
+    Raises:
+      UserError: it is not installed, or fails when imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a package that does not fit the others may raise anything
+        why = first_line(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(
+            f"{use} needs {name}, which cannot be imported ({why}); pip install {package or name.lower()}"
+            f"{otherwise and ', or ' + otherwise}."
+        ) from None
