@@ -325,6 +325,20 @@ def test_the_task(folder, tmp_path, capsys):
         export(config, str(tmp_path / "file" / "x"))
 
 
+def test_weights_that_are_not_finite_are_not_exported(weights, tmp_path):
+    """As of a run that diverged."""
+    turned = jax.tree.map(np.copy, weights.variables)
+    turned["params"]["conv1"]["kernel"][0, 0, 0, 0] = np.nan
+    write_folder(dataclasses.replace(weights, variables=turned), epath.Path(tmp_path / "x"), platforms=())
+    config = config_lib.default("export")
+    config.init_from = str(tmp_path / "x")
+    with pytest.raises(
+        UserError, match="step 7 of a test are damaged, or of a training that diverged: encoder/conv1/kernel is"
+    ):
+        export(config, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "line"),
     [

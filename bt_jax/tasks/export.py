@@ -10,6 +10,7 @@ from bt_jax import console
 from bt_jax.errors import UserError
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.folder import write_folder
+from bt_jax.export.torch_weights import see_sound
 from bt_jax.import_path import is_import_path
 from bt_jax.runtime.paths import as_folder
 
@@ -21,7 +22,7 @@ def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
       The content of WORKDIR/encoder.json.
 
     Raises:
-      UserError: `init_from` is empty, or the folder already has an export.
+      UserError: `init_from` is empty, the weights are not finite, or the folder already has an export.
     """
     config_lib.check(config)
     if not config.init_from:
@@ -31,6 +32,7 @@ def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
         )
     wanted, folder = config.export, as_folder(workdir, "--workdir")
     weights = read_weights(config.init_from)
+    see_sound(weights)
     description = write_folder(
         weights.without(name for name in weights.heads if not wanted.get(name, True)),
         folder,
@@ -61,7 +63,7 @@ def _summary(description: dict[str, Any], folder: epath.Path) -> str:
     if "safetensors" in files:
         lines["in torch"] = _in_torch(description, folder / files["safetensors"])
     elif is_import_path(description["arch"]):
-        lines["in torch"] = f"no file: PyTorch has no names for {description['arch']}"
+        lines["in torch"] = f"no file, as torchvision has no {description['arch']}"
     if "program" in files:
         lines["anywhere"] = (
             f"jax.export.deserialize(bytearray(open('{folder / files['program']}', 'rb').read())).call(images)"
