@@ -145,10 +145,10 @@ def made(image, *groups, epoch=2, example=7):
 def test_groups_of_views():
     """Two groups of different sizes and a jigsaw, put together by hand; each view is resized as its own spec says."""
     image = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
-    bilinear, jigsaw = ViewSpec(blur=0.5, interpolation="bilinear"), Jigsaw(VIEW_B, cell=11)
+    bilinear, jigsaw = ViewSpec(blur=0.0, interpolation="bilinear"), Jigsaw(VIEW_B, cell=11, grid=2)
     groups = (
         ViewGroup("global", (VIEW_A, bilinear), 16),
-        ViewGroup("local", (VIEW_B,) * 3, 12),
+        ViewGroup("local", (VIEW_B, CROPS, CROPS), 12),
         ViewGroup("patches", jigsaw, 8),
     )
     views = made(image, *groups)
