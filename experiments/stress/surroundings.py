@@ -70,9 +70,10 @@ class Command:
 
     def one_sentence(self, *parts: str) -> bool:
         """Whether it ended by status 1 and one line on standard error, with these words in it."""
+        status = self.wait()
         lines = self.said("stderr").strip().splitlines()
         return (
-            self.wait() == 1
+            status == 1
             and len(lines) == 1
             and lines[0].startswith("error: ")
             and all(p in lines[0] for p in parts)
