@@ -156,11 +156,11 @@ def missing(folder: pathlib.Path) -> bool:
             "--config.data.source=folder",
             f"--config.data.data_dir={folder / 'images'}",
         ),
-        "knn": ("--config=configs/knn.py:quickstart", f"--config.init_from={plain(folder)}"),
+        "knn": (f"--config.init_from={plain(folder)}",),
     }
     for case, more in cases.items():
         workdir = folder / f"missing_{case}"
-        arguments = (*(TINY[3:] if case == "knn" else RUN), *more)
+        arguments = ("--config=configs/knn.py:quickstart", *TINY[3:], *more) if case == "knn" else (*RUN, *more)
         command = Command(folder, *arguments, f"--workdir={workdir}", code=WITHOUT_TENSORFLOW)
         good = command.one_sentence("TensorFlow", "pip install tensorflow") and not workdir.exists()
         right &= tell(f"missing: {case}", good, f"{command.last()}{' (workdir made)' if workdir.exists() else ''}")
