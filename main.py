@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from bt_jax import config as config_lib
 from bt_jax import console
 from bt_jax.config import fields_page
-from bt_jax.config.command_line import ConfigFileParser
+from bt_jax.config.command_line import ConfigFileParser, sentence
 from bt_jax.errors import UserError
 
 QUICKSTART = pathlib.Path(__file__).parent / "configs" / "quickstart.py"
@@ -48,6 +48,7 @@ def parse(argv: list[str]) -> list[str]:
     """Reads the flags; without --config the quickstart is the config."""
     if not any(arg.startswith(("--config=", "-config=")) or arg in ("--config", "-config") for arg in argv):
         argv = [argv[0], f"--config={QUICKSTART}", *argv[1:]]
+    argv = ["--help" if arg == "-h" else arg for arg in argv]
     logging.set_verbosity(logging.WARNING)  # libraries log every file they open; --verbosity=0 shows that
     return flags.FLAGS(argv)
 
@@ -57,13 +58,7 @@ def run() -> None:
         with console.of_a_command():
             app.run(main, flags_parser=parse)
     except (UserError, flags.Error) as error:
-        sys.exit(console.printable(f"error: {_sentence(error)}"))  # which Python prints, with status 1
-
-
-def _sentence(error: Exception) -> str:
-    """The message of an error; for one raised in a config file, the last line of the traceback that absl makes of it."""
-    text = str(error.__context__ if isinstance(error.__context__, UserError) else error)
-    return text.strip().splitlines()[-1].removeprefix("bt_jax.errors.UserError: ") if "Traceback" in text else text
+        sys.exit(console.printable(f"error: {sentence(error)}"))  # which Python prints, with status 1
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from bt_jax import config as config_lib
+from bt_jax.config.rules import at_least, between
 from bt_jax.errors import UserError
 
 CONFIGS = sorted(
@@ -281,3 +282,9 @@ def test_json_round_trip():
     """A config written beside a run reads back as the same config, tuples included."""
     config = sound()
     assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
+
+
+def test_large_limits_are_shown_with_all_their_digits():
+    """And not as 2.14748e+09."""
+    assert at_least(2**31 - 1)(0) == "must be an integer of at least 2147483647"
+    assert between(0.5, 2**31 - 1)(0) == "must be between 0.5 and 2147483647"

@@ -63,6 +63,9 @@ def folder_run(root, workdir, *more):
         (["--config=configs/nothing.py"], "config file configs/nothing.py does not exist."),
         (["--config=configs/knn.py:foo"], "knn.py:foo is not known"),
         (["train"], "there is no argument 'train'"),
+        (["--config.data=folder"], "data is a group of fields, which are set one by one, as in --config.data.source=VALUE"),
+        (["--epochs=2"], "error: there is no option --epochs; fields of the config are changed by --config.epochs=VALUE."),
+        (["--weight_decay=2"], "error: there is no option --weight_decay; fields of the config are changed by --config.optimizer.w"),
         (["--confg=x"], "confg"),
         (["--config.batch_size=100"], "does not divide among 8 devices; the nearest that do: 96 or 104"),
         (["--config.monitor.batch_size=100"], "monitor.batch_size is 100"),
@@ -163,6 +166,28 @@ def test_workdir_of_another_config(monkeypatch, tmp_path):
     claim_workdir(quickstart.get_config(), epath.Path(tmp_path), write=True)
     found = run(monkeypatch, f"--workdir={tmp_path}", "--config.barlow_twins.lambd=0.1")
     assert "holds a run with another config (barlow_twins.lambd was" in found and "is now 0.1" in found
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.yaml", "epochs: 3\n", "a.yaml has no function get_config; a config is a Python file with a function get_config, such as"),
+        ("b.yaml", "a:\n  - 1\n", "b.yaml, line 1: invalid syntax; a config is"),
+        ("c.json", "{}", "c.json has no function get_config"),
+        ("d.py", "x = 1\ndef get_config(:\n", "d.py, line 2: invalid syntax; a config is a Python file"),
+        ("e.py", "def get_config():\n    return 1 / 0\n", "e.py, line 2: ZeroDivisionError: division by zero."),
+        ("f.py", "def get_config():\n    return int('x')\n", "f.py, line 2: ValueError: invalid literal"),
+        ("g.py", "import no_such_module\n", "g.py, line 1: ModuleNotFoundError: No module named 'no_such_module'."),
+        ("h.py:foo", "def get_config():\n    pass\n", "h.py takes nothing after a colon, but the command gives it 'foo'."),
+        ("i.py", b"\x89PNG\r\n\x1a\n\0\0", "i.py"),
+    ],
+)  # fmt: skip
+def test_config_files_that_are_none(monkeypatch, tmp_path, name, content, sentence):
+    """The file, and the line where there is one."""
+    file = tmp_path / name.partition(":")[0]
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert sentence in run(monkeypatch, f"--config={tmp_path / name}", f"--workdir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_config_files_of_before(monkeypatch, tmp_path):

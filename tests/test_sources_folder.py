@@ -113,6 +113,20 @@ def test_missing_and_empty_folders(tmp_path):
         FolderSource("", "train")
 
 
+def test_a_folder_that_is_gone(tmp_path):
+    """Told once, and not as images that do not decode."""
+    write_folder(tmp_path / "train", {"a": 3})
+    source = FolderSource(str(tmp_path), "train")
+    os.rename(tmp_path / "train", tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError, match="the image folder .*train is gone; bring it back, and the same command resumes"
+    ):
+        source.exclude({0: "No such file"}, 1.0)
+    os.rename(tmp_path / "elsewhere", tmp_path / "train")
+    source.exclude({0: "truncated"}, 0.5)
+    assert source.bad == {0: "truncated"}
+
+
 def test_folder_with_a_cache_gives_what_is_in_the_files(tmp_path):
     """Also once the files are gone; of a file that was gone before, nothing."""
     write_folder(tmp_path / "train", {"a": 3})

@@ -56,7 +56,11 @@ def check_overrides(argv: Iterable[str], config: ConfigDict | None = None) -> No
     """
     names = [arg.lstrip("-").partition("=")[0] for arg in argv if arg.startswith(("--config.", "-config."))]
     names = [name.removeprefix("config.") for name in names]
-    wrong = unknown_fields(names, default() if config is None else config)
+    config = default() if config is None else config
+    wrong = unknown_fields(names, config)
+    for group in sorted(set(names) & _groups(fields_of(config))):
+        field = next(name for name in fields_of(config) if name.startswith(f"{group}."))
+        wrong.append(f"{group} is a group of fields, which are set one by one, as in --config.{field}=VALUE")
     if "method" in names:
         wrong.append(
             "the method has its own fields, so it is chosen with the config file and not by --config.method: "

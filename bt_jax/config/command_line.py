@@ -9,9 +9,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from bt_jax.config.checks import check_overrides, unknown_fields
-from bt_jax.config.schema import based_on, complete, default
+from bt_jax.config.schema import based_on, complete, declared, default
 from bt_jax.config.tasks import TASKS
-from bt_jax.errors import UserError
+from bt_jax.errors import UserError, first_line
 
 
 class ConfigFileParser(flags.ArgumentParser):
@@ -34,13 +34,19 @@ class ConfigFileParser(flags.ArgumentParser):
         """The config, locked. Changes are read from `sys.argv`, as in ml_collections.
 
         Raises:
-          UserError: the file does not exist or cannot be read, or the command line changes something that is not a field.
+          UserError: the file does not exist, cannot be read or is no config, or the command line changes something that is not a field.
         """
+        sys.modules.pop(
+            "config_config", None
+        )  # what ml_collections loads a file as: an earlier one's get_config would stay
         try:
             config = self._reader.parse(path)
-        except AttributeError as error:
-            if sentence := _field_that_is_not(path, error):
-                raise UserError(sentence) from error
+        except Exception as error:  # what is in a config file may raise anything
+            why = error.__context__ or error if isinstance(error, (TypeError, ValueError)) else error
+            if isinstance(why, UserError):
+                raise why from None
+            if words := _wrong_in(path, why):
+                raise UserError(words) from error
             raise
         if not isinstance(config, ConfigDict):
             exists = pathlib.Path(path.partition(":")[0]).exists()
@@ -51,6 +57,44 @@ class ConfigFileParser(flags.ArgumentParser):
         complete(config)
         check_overrides(sys.argv, config)
         return config
+
+
+def sentence(error: Exception) -> str:
+    """The message of an error on the command line.
+
+    For an error that was raised in a config file, it is the last line of the traceback that absl makes of it.
+    """
+    if isinstance(error, flags.UnrecognizedFlagError):
+        fields = {field: None for task in TASKS for field in declared(task)}
+        if found := [field for field in fields if error.flagname in (field, field.rpartition(".")[2])]:
+            name = error.flagname if error.flagname in found else found[0]
+            return f"there is no option --{error.flagname}; fields of the config are changed by --config.{name}=VALUE."
+    text = str(error.__context__ if isinstance(error.__context__, UserError) else error)
+    return text.strip().splitlines()[-1].removeprefix("bt_jax.errors.UserError: ") if "Traceback" in text else text
+
+
+def _wrong_in(path: str, error: BaseException) -> str:
+    """What is wrong with a config file that raised an error, with the line; "" if it is not its fault."""
+    file, _, argument = path.partition(":")
+    is_config = "a config is a Python file with a function get_config, such as configs/quickstart.py"
+    if isinstance(error, SyntaxError) and error.filename and _same_file(error.filename, file):
+        return f"{file}, line {error.lineno}: {error.msg}; {is_config}."
+    if isinstance(error, AttributeError) and error.name == "get_config":
+        return f"{file} has no function get_config; {is_config}."
+    if isinstance(error, (UnicodeDecodeError, SyntaxError)) or "null bytes" in str(error):
+        return f"config file {file} is no text in Python ({first_line(error)}); {is_config}."
+    if isinstance(error, TypeError) and argument and "positional argument" in str(error):
+        return f"get_config in {file} takes nothing after a colon, but the command gives it {argument!r}."
+    if isinstance(error, AttributeError) and (words := _field_that_is_not(path, error)):
+        return words
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _same_file(frame.filename, file):
+            return f"{file}, line {frame.lineno}: {type(error).__name__}: {first_line(error)}."
+    return ""
+
+
+def _same_file(one: str, other: str) -> bool:
+    return pathlib.Path(one).resolve() == pathlib.Path(other).resolve()
 
 
 def _field_that_is_not(path: str, error: AttributeError) -> str:

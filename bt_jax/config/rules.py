@@ -10,13 +10,19 @@ from bt_jax.config.field import Rule
 from bt_jax.import_path import is_import_path
 
 
+def shown(number: float) -> str:
+    """A number for a message; whole ones with all their digits."""
+    return str(int(number)) if float(number).is_integer() and abs(number) < 2**53 else f"{number:g}"
+
+
 def anything(_: Any) -> None:
     """Accepts every value of the field's type."""
     return
 
 
 def at_least(low: float, kind: type = int) -> Rule:
-    return lambda v: None if v >= low else f"must be {'an integer' if kind is int else 'a number'} of at least {low:g}"
+    what = "an integer" if kind is int else "a number"
+    return lambda v: None if v >= low else f"must be {what} of at least {shown(low)}"
 
 
 def above_zero(v: float) -> str | None:
@@ -28,7 +34,7 @@ def below_one(v: float) -> str | None:
 
 
 def between(low: float, high: float) -> Rule:
-    return lambda v: None if low <= v <= high else f"must be between {low:g} and {high:g}"
+    return lambda v: None if low <= v <= high else f"must be between {shown(low)} and {shown(high)}"
 
 
 def one_of(names: Iterable[str]) -> Rule:
@@ -51,7 +57,7 @@ def one_of_or_import_path(names: Iterable[str], example: str) -> Rule:
 def range_within(low: float, high: float) -> Rule:
     def rule(v):
         fits = len(v) == 2 and all(map(is_number, v)) and low <= v[0] <= v[1] <= high
-        return None if fits else f"must be two increasing numbers between {low:g} and {high:g}"
+        return None if fits else f"must be two increasing numbers between {shown(low)} and {shown(high)}"
 
     return rule
 

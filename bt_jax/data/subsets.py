@@ -34,6 +34,9 @@ class Part(EncodedSource):
     def _identity(self) -> Iterator[bytes]:
         yield f"{self._whole.fingerprint} {fingerprint(self.examples)}".encode()
 
+    def check_there(self) -> None:
+        self._whole.check_there()
+
     def place(self, example: int) -> str:
         return self._whole.place(int(self.examples[example]))
 

@@ -76,12 +76,16 @@ class Source:
         """Where an example is, for people."""
         return f"image {example} of {self.name}"
 
+    def check_there(self) -> None:
+        """Raises UserError if the images as a whole are no longer where they were, which is no fault of an image's."""
+
     def exclude(self, found: dict[int, str], max_fraction: float) -> None:
         """Records examples that do not decode, with the reasons.
 
         Raises:
           UserError: they are now more than `max_fraction` of all; names them.
         """
+        self.check_there()
         bad = self.bad | found
         if len(bad) > max_fraction * len(self) or len(bad) == len(self):
             first, why = next(iter(bad.items()))

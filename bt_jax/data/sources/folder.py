@@ -92,6 +92,12 @@ class FolderSource(EncodedSource):
             some_paths = [self.paths[i] for i in evenly(len(self), min(len(self), _SIZED))]
             yield repr([os.stat(path).st_size if os.path.exists(path) else None for path in some_paths]).encode()
 
+    def check_there(self) -> None:
+        if not epath.Path(self.name).is_dir():
+            raise UserError(
+                f"the image folder {self.name} is gone; bring it back, and the same command resumes from the last checkpoint."
+            )
+
     def place(self, example: int) -> str:
         return self.paths[example]
 
