@@ -72,12 +72,7 @@ class Command:
         """Whether it ended by status 1 and one line on standard error, with these words in it."""
         status = self.wait()
         lines = self.said("stderr").strip().splitlines()
-        return (
-            status == 1
-            and len(lines) == 1
-            and lines[0].startswith("error: ")
-            and all(p in lines[0] for p in parts)
-        )
+        return status == 1 and len(lines) == 1 and lines[0].startswith("error: ") and all(p in lines[0] for p in parts)
 
     def until(self, happened: Callable[[], bool], seconds: float = 300) -> None:
         end = time.monotonic() + seconds
