@@ -244,7 +244,8 @@ def architecture_of(state_dict: Mapping[str, Any], source: str) -> str:
     )
     bottleneck = "layer1.0.conv3.weight" in names
     stem, inner, middle = (
-        np.shape(state_dict.get(f"{n}.weight")) for n in ("conv1", "layer1.0.conv1", "layer1.0.conv2")
+        tuple(getattr(state_dict.get(f"{n}.weight"), "shape", ()))
+        for n in ("conv1", "layer1.0.conv1", "layer1.0.conv2")
     )
     kind = "ResNet"
     if bottleneck and len(middle) == 4 and middle[0] != middle[1]:
