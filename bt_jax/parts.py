@@ -1,4 +1,4 @@
-"""Packages that only some runs need: asked for by name before such a run writes anything."""
+"""Imports of packages that only some runs need, checked before such a run writes anything."""
 
 import importlib
 from types import ModuleType
@@ -10,17 +10,17 @@ def import_part(module: str, *, use: str, name: str, package: str = "", otherwis
     """The module, if it can be imported.
 
     Args:
-      use: what needs it, the beginning of a sentence, such as "reading images".
-      name: of the package, for people.
-      package: what to install with pip; by default `name` in small letters.
-      otherwise: how to do without it, if that is possible, such as "set log.tensorboard=False".
+      use: what needs it, as the subject of a sentence, such as "reading images".
+      name: the package's name, for people.
+      package: its name for pip; by default `name` in lower case.
+      otherwise: how to do without it, if possible, such as "set log.tensorboard=False".
 
     Raises:
-      UserError: it is not installed, or fails when imported.
+      UserError: it is not installed, or its import fails.
     """
     try:
         return importlib.import_module(module)
-    except Exception as error:  # a package that does not fit the others may raise anything
+    except Exception as error:  # an incompatible package may raise anything
         why = first_line(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
             f"{use} needs {name}, which cannot be imported ({why}); pip install {package or name.lower()}"

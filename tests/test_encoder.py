@@ -130,13 +130,13 @@ def test_a_block_that_is_no_number_of_images(run, block):
     [
         (None, r"images is None; it must be an array \(N, H, W, 3\)"),
         ([[1]], "images is list; it must be an array"),
-        (np.zeros((2, 0, 24, 3), np.uint8), r"images is \(2, 0, 24, 3\), without a pixel"),
-        (np.zeros((2, 3, 24, 24), np.uint8), r"with the channels second; they must be last: images.transpose\(0, 2, 3, 1\)"),
-        (Tensor(np.zeros((2, 3, 24, 24), np.uint8)), "with the channels second; .* permute in PyTorch"),
+        (np.zeros((2, 0, 24, 3), np.uint8), r"images is \(2, 0, 24, 3\), without pixels"),
+        (np.zeros((2, 3, 24, 24), np.uint8), r"with channels second; they must be last: use images.transpose\(0, 2, 3, 1\)"),
+        (Tensor(np.zeros((2, 3, 24, 24), np.uint8)), "with channels second; .* permute in PyTorch"),
         (np.zeros((2, 24, 24, 3), object), "images is object; it must be uint8"),
         (
             Tensor(np.zeros((2, 24, 24, 3)), TypeError("Got unsupported ScalarType BFloat16")),
-            r"Tensor that cannot become a NumPy array \(Got unsupported ScalarType BFloat16\); give uint8 or float32",
+            r"Tensor that cannot be converted to NumPy \(Got unsupported ScalarType BFloat16\); pass uint8 or float32",
         ),
     ],
 )  # fmt: skip
@@ -166,9 +166,9 @@ def test_floats_that_are_not_normalised(run):
     encoder = bt_jax.load_encoder(str(run[0]))
     images = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
     for given, sentence in (
-        (images / 255, r"float64 from 0 to 1, which looks like pixels of 0 to 1 .* as \(x - mean\) / std"),
+        (images / 255, r"float64 from 0 to 1, which looks like pixels of 0 to 1 .* \(x - mean\) / std"),
         (np.float32(images / 600), "pixels of 0 to 1 that are not normalised"),
-        (jnp.float32(images), r"float32 from 0 to 255, .* 0 to 255 that .* as \(x / 255 - mean\) / std"),
+        (jnp.float32(images), r"float32 from 0 to 255, .* 0 to 255 that .* \(x / 255 - mean\) / std"),
         (images.astype(np.float16), "float16 from 0 to 255"),
     ):
         with pytest.raises(bt_jax.UserError, match=sentence):
@@ -197,7 +197,7 @@ def test_a_damaged_checkpoint_is_stepped_over(run, tmp_path):
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(bt_jax.UserError, match="is not the workdir of a run: there is no config.json"):
+    with pytest.raises(bt_jax.UserError, match="is not the workdir of a run .it has no config.json"):
         bt_jax.load_encoder(tmp_path / "nowhere")
     claim_workdir(config_lib.default(), epath.Path(tmp_path), write=True)
     with pytest.raises(bt_jax.UserError, match="has no checkpoint yet"):
@@ -208,7 +208,7 @@ def test_no_run(tmp_path):
     evaluation = config_lib.default("finetune")
     evaluation.init_from = "runs/some"
     claim_workdir(evaluation, epath.Path(tmp_path / "tuned"), write=True)
-    with pytest.raises(bt_jax.UserError, match=r"of an evaluation \(finetune\), .* that it judged, runs/some"):
+    with pytest.raises(bt_jax.UserError, match=r"of an evaluation \(finetune\), .* that it evaluated, runs/some"):
         bt_jax.load_encoder(tmp_path / "tuned")
 
 
@@ -222,7 +222,7 @@ def test_a_config_that_was_changed(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace("0.485", "0.481"))
     with pytest.raises(
-        bt_jax.UserError, match=r"config.json says data.mean=\(0.481, .* of step 5 was trained with \(0.485"
+        bt_jax.UserError, match=r"config.json has data.mean=\(0.481, .* of step 5 was trained with \(0.485"
     ):
         bt_jax.load_encoder(tmp_path)
     path.unlink()
@@ -324,7 +324,7 @@ def test_the_projector_comes_along(run):
     jax.tree.map(np.testing.assert_array_equal, encoder.projector_variables["params"], state.params["projector"])
     assert encoder.classifier_variables is None
     assert bt_jax.load_encoder(workdir / "checkpoints" / "3").step == 3
-    with pytest.raises(bt_jax.UserError, match="checkpoints/4 is not the workdir of a run"):
+    with pytest.raises(bt_jax.UserError, match="checkpoints/4 is neither the workdir of a run"):
         bt_jax.load_encoder(workdir / "checkpoints" / "4")
 
 
@@ -333,16 +333,16 @@ def test_paths_that_are_no_weights(run, tmp_path):
     folder = run[0] / "checkpoints"
     for name in ("99", "latest", "007"):
         with pytest.raises(
-            bt_jax.UserError, match=f"checkpoints/{name} is not .*; .*checkpoints has those of steps 3, 7"
+            bt_jax.UserError, match=f"checkpoints/{name} is neither .*; .*checkpoints has those of steps 3, 7"
         ):
             bt_jax.load_encoder(folder / name)
     with pytest.raises(bt_jax.UserError, match=f"checkpoints is not .*; name {run[0]}, or a checkpoint, {folder}/7"):
         bt_jax.load_encoder(folder)
     for path, sentence in (
-        (f"file://{run[0]}", f"is a URL; give the path itself, {run[0]}."),
+        (f"file://{run[0]}", f"is a URL; use the path itself, {run[0]}."),
         (
             "https://example.org/resnet50.pth",
-            "weights are not downloaded from the web; save it and give the file's path",
+            "weights are not downloaded from the web; save the file and use its path",
         ),
         (
             "ssh://host/x",
@@ -379,7 +379,7 @@ def test_official_checkpoint():
 
 def test_no_such_file(tmp_path):
     for name in ("nothing.pth", "nothing"):
-        with pytest.raises(bt_jax.UserError, match="nor is it an export folder, or a .pth or .safetensors file"):
+        with pytest.raises(bt_jax.UserError, match="an export folder, or a .pth or .safetensors file"):
             bt_jax.load_encoder(tmp_path / name)
 
 

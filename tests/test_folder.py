@@ -148,20 +148,20 @@ def test_paths_that_leave_the_folder(folder, tmp_path, name):
 def test_a_link_that_leaves_the_folder(folder, tmp_path):
     copy = changed(folder, tmp_path, files={"encoder": "link"})
     pathlib.Path(copy / "link").symlink_to(folder / "encoder")
-    with pytest.raises(UserError, match="leads out of the export folder"):
+    with pytest.raises(UserError, match="leads outside the export folder"):
         read_folder(copy)
 
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"format": 2}, "is of format 2, and this bt_jax reads format 1"),
-        ({"width": "4"}, "its field width is not of the right type"),
-        ({"mean": [1]}, "its field mean or std is not of the right type"),
+        ({"format": 2}, "has format 2, but this bt_jax reads format 1"),
+        ({"width": "4"}, "its field width has the wrong type"),
+        ({"mean": [1]}, "its field mean or std has the wrong type"),
         ({"arch": "resnet19"}, "did you mean 'resnet18'"),
-        ({"width": 8}, "does not hold the variables of a resnet18 as"),
-        ({"sha256": "0" * 64}, "have the sha256 .* and not 000000000000… as"),
-        ({"files": {}}, "names no encoder among its files"),
+        ({"width": 8}, "does not have the variables of the resnet18 that"),
+        ({"sha256": "0" * 64}, "have the sha256 .* instead of 000000000000… in"),
+        ({"files": {}}, "lists no encoder among its files"),
         ({"files": {"encoder": "gone"}}, "gone cannot be read"),
     ],
 )
@@ -224,11 +224,11 @@ def test_a_flipped_bit_in_a_file_beside_the_weights(folder, tmp_path, name):
     """The folder's description knows the hash of each; one that was removed is not missed."""
     copy = changed(folder, tmp_path)
     for _ in flipped(copy / name, [(copy / name).stat().length - 9]):
-        with pytest.raises(UserError, match=f"{name} has another sha256 than .*encoder.json says; it was changed or"):
+        with pytest.raises(UserError, match=f"{name} does not have the sha256 in .*encoder.json, so it was changed or"):
             read_folder(copy)
         config = config_lib.default("export")
         config.init_from = str(copy)
-        with pytest.raises(UserError, match=f"{name} has another sha256"):
+        with pytest.raises(UserError, match=f"{name} does not have the sha256"):
             export(config, str(tmp_path / "again"))
     read_folder(copy)
     (copy / name).unlink()
@@ -315,7 +315,7 @@ def test_the_task(folder, tmp_path, capsys):
     assert description["projector"] is None and description["classes"] == 3
     assert f"load_encoder('{tmp_path / 'x'}')" in capsys.readouterr().out
     assert bt_jax.load_encoder(tmp_path / "x").sha256 == bt_jax.load_encoder(folder).sha256
-    with pytest.raises(UserError, match="holds an export already"):
+    with pytest.raises(UserError, match="already has an export"):
         export(config, str(tmp_path / "x"))
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="is the workdir of a run"):
@@ -380,7 +380,7 @@ def test_an_export_is_read_back(weights, tmp_path, monkeypatch, what):
         monkeypatch.setattr(export_folder, "read_safetensors", turned)
     else:
         monkeypatch.setattr(export_folder, "portable_program", lambda *_: Unequal(b"program"))
-    with pytest.raises(UserError, match="was written, but what is read back is something else"):
+    with pytest.raises(UserError, match="was written, but reads back differently"):
         write_folder(weights, epath.Path(tmp_path / "out"))
     assert not (tmp_path / "out" / "encoder.json").exists()
 
@@ -397,7 +397,7 @@ def test_a_full_disk(weights, tmp_path, monkeypatch, where):
     """One sentence, and nothing of the export is left, nor the folder if it was empty; what else is there stays."""
     full = OSError(errno.ENOSPC, "No space left on device")
     name = {
-        "tree": "_see_the_same",
+        "tree": "_check_same",
         "tensors": "write_safetensors",
         "program": "_write_program",
         "description": "write_whole",
@@ -425,6 +425,6 @@ def test_a_full_disk(weights, tmp_path, monkeypatch, where):
 def test_what_else_lies_in_the_folder(weights, tmp_path, name):
     """Is not replaced."""
     (tmp_path / name).mkdir() if name == "encoder" else (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds {name} already, which the export would replace; choose another"):
+    with pytest.raises(UserError, match=f"already has {name}, which the export would replace; choose another"):
         write_folder(weights, epath.Path(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -280,7 +280,7 @@ def test_files_of_another_kind(tmp_path):
     for content, sentence in (
         (
             b"<!DOCTYPE html><html></html>",
-            r"\(it is a web page \(HTML or XML\), not what was to be downloaded; download",
+            r"\(it is a web page \(HTML or XML\) instead of the file; download",
         ),
         (b"\n <html>", "it is a web page"),
         (b"<?xml version='1.0'?><Error>", "it is a web page"),

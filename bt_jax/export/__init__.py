@@ -1,4 +1,4 @@
-"""Weights that travel: exports, PyTorch's names and layouts both ways, and encoders loaded for use."""
+"""Exchange of weights: exports, conversion to and from PyTorch, and loading encoders for use."""
 
 from bt_jax.export.encoder import Encoder, load_encoder
 from bt_jax.export.torch_weights import (

@@ -1,4 +1,4 @@
-"""Encoders ready for use: `load_encoder` and what it gives. Needs no TensorFlow, no PyTorch and no training code."""
+"""Encoders ready for use: `load_encoder` and its result. Needs no TensorFlow, no PyTorch and no training code."""
 
 import dataclasses
 import functools
@@ -33,15 +33,15 @@ class Encoder:
       arch: its name, such as resnet50, or its import path.
       width: F, the length of a feature vector.
       input_size: side in pixels of the images that it was trained on; a ResNet takes others too.
-      mean, std: of the three channels, by which uint8 images are normalised, on a scale of 0 to 1.
-      module, variables: the Linen module and its variables, for those who want more than features.
-      heads: the variables of what stood on it in training, by name; {} where the source has none.
-      step: the updates that the weights have seen; None where the source does not tell.
-      source: where they come from, in words.
+      mean, std: of the three channels, with which uint8 images are normalised, on a scale of 0 to 1.
+      module, variables: the Linen module and its variables, for uses beyond features.
+      heads: the variables of its heads in training, by name; {} if the source has none.
+      step: the number of updates in its training; None if unknown.
+      source: where the weights come from, in words.
     """
 
     def __init__(self, weights: EncoderWeights):
-        """Raises UserError if the encoder's class, a user's own, cannot be imported."""
+        """Raises UserError if the encoder is a user's class that cannot be imported."""
         self.module, self.variables, self.heads = weights.module(), weights.variables, weights.heads
         self.arch, self.width, self.input_size = weights.arch, self.module.num_features, weights.input_size
         self.mean, self.std = weights.mean, weights.std
@@ -60,52 +60,52 @@ class Encoder:
 
     @property
     def projector_variables(self) -> Any:
-        """Of the projector, as `bt_jax.models.Projector` takes them; None where the source has none."""
+        """The variables of the projector, a `bt_jax.models.Projector`; None if the source has none."""
         return self.heads.get("projector")
 
     @property
     def classifier_variables(self) -> Any:
-        """Of the classifier, as `bt_jax.models.LinearClassifier` takes them; None where the source has none."""
+        """The variables of the classifier, a `bt_jax.models.LinearClassifier`; None if the source has none."""
         return self.heads.get("classifier")
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
         return (
-            f"<bt_jax encoder {self.arch}: {self.width} features of images of {self.input_size}×{self.input_size}, "
+            f"<bt_jax encoder {self.arch}: {self.width} features for images of {self.input_size}×{self.input_size}, "
             f"{count / 1e6:.2f} M parameters, from {self.source}>"
         )
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of all variables, in the order of their paths: the same weights have it wherever they are read from."""
+        """The sha256 of all variables, in the order of their paths; the same weights always have the same."""
         return sha256_of(self.variables)
 
     def features(self, images: Any, *, block: int = 256, normalised: bool = False) -> np.ndarray:
-        """The features of images, by running statistics: those of an image do not depend on the others.
+        """The features of images, with running statistics, so that those of an image do not depend on the others.
 
         Args:
-          images: (N, H, W, 3), N from 0 up, of NumPy, JAX, PyTorch or TensorFlow: uint8, normalised here as in training, or
-            floats that are already, (x / 255 - mean) / std.
-          block: how many go through the network at a time, over all local devices.
-          normalised: True takes any floats as normalised. Otherwise floats that look as if they are not are refused: all
-            from 0 to 1, or from 0 to far above what normalised pixels reach.
+          images: (N, H, W, 3), N possibly 0, of NumPy, JAX, PyTorch or TensorFlow: uint8, which is normalised as in training,
+            or normalised floats, (x / 255 - mean) / std.
+          block: images per pass through the network, over all local devices.
+          normalised: True accepts any floats as normalised. Otherwise floats that look as if they are not are refused: all of
+            them from 0 to 1, or from 0 to far above the range of normalised pixels.
 
         Returns:
           (N, F) float32.
 
         Raises:
-          UserError: another type, shape or dtype, floats that are not normalised, or a block that is no positive integer.
+          UserError: another type, shape or dtype, floats that are not normalised, or a block that is not a positive integer.
         """
         if isinstance(block, bool) or not isinstance(block, numbers.Integral) or block < 1:
-            raise UserError(f"block is {block!r}; it must be a positive integer, the images to take at a time.")
+            raise UserError(f"block is {block!r}; it must be a positive integer, the number of images per pass.")
         images = host_images(images)
         if images.dtype != np.uint8 and not normalised:
-            self._see_normalised(images)
+            self._check_normalised(images)
         block = -(-min(int(block), max(len(images), 1)) // self._mesh.size) * self._mesh.size
         return np.concatenate([np.zeros((0, self.width), np.float32), *self._blocks(images, block)])
 
-    def _see_normalised(self, images: np.ndarray) -> None:
-        """Raises the sentence for floats that plainly are pixels as they come: normalised ones are negative in places."""
+    def _check_normalised(self, images: np.ndarray) -> None:
+        """Raises UserError for floats that clearly are unnormalised pixels: normalised ones include negative numbers."""
         low, high = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)
         largest = max((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
         if low < 0 or low == high or not (high <= 1 or high > 2 * largest):
@@ -113,50 +113,52 @@ class Encoder:
         scale, to_do = ("1", "(x - mean) / std") if high <= 1 else ("255", "(x / 255 - mean) / std")
         raise UserError(
             f"images is {images.dtype} from {low:.3g} to {high:.3g}, which looks like pixels of 0 to {scale} that are not "
-            f"normalised; give them as uint8 of 0 to 255, or as {to_do} with the encoder's mean and std; "
-            "normalised=True takes them as they are."
+            f"normalised; pass uint8 of 0 to 255, or {to_do} with the encoder's mean and std; normalised=True accepts them "
+            "unchanged."
         )
 
     def _blocks(self, images: np.ndarray, block: int) -> Iterator[np.ndarray]:
         sharding = mesh_lib.over_batch(self._mesh)
         for start in range(0, len(images), block):
             part = images[start : start + block]
-            padded = np.pad(part, ((0, block - len(part)), (0, 0), (0, 0), (0, 0)))  # one shape, one compilation
+            padded = np.pad(
+                part, ((0, block - len(part)), (0, 0), (0, 0), (0, 0))
+            )  # one shape, so that it compiles once
             yield np.asarray(self._encode(self._placed, jax.device_put(padded, sharding)))[: len(part)]
 
 
 def host_images(images: Any) -> np.ndarray:
-    """Images of any library as a NumPy array of the machine's byte order.
+    """Images from any library as a NumPy array in the machine's byte order.
 
     Raises:
-      UserError: they are no array (N, H, W, 3) with pixels, of uint8 or floats.
+      UserError: they are not a non-empty array (N, H, W, 3) of uint8 or floats.
     """
     what = f"{type(images).__module__}.{type(images).__name__}".removeprefix("builtins.")
     try:
         if hasattr(images, "detach"):  # PyTorch
             images = images.detach().cpu()
-        if callable(getattr(images, "numpy", None)):  # TensorFlow, too
+        if callable(getattr(images, "numpy", None)):  # TensorFlow too
             images = images.numpy()
-    except Exception as error:  # of another library: bfloat16 has no NumPy type there, for example
+    except Exception as error:  # from another library, for example if it cannot convert bfloat16
         raise UserError(
-            f"images is a {what} that cannot become a NumPy array ({first_line(error)}); give uint8 or float32."
+            f"images is a {what} that cannot be converted to NumPy ({first_line(error)}); pass uint8 or float32."
         ) from None
     shape = getattr(images, "shape", None)
     if not isinstance(shape, tuple) or not hasattr(images, "dtype"):
         raise UserError(f"images is {'None' if images is None else what}; it must be an array (N, H, W, 3).")
     if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
         raise UserError(
-            f"images is {shape}, with the channels second; they must be last: images.transpose(0, 2, 3, 1), or "
-            "permute in PyTorch."
+            f"images is {shape}, with channels second; they must be last: use images.transpose(0, 2, 3, 1), or permute in "
+            "PyTorch."
         )
     if len(shape) != 4 or shape[-1] != 3:
         raise UserError(f"images is {shape}; it must be (N, H, W, 3).")
     if 0 in shape[1:]:
-        raise UserError(f"images is {shape}, without a pixel; height and width must be at least 1.")
+        raise UserError(f"images is {shape}, without pixels; height and width must be at least 1.")
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(f"images is {images.dtype}; it must be uint8 (0 to 255), or normalised floats.")
     images = np.asarray(images)
-    if images.dtype.itemsize > 8:  # float128, which JAX does not know
+    if images.dtype.itemsize > 8:  # float128, which JAX does not support
         return images.astype(np.float64)
     return images.astype(images.dtype.newbyteorder("="), copy=False)
 
@@ -167,27 +169,27 @@ def load_encoder(path: str) -> Encoder:
     Args:
       path: local or gs://, one of
         an export folder (task `export`);
-        the workdir of a pre-training, of whatever method, or of an evaluation that trains a classifier: its newest
-        checkpoint that can be read; or one of its checkpoints, WORKDIR/checkpoints/STEP;
-        a .safetensors file, or a .pth of torch.save, with a state dict in torchvision's names, such as the official
-        resnet50.pth and checkpoint.pth, that of the official evaluate.py, or of solo-learn and lightly, of which the
-        encoder is taken and `source` says what was left out. No code in a .pth is run.
+        the workdir of a pre-training with any method, or of an evaluation that trains a classifier (its newest readable
+        checkpoint is used), or one of its checkpoints, WORKDIR/checkpoints/STEP;
+        a .safetensors file, or a .pth from torch.save, with a state dict with torchvision's names: the official resnet50.pth
+        and checkpoint.pth, files of the official evaluate.py, or of solo-learn and lightly, from which only the encoder is
+        read (`source` says what was left out). No code in a .pth is run.
 
     Raises:
-      UserError: there is none of these, or it is damaged, incomplete or not what it says.
+      UserError: the path is none of these, or is damaged, incomplete or inconsistent.
     """
     return Encoder(read_weights(path))
 
 
 def read_weights(path: str) -> EncoderWeights:
-    """What `load_encoder` makes an encoder of; arguments and errors as there."""
+    """The weights for `load_encoder`; arguments and errors as there."""
     text = os.fspath(path)
     scheme = text.partition("://")[0] if "://" in text else ""
     if scheme == "file":
-        raise UserError(f"{text} is a URL; give the path itself, {text.removeprefix('file://')}.")
+        raise UserError(f"{text} is a URL; use the path itself, {text.removeprefix('file://')}.")
     if scheme in ("http", "https", "ftp"):
         raise UserError(
-            f"{text} is a URL, and weights are not downloaded from the web; save it and give the file's path."
+            f"{text} is a URL, but weights are not downloaded from the web; save the file and use its path."
         )
     place = as_path(text, "init_from")
     if (place / "encoder.json").exists():
@@ -203,7 +205,7 @@ def read_weights(path: str) -> EncoderWeights:
         return weights
     if place.parent.name == "checkpoints" and not place.exists() and (steps := steps_in(place.parent)):
         raise UserError(
-            f"{place} is not the workdir of a run, nor one of its checkpoints; {place.parent} has those of "
+            f"{place} is neither the workdir of a run nor one of its checkpoints; {place.parent} has those of "
             f"{'step' if len(steps) == 1 else 'steps'} {', '.join(map(str, steps))}."
         )
     if place.name == "checkpoints" and (steps := steps_in(place)):
@@ -218,19 +220,18 @@ def read_weights(path: str) -> EncoderWeights:
 def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
     path = workdir / "config.json"
     try:
-        # A checkpoint knows the config too, for those who took it without the rest of the workdir.
+        # A checkpoint has the config too, in case it was copied without the rest of the workdir.
         text = path.read_text() if path.exists() else checkpoint.config_text(workdir, step)
     except OSError:
         text = None
     if text is None:
         raise UserError(
-            f"{workdir} is not the workdir of a run: there is no config.json in it; nor is it an export folder, or a .pth or "
-            ".safetensors file."
+            f"{workdir} is not the workdir of a run (it has no config.json), an export folder, or a .pth or .safetensors file."
         )
     try:
         config = config_lib.from_json(text)
         if config.task != "pretrain" and (saved := checkpoint.config_text(workdir, step)):
-            config = config_lib.from_json(saved)  # which has the normalisation that the encoder came with
+            config = config_lib.from_json(saved)  # with the normalisation of the encoder's own training
         model, data = config.model, config.data
         weights = EncoderWeights(
             arch=model.arch,
@@ -258,22 +259,22 @@ def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
             f"one of its trainings, such as {workdir}/seed_{config.seed}, or " if config.get("repeats", 1) > 1 else ""
         )
         raise UserError(
-            f"{workdir} is the workdir of an evaluation ({config.task}), from which no encoder can be read; name {part}the run "
-            f"that it judged, {config.init_from or 'none here'}."
+            f"{workdir} is the workdir of an evaluation ({config.task}), which has no encoder; name {part}the run that it "
+            f"evaluated, {config.init_from or 'none here'}."
         ) from None
-    if (told := checkpoint.config_text(workdir, step)) is not None:
-        _see_the_same(config, told, path, step)
+    if (saved := checkpoint.config_text(workdir, step)) is not None:
+        _check_config(config, saved, path, step)
     variables = networks.pop("encoder")
     return dataclasses.replace(
         weights, variables=variables, heads=networks, step=step, source=f"step {step} of {workdir}"
     )
 
 
-def _see_the_same(config: ConfigDict, told: str, path: epath.Path, step: int) -> None:
-    """Raises the sentence for a config.json, which has no hash, that differs from the checkpoint's on the encoder."""
+def _check_config(config: ConfigDict, text: str, path: epath.Path, step: int) -> None:
+    """Raises UserError if config.json, which has no hash, differs from the checkpoint's config in the encoder's fields."""
     try:
-        saved = config_lib.from_json(told)
-    except (ValueError, AttributeError, KeyError, TypeError):  # of another version; the weights are there all the same
+        saved = config_lib.from_json(text)
+    except (ValueError, AttributeError, KeyError, TypeError):  # from another version, whose weights can still be used
         return
     fields = [f"model.{name}" for name in saved.model] + ["data.image_size", "data.mean", "data.std"]
     for field in fields:
@@ -281,6 +282,6 @@ def _see_the_same(config: ConfigDict, told: str, path: epath.Path, step: int) ->
         found, expected = config.get(group).get(name), saved.get(group).get(name)
         if found != expected:
             raise UserError(
-                f"{path} says {field}={found!r}, but the checkpoint of step {step} was trained with {expected!r}; put it "
-                "right, or remove the file: the checkpoint knows the config too."
+                f"{path} has {field}={found!r}, but the checkpoint of step {step} was trained with {expected!r}; correct it, "
+                "or remove the file, as the checkpoint has the config too."
             )

@@ -1,11 +1,11 @@
-"""The export folder: an encoder to be used elsewhere, without the run that made it.
+"""The export folder: an encoder for use elsewhere, without its run.
 
-    encoder.json            what the encoder is, where it comes from, and the sha256 of all that the folder holds; written last
+    encoder.json            the encoder's description and source, and the sha256 of everything in the folder; written last
     encoder/                an Orbax checkpoint of {"params", "batch_stats"}; likewise each head, such as projector/
-    encoder.safetensors     the same in torchvision's names, a classifier as fc.*; projector.safetensors in the official ones
-    encoder.jax_export      a program with the weights in it: uint8 (b, S, S, 3) for any b -> float32 (b, F)
+    encoder.safetensors     the same with torchvision's names, a classifier as fc.*; projector.safetensors with official names
+    encoder.jax_export      a program that includes the weights: uint8 (b, S, S, 3) for any b -> float32 (b, F)
 
-Local or `gs://`. What is read is held against its sha256. Exports of 3981ea2 and before know that of the encoder only.
+Local or `gs://`. Everything is checked against its sha256 when it is read; exports from before 3981ea2 have only the encoder's.
 """
 
 import contextlib
@@ -39,9 +39,9 @@ from bt_jax.import_path import is_import_path
 from bt_jax.runtime.files import write_whole
 from bt_jax.runtime.paths import absolute
 
-FORMAT = 1  # of encoder.json; counts up when an older bt_jax could not read it
+FORMAT = 1  # of encoder.json; increases when older versions cannot read it
 
-# The fields of `EncoderWeights` that encoder.json holds as they are, and their types.
+# The fields of `EncoderWeights` that encoder.json has, with their types.
 _FIELDS: dict[str, tuple[type, ...]] = {
     "arch": (str,), "width": (int,), "small_images": (bool,), "stem_stride": (int,), "dtype": (str,),
     "input_size": (int,), "mean": (list,), "std": (list,), "step": (int, type(None)), "source": (str,),
@@ -57,28 +57,28 @@ def write_folder(
     safetensors: bool = True,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> dict[str, Any]:
-    """Writes an export folder; until encoder.json is there, it is none.
+    """Writes an export folder, which is valid once encoder.json exists.
 
     Args:
-      dtype: in which the weights are kept, float32 or bfloat16.
-      safetensors: whether they are written in PyTorch's names too: a ResNet, and of its heads a `Projector` named
-        "projector" and a `LinearClassifier` named "classifier". Other networks have no such names.
-      platforms: for which the program is made; none: no program.
+      dtype: in which weights are stored, float32 or bfloat16.
+      safetensors: whether to write them with PyTorch's names too. Those exist for a ResNet, and for the heads "projector", a
+        `Projector`, and "classifier", a `LinearClassifier`.
+      platforms: of the program; without any, no program is written.
 
     Returns:
-      What encoder.json holds.
+      The content of encoder.json.
 
     Raises:
-      UserError: the folder holds an export already, or files of the names that it would write; it cannot be written (then
-        nothing of the export is left in it); a package that the program takes is missing.
+      UserError: the folder already has an export, or files with the same names; it cannot be written (then nothing of the
+        export is left in it); a package that writing the program needs is missing.
     """
     if platforms and importlib.util.find_spec("flatbuffers") is None:
         raise UserError(
-            "JAX writes programs with the package flatbuffers, which is not installed; pip install flatbuffers, or set "
-            "export.program=False to go without one."
+            "writing a program needs the package flatbuffers, which is not installed; pip install flatbuffers, or set "
+            "export.program=False to export without one."
         )
     if (folder / "encoder.json").exists():
-        raise UserError(f"{folder} holds an export already; choose another --workdir, or remove it first.")
+        raise UserError(f"{folder} already has an export; choose another --workdir, or remove it first.")
     if (folder / "config.json").exists() or (folder / "checkpoints").exists():
         raise UserError(f"{folder} is the workdir of a run; choose another --workdir for the export.")
     kept = {name: _cast(tree, dtype) for name, tree in {"encoder": weights.variables, **weights.heads}.items()}
@@ -99,8 +99,10 @@ def write_folder(
     if platforms:
         files["program"] = "encoder.jax_export"
     written = [folder / name for name in (*files.values(), "projector.safetensors")]
-    if there := [path.name for path in written if path.exists() and not (path / "_METADATA").exists()]:
-        raise UserError(f"{folder} holds {there[0]} already, which the export would replace; choose another --workdir.")
+    if existing := [path.name for path in written if path.exists() and not (path / "_METADATA").exists()]:
+        raise UserError(
+            f"{folder} already has {existing[0]}, which the export would replace; choose another --workdir."
+        )
     quiet_orbax()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,7 @@ def write_folder(
         if "program" in files:
             _write_program(folder / files["program"], portable_program(weights, kept["encoder"], platforms))
         for name, tree in kept.items():
-            _see_the_same(folder / name, _read_tree(folder / name), tree)
+            _check_same(folder / name, _read_tree(folder / name), tree)
         description["files"] = files
         single = sorted(path for path in set(written) if path.is_file())
         description = _sealed(description | {"files_sha256": {path.name: _sha256_of_file(path) for path in single}})
@@ -122,14 +124,14 @@ def write_folder(
         if isinstance(error, UserError) or not of_storage(error):
             raise
         raise UserError(
-            f"the export cannot be written to {folder} ({cause_of(error)}); nothing of it was left there."
+            f"the export cannot be written to {folder} ({cause_of(error)}); nothing of it was left in the folder."
         ) from error
     return description
 
 
 def _remove(folder: epath.Path, names: Sequence[str]) -> None:
-    """Removes what an export that failed has written, and the folder if nothing else is in it."""
-    with contextlib.suppress(OSError, ValueError):  # ValueError: the folder holds something else
+    """Removes what a failed export has written, and the folder if nothing else is in it."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the folder has other files
         for path in list(folder.iterdir()):
             if path.name.partition(".orbax-checkpoint-tmp")[0] in names:
                 path.rmtree() if path.is_dir() else path.unlink()
@@ -137,11 +139,11 @@ def _remove(folder: epath.Path, names: Sequence[str]) -> None:
 
 
 def read_folder(folder: epath.Path) -> EncoderWeights:
-    """The weights in an export folder, float32 whatever they are kept in.
+    """The weights in an export folder, as float32.
 
     Raises:
-      UserError: encoder.json is damaged or points out of the folder, weights are missing or not those that it names, or
-        another file of the export is not as it was written; one that was removed is not missed.
+      UserError: encoder.json is damaged or points outside the folder, weights are missing or have changed, or another file of
+        the export has changed (a removed one is ignored).
     """
     path = folder / "encoder.json"
     try:
@@ -151,34 +153,34 @@ def read_folder(folder: epath.Path) -> EncoderWeights:
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{path} is not the description of an export ({first_line(error)}).") from None
     if description.get("format") != FORMAT:
-        raise UserError(f"{path} is of format {description.get('format')!r}, and this bt_jax reads format {FORMAT}.")
+        raise UserError(f"{path} has format {description.get('format')!r}, but this bt_jax reads format {FORMAT}.")
     files = description.get("files")
     if not isinstance(files, dict) or "encoder" not in files:
-        raise UserError(f"{path} names no encoder among its files.")
-    shapes = shapes or weights.shapes()  # of a user's own class, whose import says itself what is wrong
+        raise UserError(f"{path} lists no encoder among its files.")
+    shapes = shapes or weights.shapes()  # of a user's class; a failed import raises its own UserError
     heads = description.get("heads", ("projector", "classifier"))  # exports of 57dd817 and before do not list them
     parts = {name: _inside(folder, files[name]) for name in ("encoder", *heads) if name in files}
     trees = {name: _cast(_read_tree(part), "float32") for name, part in parts.items()}
     found = jax.tree.map(lambda x: (x.shape, x.dtype), trees["encoder"])
     if found != jax.tree.map(lambda x: (x.shape, x.dtype), shapes):
-        raise UserError(f"{parts['encoder']} does not hold the variables of a {weights.arch} as {path} describes it.")
-    _see_unchanged(trees, {"sha256": None} | description, path, parts)
+        raise UserError(f"{parts['encoder']} does not have the variables of the {weights.arch} that {path} describes.")
+    _check_hashes(trees, {"sha256": None} | description, path, parts)
     for name, expected in _hashes(description, "files_sha256").items():
         if (file := _inside(folder, name)).exists() and _sha256_of_file(file) != expected:
             raise UserError(
-                f"{file} has another sha256 than {path} says; it was changed or damaged: export again, or remove the file."
+                f"{file} does not have the sha256 in {path}, so it was changed or damaged; export again, or remove the file."
             )
     return _described(description, trees)
 
 
 def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
-    """The weights in a .safetensors file in torchvision's names; of one that was exported here, all that is known of them.
+    """The weights in a .safetensors file with torchvision's names; an export's file also has their description.
 
     Raises:
-      UserError: as `read_safetensors` and `weights_of_state_dict` do.
+      UserError: as `read_safetensors` and `weights_of_state_dict`.
     """
     tensors, metadata = read_safetensors(path)
-    # By its content, as a flipped bit can be in the name `bt_jax` itself.
+    # Recognised by content too, as a flipped bit may be in the name `bt_jax` itself.
     ours = {name: text for name, text in metadata.items() if name == "bt_jax" or '"config_hash": ' in str(text)}
     weights = weights_of_state_dict(tensors, str(path))
     if not ours:
@@ -187,20 +189,20 @@ def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
         description = json.loads(ours["bt_jax"])
         described = _described(description, {})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} has a damaged description of itself ({first_line(error)}); export it again.") from None
+        raise UserError(f"{path} has a damaged description ({first_line(error)}); export it again.") from None
     if (described.arch, described.width, described.small_images) != (weights.arch, weights.width, weights.small_images):
-        raise UserError(f"{path} describes itself as a {described.arch}, and holds a {weights.arch}.")
+        raise UserError(f"{path} describes a {described.arch}, but has the weights of a {weights.arch}.")
     trees = {"encoder": weights.variables, **weights.heads}
-    _see_unchanged(trees, description, path, dict.fromkeys(trees, path))
+    _check_hashes(trees, description, path, dict.fromkeys(trees, path))
     return _described(description, trees)
 
 
-def _see_unchanged(trees: dict[str, Tree], description: dict, path: epath.Path, parts: dict[str, epath.Path]) -> None:
-    """Raises the sentence for weights, or a description, whose hash is known and another.
+def _check_hashes(trees: dict[str, Tree], description: dict, path: epath.Path, parts: dict[str, epath.Path]) -> None:
+    """Raises UserError for weights, or a description, that do not have their known hash.
 
     Args:
-      trees: the float32 variables of the encoder and the heads that were read, each from its place in `parts`.
-      path: where the description stands.
+      trees: the float32 variables of the encoder and the heads, read from `parts`.
+      path: the file with the description.
     """
     known = {name: sha for name, sha in _hashes(description, "heads_sha256").items() if name in trees}
     if "sha256" in description:
@@ -208,12 +210,12 @@ def _see_unchanged(trees: dict[str, Tree], description: dict, path: epath.Path, 
     for name, expected in known.items():
         if (sha256 := sha256_of(trees[name])) != expected:
             raise UserError(
-                f"the weights in {parts[name]} have the sha256 {sha256[:12]}… and not {str(expected)[:12]}… "
-                f"as {path} says; they were changed or damaged: export them again."
+                f"the weights in {parts[name]} have the sha256 {sha256[:12]}… instead of {str(expected)[:12]}… in {path}, so "
+                "they were changed or damaged; export them again."
             )
     if "description_sha256" in description and _sealed(description) != description:
         raise UserError(
-            f"{path} describes an export, but was changed or damaged since it was written; export it again."
+            f"the description of the export in {path} was changed or damaged after it was written; export it again."
         )
 
 
@@ -223,7 +225,7 @@ def _hashes(description: dict, field: str) -> dict[str, str]:
 
 
 def _sealed(description: dict) -> dict:
-    """The description with a hash of all that it says."""
+    """The description with a hash of its content."""
     said = {name: value for name, value in description.items() if name != "description_sha256"}
     text = json.dumps(said, sort_keys=True, separators=(",", ":"))
     return said | {"description_sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -238,10 +240,10 @@ def _sha256_of_file(path: epath.Path) -> str:
 
 
 def portable_program(weights: EncoderWeights, variables: Tree, platforms: Sequence[str]) -> bytes:
-    """A serialised `jax.export` program: uint8 images (b, S, S, 3), b from 1 up -> features (b, F) float32.
+    """A serialised `jax.export` program: uint8 images (b, S, S, 3), b at least 1 -> features (b, F) float32.
 
-    The weights and the normalisation are in it; `jax.export.deserialize(…).call(images)` runs it on any of the platforms,
-    with JAX (and flatbuffers) alone.
+    It includes the weights and the normalisation; `jax.export.deserialize(…).call(images)` runs it on any of the platforms,
+    with only JAX and flatbuffers.
     """
     module, inputs, size = weights.module(), weights.inputs(), weights.input_size
     variables = jax.tree.map(np.asarray, _cast(variables, "float32"))
@@ -256,7 +258,7 @@ def portable_program(weights: EncoderWeights, variables: Tree, platforms: Sequen
 
 
 def _in_torch(name: str, variables: Tree, arch: str) -> dict[str, np.ndarray] | None:
-    """A network's tensors by PyTorch's names; None if it has none."""
+    """A network's tensors by PyTorch's names; None if there are none."""
     convert = {
         "encoder": None if is_import_path(arch) else functools.partial(to_torch, arch=arch),
         "projector": projector_to_torch,
@@ -266,7 +268,7 @@ def _in_torch(name: str, variables: Tree, arch: str) -> dict[str, np.ndarray] | 
         return None
     try:
         return convert(_cast(variables, "float32"))
-    except UserError:  # another method's head of that name
+    except UserError:  # another method's head with that name
         if name == "encoder":
             raise
         return None
@@ -275,21 +277,21 @@ def _in_torch(name: str, variables: Tree, arch: str) -> dict[str, np.ndarray] | 
 def _write_program(path: epath.Path, program: bytes) -> None:
     path.write_bytes(program)
     if path.read_bytes() != program:
-        raise _not_what_was_written(path)
+        raise _differs(path)
 
 
-def _see_the_same(path: epath.Path, found: Tree, expected: Tree) -> None:
-    """Raises the sentence for a part that does not come back bit for bit."""
+def _check_same(path: epath.Path, found: Tree, expected: Tree) -> None:
+    """Raises UserError for a part that does not read back bit for bit."""
     leaves, wanted = (jax.tree_util.tree_leaves_with_path(tree) for tree in (found, expected))
     if [place for place, _ in leaves] != [place for place, _ in wanted] or any(
         a.dtype != b.dtype or np.asarray(a).tobytes() != np.asarray(b).tobytes()
         for (_, a), (_, b) in zip(leaves, wanted, strict=True)
     ):
-        raise _not_what_was_written(path)
+        raise _differs(path)
 
 
-def _not_what_was_written(path: epath.Path) -> UserError:
-    return UserError(f"{path} was written, but what is read back is something else; export to another --workdir.")
+def _differs(path: epath.Path) -> UserError:
+    return UserError(f"{path} was written, but reads back differently; export to another --workdir.")
 
 
 def _write_safetensors(folder: epath.Path, in_torch: dict[str, Any], dtype: str, description: dict) -> None:
@@ -299,12 +301,12 @@ def _write_safetensors(folder: epath.Path, in_torch: dict[str, Any], dtype: str,
         written["projector.safetensors"] = (in_torch["projector"], {})
     for name, (tensors, metadata) in written.items():
         path, tensors = folder / name, _cast(tensors, dtype)
-        write_safetensors(path, tensors, {"format": "pt", **metadata})  # "format": the transformers library asks for it
-        _see_the_same(path, read_safetensors(path)[0], tensors)
+        write_safetensors(path, tensors, {"format": "pt", **metadata})  # the transformers library needs "format"
+        _check_same(path, read_safetensors(path)[0], tensors)
 
 
 def _cast(tree: Tree, dtype: str) -> Tree:
-    """Floats as `dtype`; integers as they are."""
+    """Floats as `dtype`; integers unchanged."""
 
     def cast(leaf):
         leaf = np.asarray(leaf)
@@ -319,21 +321,21 @@ def _described(description: dict, trees: dict[str, Tree]) -> EncoderWeights:
     if wrong or not all(
         len(fields[n]) == 3 and all(type(x) in (int, float) for x in fields[n]) for n in ("mean", "std")
     ):
-        raise ValueError(f"its field {wrong[0] if wrong else 'mean or std'} is not of the right type")
+        raise ValueError(f"its field {wrong[0] if wrong else 'mean or std'} has the wrong type")
     fields |= {name: tuple(fields[name]) for name in ("mean", "std")}
     heads = {name: tree for name, tree in trees.items() if name != "encoder"}
     return EncoderWeights(**fields, variables=trees.get("encoder", {}), heads=heads)
 
 
 def _inside(folder: epath.Path, name: Any) -> epath.Path:
-    """FOLDER/NAME, once it has proved to be in the folder itself."""
+    """FOLDER/NAME, after checking that it is in the folder itself."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0"):
         raise UserError(f"{folder / 'encoder.json'} points to {str(name)[:80]!r}, which is not in the folder itself.")
     path = folder / name
     if "://" not in str(folder):
-        real = pathlib.Path(os.path.realpath(path))  # follows links, which epath's own does not
+        real = pathlib.Path(os.path.realpath(path))  # follows links, unlike epath
         if real.parent != pathlib.Path(os.path.realpath(folder)):
-            raise UserError(f"{path} leads out of the export folder, to {real}.")
+            raise UserError(f"{path} leads outside the export folder, to {real}.")
     return path
 
 
@@ -341,5 +343,5 @@ def _read_tree(path: epath.Path) -> Tree:
     try:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
             return reader.restore(absolute(path), args=ocp.args.StandardRestore())
-    except Exception as error:  # whatever JSON, tensorstore or the file system had to say
+    except Exception as error:  # from JSON, tensorstore or the file system
         raise UserError(f"{path} cannot be read ({first_line(error)}); export it again.") from None

@@ -1,4 +1,4 @@
-"""An encoder's weights with all that must be known to use them, wherever they come from."""
+"""An encoder's weights with everything needed to use them, from any source."""
 
 import dataclasses
 import hashlib
@@ -19,18 +19,18 @@ Tree = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class EncoderWeights:
-    """Variables of an encoder, and perhaps of its heads: what stood on it.
+    """The variables of an encoder, and possibly of its heads.
 
     Attributes:
       arch: as for `make_encoder`.
       variables: {"params": …, "batch_stats": …} of float32 arrays.
       source: where they come from, in words.
-      width, small_images, stem_stride, dtype: as for `make_encoder`; `dtype` by its name.
+      width, small_images, stem_stride, dtype: as for `make_encoder`; `dtype` by name.
       input_size: side in pixels of the images that it was trained on.
-      mean, std: of the three channels, by which they were normalised, on a scale of 0 to 1.
-      step: the updates that the weights have seen; None where the source does not tell.
+      mean, std: of the three channels, with which those images were normalised, on a scale of 0 to 1.
+      step: the number of updates in its training; None if unknown.
       heads: the variables of each head by its name, such as "projector" or "classifier".
-      config_hash: of the run's config (`config.fingerprint`); None where there is no run.
+      config_hash: of the run's config (`config.fingerprint`); None without a run.
     """
 
     arch: str
@@ -49,12 +49,12 @@ class EncoderWeights:
 
     @property
     def projector_variables(self) -> Tree | None:
-        """As `Projector` takes them; None where there is no projector."""
+        """The variables of the projector, a `Projector`; None if there is none."""
         return self.heads.get("projector")
 
     @property
     def classifier_variables(self) -> Tree | None:
-        """As `LinearClassifier` takes them; None where there is no classifier."""
+        """The variables of the classifier, a `LinearClassifier`; None if there is none."""
         return self.heads.get("classifier")
 
     def module(self) -> nn.Module:
@@ -72,7 +72,7 @@ class EncoderWeights:
         )
 
     def inputs(self) -> Inputs:
-        """How images are normalised for it."""
+        """The size and normalisation of its images."""
         return Inputs(self.input_size, self.mean, self.std, jnp.dtype(self.dtype))
 
     def shapes(self) -> Tree:
@@ -80,22 +80,22 @@ class EncoderWeights:
         return encoder_shapes(self.module(), self.input_size if is_import_path(self.arch) else 32)
 
     def without(self, heads: Iterable[str]) -> "EncoderWeights":
-        """The same, without these heads."""
+        """A copy without these heads."""
         dropped = set(heads)
         return dataclasses.replace(self, heads={name: v for name, v in self.heads.items() if name not in dropped})
 
 
 def encoder_shapes(module: nn.Module, size: int = 32) -> Tree:
-    """The shapes and dtypes of a module's variables, `jax.ShapeDtypeStruct` each, without computing any.
+    """The shapes and dtypes of a module's variables, as `jax.ShapeDtypeStruct`s, without computing them.
 
     Args:
-      size: side of an image in pixels; those of a ResNet do not depend on it.
+      size: side of an image in pixels; a ResNet's variables do not depend on it.
     """
     return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False))
 
 
 def sha256_of(variables: Tree) -> str:
-    """Of all variables, in the order of their paths: the same weights have it wherever they are read from."""
+    """The sha256 of all variables, in the order of their paths; the same weights always have the same."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode())
