@@ -1,7 +1,7 @@
-"""Everything the package prints goes through here, and no failure to print ends a run.
+"""All output of the package; a failure to print never ends a run.
 
-Characters that the stream's encoding lacks are escaped. What cannot be written (the reader is gone, the terminal closed, the
-disk under a log full) is dropped, and the other stream says so once.
+Characters that the stream's encoding lacks are escaped. Text that cannot be written (because the reader is gone, the terminal is
+closed, or the disk of a log is full) is dropped, which the other stream reports once.
 """
 
 import atexit
@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from typing import Any
 
 _NAMES = {"stdout": "standard output", "stderr": "standard error"}
-_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR}  # may have passed by the next write
-_told: set[str] = set()  # streams whose failure has been reported
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR}  # may be over by the next write
+_reported: set[str] = set()  # streams whose failure has been reported
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 @contextlib.contextmanager
 def of_a_command() -> Iterator[None]:
-    """Around a command: its standard streams are open, and Ctrl-C ends it at once, with a message and without a traceback."""
+    """Wraps a command: opens its standard streams, and lets Ctrl-C end it at once, with a message and no traceback."""
     open_streams()
     before = signal.getsignal(signal.SIGINT)
     ours = before not in (signal.SIG_IGN, None)  # ignored in the background of a script; None: not set from Python
@@ -36,11 +36,11 @@ def of_a_command() -> Iterator[None]:
 
 def _end(*_: object) -> None:
     warn_from_handler("ended by Ctrl-C; the same command resumes from the last checkpoint, if there is one")
-    os._exit(130)  # and not at the end of what is just being written
+    os._exit(130)  # without waiting for writes in progress
 
 
 def open_streams() -> None:
-    """Opens those of the standard streams that are closed: a file of the run would get their number, and libraries' messages."""
+    """Opens closed standard streams; otherwise a file of the run would get their number, and libraries' messages."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -57,18 +57,18 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Prints lines on standard error, below a progress bar that is shown there."""
+    """Prints lines on standard error, below a progress bar if one is shown."""
     _write("stderr", f"{_below_the_bar()}{printable(text)}\n")
 
 
 def warn_from_handler(text: str) -> None:
-    """Like `warn`, for signal handlers: they may interrupt a write to the stream."""
+    """Like `warn`, for signal handlers, which may interrupt a write to the stream."""
     with contextlib.suppress(OSError):
         os.write(2, f"{_below_the_bar()}{printable(text)}\n".encode("ascii", "backslashreplace"))
 
 
 def _below_the_bar() -> str:
-    """What ends the bar's line, which tqdm leaves open."""
+    """A line break if tqdm has left a bar's line open."""
     open_line, Terminal.open_line = Terminal.open_line, False
     return "\n" * open_line
 
@@ -87,7 +87,7 @@ class Terminal:
     """Standard error as a file for tqdm, without errors.
 
     Attributes:
-      open_line: whether what was written last stands on the terminal's last line.
+      open_line: whether the last text written did not end its line.
     """
 
     open_line = False
@@ -127,9 +127,9 @@ def _write(name: str, text: str) -> None:
 def _failed(name: str, error: Exception) -> None:
     if getattr(error, "errno", None) not in _PASSING:
         _drop(name)
-    if name in _told:
+    if name in _reported:
         return
-    _told.add(name)
+    _reported.add(name)
     atexit.register(_drop_what_is_left)
     other = next(n for n in _NAMES if n != name)
     why = getattr(error, "strerror", None) or str(error)
@@ -137,7 +137,7 @@ def _failed(name: str, error: Exception) -> None:
 
 
 def _drop(name: str) -> None:
-    """Sends what anyone writes to the stream from now on nowhere."""
+    """Discards everything that is written to the stream from now on."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, getattr(sys, name).fileno())

@@ -91,7 +91,7 @@ def test_a_log_with_room_again(monkeypatch):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(text)
 
-    monkeypatch.setattr(console, "_told", set())
+    monkeypatch.setattr(console, "_reported", set())
     monkeypatch.setattr(sys, "stdout", Moody())
     console.say("lost")
     sys.stdout.full = False

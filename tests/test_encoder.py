@@ -359,9 +359,7 @@ def test_a_file_of_weights_that_are_not_finite(tmp_path, ending):
     path = epath.Path(tmp_path / f"x.{ending}")
     for value, sentence in ((np.nan, "bn1/var is not finite"), (-1, "bn1/var, a variance, is -1")):
         write_safetensors(path, tensors | {"bn1.running_var": np.full(2, value, np.float32)}, {})
-        with pytest.raises(
-            bt_jax.UserError, match=f"x.{ending} are damaged, or of a training that diverged: .*{sentence}"
-        ):
+        with pytest.raises(bt_jax.UserError, match=f"x.{ending} are damaged, or their training diverged: .*{sentence}"):
             bt_jax.load_encoder(path)
 
 

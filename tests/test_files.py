@@ -29,10 +29,10 @@ def test_the_old_stays_where_the_new_cannot_be_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"[]", "it holds a list and not an object"),
-        (b"null", "it holds null and not"),
-        (b'"text"', "it holds a text and not"),
-        (b"3", "it holds a number and not"),
+        (b"[]", "it holds a list instead of an object"),
+        (b"null", "it holds null instead of"),
+        (b'"text"', "it holds a string instead of"),
+        (b"3", "it holds a number instead of"),
         (b"", "it is not JSON: Expecting value"),
         (b'{"a": 1', "it is not JSON: "),
         (b'{"a": "\xff"}', "it is not UTF-8"),

@@ -333,7 +333,7 @@ def test_weights_that_are_not_finite_are_not_exported(weights, tmp_path):
     config = config_lib.default("export")
     config.init_from = str(tmp_path / "x")
     with pytest.raises(
-        UserError, match="step 7 of a test are damaged, or of a training that diverged: encoder/conv1/kernel is"
+        UserError, match="step 7 of a test are damaged, or their training diverged: encoder/conv1/kernel is"
     ):
         export(config, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -348,8 +348,8 @@ def test_weights_that_are_not_finite_are_not_exported(weights, tmp_path):
             {"small_images": True, "stem_stride": 2},
             "model.conv1 = torch.nn.Conv2d(3, 64, 3, 2, 1, bias=False); model.maxpool = torch.nn.Identity(); model.load",
         ),
-        ({"width": 16}, "torchvision's names, but none of its networks: theirs begin with 64 channels, this resnet50 with 16"),
-        ({"width": 16, "small_images": True}, "this resnet50 with 16, with a 3×3 stem"),
+        ({"width": 16}, "torchvision has these names, but no resnet50 of width 16;"),
+        ({"width": 16, "small_images": True}, "no resnet50 of width 16 with a 3×3 stem"),
     ],
 )  # fmt: skip
 def test_how_torchvision_takes_it(fields, line):

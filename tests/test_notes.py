@@ -66,5 +66,5 @@ def test_the_config_in_the_notes(tmp_path):
         UserError, match="holds a run with another config .barlow_twins.lambd was 0.0051 and is now 0.1"
     ):
         notes.check_config(config.to_dict(), tmp_path)
-    with pytest.raises(UserError, match="does not hold the config of a run .it has no task"):
+    with pytest.raises(UserError, match="does not have the config of a run .it has no task"):
         RunNotes(config={"seed": 3}).check_config(config.to_dict(), tmp_path)

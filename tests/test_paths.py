@@ -38,7 +38,7 @@ def test_relative_and_home(tmp_path, monkeypatch):
         ("gs://bucket/lr=[0.1]", "gs://bucket/lr=.0.1., has a .* in its name, which object stores' libraries take for a pattern"),
         ("file:///runs", "file:///runs, is neither a local path nor one that begins with gs://, s3://, az://, hf://"),
         ("runs/a://b", "is neither a local path"),
-        ("/gs/runs", "would be taken for gs://runs; choose a folder outside of /gs"),
+        ("/gs/runs", "would be taken for gs://runs; choose a folder outside /gs"),
     ],
 )  # fmt: skip
 def test_names_that_cannot_be(name, sentence):

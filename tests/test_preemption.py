@@ -39,9 +39,7 @@ def test_a_second_ctrl_c(capfd):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert preemption.reached(1) and preemption.signal == "SIGTERM"
-        assert capfd.readouterr().err == (
-            "Ctrl-C: stopping once what is done is saved; a second Ctrl-C ends it at once\n"
-        )
+        assert capfd.readouterr().err == ("Ctrl-C: stopping after saving; a second Ctrl-C ends the run at once\n")
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     code = "import os, signal; from bt_jax.runtime.preemption import Preemption\n"

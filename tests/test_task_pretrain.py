@@ -353,7 +353,7 @@ def test_what_a_checkpoint_tells(small_run, tmp_path):
     arrays["x_train"], arrays["y_train"] = arrays["x_train"][:20], arrays["y_train"][:20]
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(
-        UserError, match=r"not what it was when checkpoint 6 was saved \(images was 24 and is now 20; steps"
+        UserError, match=r"the data has changed since checkpoint 6 was saved \(images was 24 and is now 20; steps"
     ):
         task.pretrain(small_run, str(workdir))
 
@@ -480,4 +480,4 @@ def test_a_damaged_line_of_the_metrics(small_run, tmp_path, capsys):
     path.write_bytes(whole.replace(b"loss", b"lo\xffs", 1))
     task.pretrain(small_run, str(tmp_path / "run"))
     assert path.read_bytes() == whole
-    assert f"note      {path} was damaged in line 1, and was restored from the checkpoint" in capsys.readouterr().out
+    assert f"note      {path} is damaged in line 1; it was restored from the checkpoint" in capsys.readouterr().out

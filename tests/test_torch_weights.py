@@ -208,7 +208,7 @@ def test_weights_that_cannot_be_right(name, value, sentence):
     state = {n: np.abs(v) for n, v in (small() | FC).items()}
     see_sound(weights_of_state_dict(state, "here"))
     state[name] = np.full_like(state[name], value)
-    with pytest.raises(UserError, match=f"the weights of here are damaged, or of a training that diverged: {sentence}"):
+    with pytest.raises(UserError, match=f"the weights of here are damaged, or their training diverged: {sentence}"):
         see_sound(weights_of_state_dict(state, "here"))
 
 

@@ -75,8 +75,8 @@ def test_a_damaged_line_comes_back(path, damage):
         )
         assert json.loads(json.dumps(lines_of(path))) == [*left, {"step": 4, "again": True}]
         if damage is not None:
-            how = "was restored from the checkpoint" if known else "is read without"
-            assert writer.notices == [f"{path} was damaged in line 2, and {how}"]
+            how = "it was restored from the checkpoint" if known else "those lines are ignored"
+            assert writer.notices == [f"{path} is damaged in line 2; {how}"]
         assert bool(writer.notices) == (damage is not None or bool(known))
         assert writer.records() == lines_of(path)
 

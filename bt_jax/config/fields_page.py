@@ -1,4 +1,4 @@
-"""The fields as people read them: those of a run for the terminal, and all that there are for docs/fields.md.
+"""Fields for people: those of a run for the terminal, and all of them for docs/fields.md.
 
 python -m bt_jax.config.fields_page > docs/fields.md
 """
@@ -19,21 +19,21 @@ from bt_jax.config.schema import fields_of, flatten, groups_of, plain
 from bt_jax.config.tasks import TASK, TASKS
 
 WIDTH = 100
-_VALUE_WIDTH = 14  # of the columns for values; longer ones push what follows to the next line
+_VALUE_WIDTH = 14  # of the columns for values; after a longer value the meaning starts on the next line
 
 
 def show(config: ConfigDict) -> None:
-    """Prints `table(config)`; nothing is said where the reader (`head`, say) has had enough."""
+    """Prints `table(config)`; stops quietly if the reader (such as `head`) closes the pipe."""
     encoding = sys.stdout.encoding or "ascii"
     try:
         sys.stdout.write(table(config).encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
 
 
 def table(config: ConfigDict) -> str:
-    """All fields of a run: name, value, default and meaning, a heading a group; `*` marks what is not the default."""
+    """All fields of a run by group: name, value, default and meaning; `*` marks values that are not the default."""
     given, fields = flatten(config), fields_of(config)
     sections: dict[str, list[str]] = {}
     for name in fields:
@@ -70,7 +70,7 @@ def _line(mark: str, name: str, value: str, default: str, doc: str, width: int) 
 
 
 def shown(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value in the syntax of the command line."""
     if isinstance(value, (tuple, list)):
         inner = (repr(x) if isinstance(x, str) else shown(x) for x in value)
         return f"({','.join(inner)}{',' if len(value) == 1 else ''})"
@@ -100,7 +100,7 @@ def page() -> str:
         parts.append(_section(brought.group, words + _departures(brought.defaults), title=name, level=3))
     for name, group in OPTIMIZERS.items():
         users = [method for method, brought in METHODS.items() if brought.optimizer == name]
-        words = f'The optimiser of {_listed(users)}; for another method, `default(optimizer="{name}")`.'
+        words = f'The optimizer of {_listed(users)}; for another method use `default(optimizer="{name}")`.'
         parts.append(_section(group, words, title=f"optimizer: {name}", level=3))
     parts.append("## Tasks\n\n" + _TASKS)
     for name, task in TASKS.items():
@@ -119,23 +119,23 @@ def page() -> str:
 
 _INTRODUCTION = """# Fields
 
-Every field of every config, made from the code by `python -m bt_jax.config.fields_page > docs/fields.md`.
-`python main.py --config=FILE --fields` prints those of one run with their values. On the command line a field is set by its
-full name, such as `--config.optimizer.weight_decay=1e-4`; in a config file by `config.optimizer.weight_decay = 1e-4`.
+All fields of all configs, generated from the code by `python -m bt_jax.config.fields_page > docs/fields.md`.
+`python main.py --config=FILE --fields` prints the fields of one run with their values. Set a field on the command line by its
+full name, such as `--config.optimizer.weight_decay=1e-4`, or in a config file, `config.optimizer.weight_decay = 1e-4`.
 
-A resumed run must keep the values of its fields, except of those marked *free*, on which no weight depends. Fields marked
-*own* may differ between the processes of a run."""
+A resumed run must have the same values, except for fields marked *free*, on which no weight depends. Fields marked *own* may
+differ between the processes of a run."""
 
-_VIEWS = """A group that draws views has these fields once a view: `barlow_twins.view_a.crop_scale`, for example. The defaults here are
-the paper's view A (Zbontar et al. 2021, appendix A); where a group departs from them, its own table says so.
+_VIEWS = """A group that draws views has these fields for each view, for example `barlow_twins.view_a.crop_scale`. The defaults here are
+the paper's view A (Zbontar et al. 2021, appendix A); a group's table names its differences.
 
 """
 
-_METHODS = """The method of a pre-training brings a group of its own, and says which optimiser it is trained with. It is chosen with the
-config file, `--config=configs/quickstart.py:METHOD`, or by `default(method=METHOD)` in a file. `METHOD` is one of those below,
-or the import path of a class, `package.module:Class`."""
+_METHODS = """The method of a pre-training has its own group, and determines the optimizer. It is chosen with the config file,
+`--config=configs/quickstart.py:METHOD`, or by `default(method=METHOD)` in a file. `METHOD` is one of those below, or the import
+path of a class, `package.module:Class`."""
 
-_TASKS = """What a run does is `config.task`. A config has the fields of its task and no others."""
+_TASKS = """`config.task` is what a run does. A config has only the fields of its task."""
 
 
 def _groups_of_task(task: str) -> list[Group]:
@@ -143,7 +143,7 @@ def _groups_of_task(task: str) -> list[Group]:
 
 
 def _top_table(own: Mapping[str, list[Group]]) -> str:
-    """The fields on top of a config, and the tasks that have them."""
+    """The fields at the top level of a config, and the tasks that have them."""
     fields, homes = {}, {}
     for task, groups in own.items():
         for group in groups:
@@ -180,8 +180,8 @@ def _table(fields: Mapping[str, Field], remarks: Mapping[str, str] | None = None
         elif last == next(iter(of_views[prefix])):
             changed = {n: f.default for n, f in of_views[prefix].items() if f.default != views[f"view.{n}"].default}
             words = ", ".join(f"{n} {_code(v)}" for n, v in changed.items())
-            alike = "as under Views" + (f", but {words}" if changed else "")
-            rows.append(f"| `{prefix}.*` | | {_resumed(field)} | How a view is drawn: {alike}. |")
+            alike = "as in Views" + (f", but {words}" if changed else "")
+            rows.append(f"| `{prefix}.*` | | {_resumed(field)} | The distribution of a view, {alike}. |")
     return "\n".join(rows)
 
 

@@ -62,7 +62,7 @@ class Checkpoints:
         )
         self._saved = False
         self._first: tuple[int, Mapping[str, int], Any] | None = None  # to be read back: step, fingerprints, structure
-        self._read: set[int] = set()  # what was read back
+        self._read: set[int] = set()  # steps that were read back
         try:
             self._manager = ocp.CheckpointManager(absolute(self.folder), options=options)
         except OSError as error:

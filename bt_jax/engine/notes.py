@@ -23,7 +23,7 @@ class RunNotes:
 
     Attributes:
       config: the run's.
-      data: the run's position in its data, and which data it is, from `data_position`.
+      data: the run's position in its data, and the data's fingerprint, from `data_position`.
       looked: whether the look that was due at this step has been taken.
       history: the records of metrics.jsonl up to this step.
       seconds: wall-clock seconds up to this step, earlier starts included.
@@ -49,7 +49,7 @@ class RunNotes:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "RunNotes":
-        """The inverse of `to_json`; what an older version did not save, or is damaged, gets its default."""
+        """The inverse of `to_json`; entries that are damaged, or that an older version did not save, get their defaults."""
 
         def get(name: str, kind: type | tuple[type, ...], default: Any) -> Any:
             return saved[name] if isinstance(saved.get(name), kind) else default
@@ -64,23 +64,23 @@ class RunNotes:
 
     def check_config(self, config: Mapping[str, Any], workdir: epath.Path) -> None:
         """Raises UserError if the run in `workdir`, whose notes these are, cannot be resumed with `config`."""
-        if not self.config:  # of a version that did not save it
+        if not self.config:  # from a version that did not save it
             return
         try:
             there = config_lib.from_json(json.dumps(self.config))
         except ValueError as error:
             raise UserError(
-                f"the newest checkpoint in {workdir} does not hold the config of a run ({first_line(error)}); choose another "
+                f"the newest checkpoint in {workdir} does not have the config of a run ({first_line(error)}); choose another "
                 "--workdir."
             ) from None
         check_same_run(ConfigDict(config), there, workdir)
 
 
 def data_position(step: int, facts: Facts, fingerprint: str) -> dict[str, int | str]:
-    """The position of a run in its data after `step` updates, and which data that is.
+    """The position of a run in its data after `step` updates, and the data's fingerprint.
 
     Args:
-      fingerprint: the training set's.
+      fingerprint: of the training set.
     """
     epoch, batch = divmod(step, facts.steps_per_epoch)
     return {
@@ -97,7 +97,7 @@ def check_data(saved: Mapping[str, int | str], step: int, facts: Facts, fingerpr
 
     Args:
       saved: `RunNotes.data` of the checkpoint of `step`.
-      fingerprint: the training set's.
+      fingerprint: of the training set.
 
     Raises:
       UserError: it has changed; the differences are named.
@@ -107,6 +107,6 @@ def check_data(saved: Mapping[str, int | str], step: int, facts: Facts, fingerpr
     differ = [f"{words.get(n, n)} was {saved[n]} and is now {now[n]}" for n in now if saved.get(n, now[n]) != now[n]]
     if differ:
         raise UserError(
-            f"the data is not what it was when checkpoint {step} was saved ({'; '.join(differ)}), so the run cannot resume; "
-            "bring back the data, or choose another --workdir."
+            f"the data has changed since checkpoint {step} was saved ({'; '.join(differ)}), so the run cannot resume; restore "
+            "the data, or choose another --workdir."
         )

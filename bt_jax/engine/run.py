@@ -62,10 +62,10 @@ class Run:
         self.checkpoints.save(step, state, run=notes.to_json(), score=score)
 
     def finish(self) -> None:
-        """Waits for the last checkpoint and reads it back, before anything says that it is there.
+        """Waits for the last checkpoint and reads it back, before the run reports it.
 
         Raises:
-          UserError: it could not be written, or cannot be read.
+          UserError: it could not be written, or cannot be read back.
         """
         self.checkpoints.wait()
         self.checkpoints.read_back(self.setup.facts.total_steps, self.setup.abstract_state())
@@ -128,10 +128,10 @@ def restored_or_new(setup: Setup, checkpoints: Checkpoints, fresh: Fresh | None 
     """The newest readable checkpoint, or else a new state; arguments and errors as for `started`."""
     state, step, notices = checkpoints.restore_newest(setup.abstract_state())
     if state is None or step is None:
-        state, told = setup.init_state(), []
+        state, sentences = setup.init_state(), []
         if fresh is not None:
-            state, told = fresh(state)
-        return Start(state, 0, RunNotes(), notices + told)
+            state, sentences = fresh(state)
+        return Start(state, 0, RunNotes(), notices + sentences)
     notes = RunNotes.from_json(checkpoints.run_of(step))
     notes.check_config(setup.config, setup.workdir)  # config.json may be lost, or changed by hand
     check_data(notes.data, step, setup.facts, setup.fingerprint)

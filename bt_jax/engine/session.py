@@ -20,7 +20,7 @@ class Session:
 
     Attributes:
       holder: the lock on the workdir, on the first process.
-      config: the task's, for `claim`; None: the workdir is claimed.
+      config: the task's, for `claim`; None if the workdir has been claimed.
     """
 
     workdir: epath.Path
@@ -46,7 +46,7 @@ class Session:
             self.preemption.leave(f"{name} was not finished", then="the same command starts it again")
 
     def claim(self) -> None:
-        """Writes the config into the workdir, once nothing else can refuse the task.
+        """Writes the config into the workdir; call it after all checks.
 
         Raises:
           UserError: the workdir cannot be written.
@@ -68,7 +68,7 @@ class Session:
 def session(config: ConfigDict, workdir: epath.Path) -> Iterator[Session]:
     """Locks a workdir for the task of `config`, and handles signals; nothing should be written before.
 
-    `Session.claim` writes the config there, once nothing else can refuse the task.
+    `Session.claim` writes the config there after all checks.
 
     Raises:
       UserError: the workdir holds a run with another config, another task holds it, or it can no longer be written.

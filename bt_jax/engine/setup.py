@@ -52,11 +52,11 @@ class Setup:
 
     @property
     def fingerprint(self) -> str:
-        """The training set's, by which a resumed run recognises it."""
+        """The fingerprint of the training set, by which a resumed run recognises it."""
         return self.sources[0].fingerprint if self.sources else ""
 
     def check_parts(self) -> None:
-        """Raises UserError if a package is missing that the run would need only once it has begun."""
+        """Raises UserError if a package is missing that the run would need only later."""
         if self.log.tensorboard:
             check_tensorboard(self.workdir)
 

@@ -1,9 +1,9 @@
 """Reads PyTorch files (.pth) without PyTorch, and without running any code that they contain.
 
 A .pth is a pickle, a program that may call anything Python can import. This reader knows dicts, lists, numbers, strings and
-tensors. Objects that programs keep beside their weights, such as an argparse.Namespace or NumPy's numbers, become placeholders
-that hold nothing; every other name is refused before anything is called. It reads both formats: the zip archive of PyTorch
-1.6 and later, and the older stream of pickles. Format: torch/serialization.py.
+tensors. Objects that programs save along with their weights, such as an argparse.Namespace or NumPy's numbers, become empty
+placeholders; every other name is refused before anything is called. It reads both formats: the zip archive of PyTorch 1.6 and
+later, and the older stream of pickles. Format: torch/serialization.py.
 """
 
 import math
@@ -139,7 +139,7 @@ class _MakeDefaultDict:
 
 
 class Placeholder:
-    """Stands for an object of any class, and for the class: it takes whatever a pickle does to it and keeps nothing."""
+    """Stands for an object of any class, and for the class: it accepts everything that a pickle does to it and stores nothing."""
 
     __slots__ = ()
 
@@ -171,12 +171,12 @@ _CALLABLE = {
 }
 
 
-# What programs keep beside their weights: the official evaluate.py its best accuracies in a Namespace, others their settings.
-# None is imported, let alone called.
+# Objects that programs save along with their weights: the official evaluate.py saves its best accuracies in a Namespace, others
+# their settings. None is imported or called.
 _PLACEHOLDERS = {
     "argparse": {"Namespace"},
     "builtins": {"bool", "bytearray", "complex", "dict", "float", "frozenset", "int", "list", "set", "slice", "str", "tuple"},
-    "_codecs": {"encode"},  # how bytes are written, such as NumPy's numbers
+    "_codecs": {"encode"},  # for bytes, such as those of NumPy's numbers
     "datetime": {"date", "datetime", "timedelta"},
     "numpy": {"dtype", "ndarray"},
     "numpy.core.multiarray": {"_reconstruct", "scalar"},
@@ -188,8 +188,8 @@ _PLACEHOLDERS = {
     "types": {"SimpleNamespace"},
     "typing": {"Any"},
 }  # fmt: skip
-_PLACEHOLDERS["__builtin__"] = _PLACEHOLDERS["builtins"]  # as Python 2 calls them, and so does pickle's protocol 2
-# Lightning's checkpoints, such as solo-learn's and lightly's, hold settings and callbacks of these packages.
+_PLACEHOLDERS["__builtin__"] = _PLACEHOLDERS["builtins"]  # their name in Python 2, and in pickle's protocol 2
+# Lightning's checkpoints, such as solo-learn's and lightly's, have settings and callbacks from these packages.
 _PACKAGES = {"lightning", "lightning_fabric", "omegaconf", "pytorch_lightning"}
 
 

@@ -9,8 +9,8 @@
 round trip returns every tensor bit for bit.
 
 A file often holds more than an encoder, or wraps it: `weights_of_state_dict` finds the encoder by torchvision's names behind
-any prefix (`module.backbone.` in the official checkpoint.pth), and the projector and the classifier next to it; of files of
-solo-learn and lightly the encoder alone.
+any prefix (`module.backbone.` in the official checkpoint.pth), and the projector and the classifier next to it; in files of
+solo-learn and lightly, only the encoder.
 """
 
 import re
@@ -122,9 +122,9 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
 
     The encoder's names may have a prefix, such as `module.backbone.`; `module.projector.*` is then its projector. `fc.*`
     with the encoder's prefix is a classifier. The official loss's `bn.*`, running statistics that are not used after
-    training, is ignored. What solo-learn and lightly keep beside their `backbone.*` (`_BESIDE`), and a projector with other
-    layers than the official one's, is left out, which `EncoderWeights.source` says. Lightly's encoder, a sequence, has
-    numbers for names (`_NUMBERED`). The architecture, the width and the stem are inferred from names and shapes.
+    training, is ignored. Tensors that solo-learn and lightly save along with their `backbone.*` (`_BESIDE`), and a projector
+    with other layers than the official one, are left out, and `EncoderWeights.source` says so. Lightly's encoder, a sequence,
+    has numbers as names (`_NUMBERED`). The architecture, the width and the stem are inferred from names and shapes.
 
     Args:
       source: where the tensors come from, for errors and `EncoderWeights.source`.
@@ -139,7 +139,7 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
         name.removesuffix(ends[0]) for name in state_dict
         if name.endswith(ends[0]) and all(name.removesuffix(ends[0]) + end in state_dict for end in ends)
     ]  # fmt: skip
-    if len(prefixes) > 1:  # beside the encoder that is trained, solo-learn and lightly keep its slow average
+    if len(prefixes) > 1:  # solo-learn and lightly also save a moving average of the encoder
         prefixes = [prefix for prefix in prefixes if "momentum" not in prefix] or prefixes
     if len(prefixes) != 1:
         several = f"several encoders ({', '.join(p + '*' for p in prefixes)}); keep one of them"
@@ -182,7 +182,7 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
     )
 
 
-# Beside the encoder in files of solo-learn and lightly: heads, slow averages, queues.
+# Other tensors in files of solo-learn and lightly: heads, moving averages, queues.
 _BESIDE = re.compile(
     r"(momentum_\w+|\w+_momentum|(online_)?classifier|linear_classifier|predictor|projection_head|prediction_head|prototypes|"
     r"queue\w*|memory_bank|criterion|loss|key_\w+)(\.|$)"
@@ -192,7 +192,7 @@ _NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer
 
 
 def _by_torchvisions_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors, with those of encoders whose layers have numbers under their names."""
+    """The tensors, with the layers of numbered encoders renamed to torchvision's names."""
     ends = ("0.weight", "1.running_mean", "4.0.conv1.weight")
     prefixes = tuple(
         prefix for name in state_dict if name.endswith(ends[2])
@@ -210,7 +210,7 @@ def _by_torchvisions_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _another_projector(part: Mapping[str, Any]) -> bool:
-    """Whether a projector has names or biases that the official one has not."""
+    """Whether a projector has names or biases that the official one does not have."""
     return any(
         not name.partition(".")[0].isdigit()
         or (name.endswith(".bias") and np.ndim(part.get(name.removesuffix("bias") + "weight", 0)) == 2)
@@ -229,7 +229,7 @@ def see_sound(weights: EncoderWeights) -> None:
             elif _path(path)[-1] == "var" and np.min(leaf, initial=0) < 0:
                 wrong.append(f"{name}, a variance, is {np.min(leaf):.3g}")
     if wrong:
-        raise UserError(f"the weights of {weights.source} are damaged, or of a training that diverged: {some(wrong)}.")
+        raise UserError(f"the weights of {weights.source} are damaged, or their training diverged: {some(wrong)}.")
 
 
 def architecture_of(state_dict: Mapping[str, Any], source: str) -> str:
@@ -362,7 +362,7 @@ def _convert_back(variables: Mapping[str, Tree], shapes: Shapes, naming: Callabl
 
 
 def _few(faults: list[str]) -> str:
-    """The faults for a sentence: the first eight, and how many more there are."""
+    """The first eight faults and the number of others, for a sentence."""
     return "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
 
 

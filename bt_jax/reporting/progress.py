@@ -33,7 +33,7 @@ class Reporter:
         history_is_all: bool = False,
     ):
         """Args:
-        short_names: of metrics, for the progress line, which should fit 80 columns.
+        short_names: of metrics, to make the progress line fit 80 columns.
         history: the records up to `start_step` that a checkpoint holds, in case the file has fewer.
         history_is_all: whether other records in the file are dropped.
         active: whether this process reports; on the others all methods do nothing.
@@ -43,8 +43,8 @@ class Reporter:
         self._total, self._steps_per_epoch, self._batch_size = total_steps, steps_per_epoch, batch_size
         self._every = every_steps
         self._short_names = short_names or {}
-        # Step and time from which the rate is measured, for steps reported while a further one is computed, and for steps
-        # reported at once: these come a step earlier after the former than after each other.
+        # Step and time from which the speed is measured, separately for steps that are reported while the next one is
+        # computed (False) and steps that are reported at once (True), as the delays of the two differ by a step.
         self._marks: dict[bool, tuple[int, float]] = {}
         self._rate: float | None = None
         self._unmeasured = False  # whether a line was due since the rate was last measured
@@ -92,7 +92,7 @@ class Reporter:
 
         Args:
           timed: whether it has only just finished; false for all but the last of several steps in one dispatch.
-          at_once: whether no further step has been started since, as at a save.
+          at_once: whether it is reported before the next step starts, as at a save.
         """
         if not self._active:
             return
@@ -126,11 +126,11 @@ class Reporter:
         self._marks = {kind: (step, moment + paused) for kind, (step, moment) in self._marks.items()}
 
     def _measure(self, step: int, at_once: bool) -> bool:
-        """Whether there were steps enough for it."""
+        """Measures the speed; returns whether there were enough steps."""
         before, moment = self._marks[at_once]
         now = time.monotonic()
         steps, seconds = step - before, now - moment
-        # Not at the end: nothing is left to wait for there, so the last report follows at once.
+        # Not at the end, where the last report follows at once because nothing is left to wait for.
         again = steps >= self._every and step < self._total
         enough = again if self._rate is not None else steps >= min(self._every, 2)
         if enough and seconds > 0:

@@ -17,10 +17,10 @@ from bt_jax.runtime.files import write_whole
 
 
 class JsonLines:
-    """WORKDIR/metrics.jsonl: a line a report, `{"step": …, "epoch": …, "loss": …, …}`; flushed, never half a line.
+    """WORKDIR/metrics.jsonl: one line per report, `{"step": …, "epoch": …, "loss": …, …}`; flushed, never half a line.
 
     Attributes:
-      notices: what was wrong with the file, and what was done about it; messages for the user.
+      notices: messages about faults of the file, and how they were repaired.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class JsonLines:
     ):
         """Args:
         start_step: lines of later steps, and an incomplete last line, are removed.
-        history: the records up to that step as a checkpoint holds them: lines that are damaged or missing come from there.
-        history_is_all: whether the file is to hold exactly these.
+        history: the records up to that step in a checkpoint, from which damaged or missing lines are restored.
+        history_is_all: whether the file must have exactly these.
         """
         self._path = path
         self.notices: list[str] = []
         text = path.read_bytes() if path.exists() else b""
-        lines = text.split(b"\n")[:-1]  # what follows the last newline was cut off
+        lines = text.split(b"\n")[:-1]  # text after the last newline is an incomplete line
         records = [_record(line) for line in lines]
         damaged = [number for number, record in enumerate(records, 1) if record is None]
         kept = [
@@ -53,9 +53,9 @@ class JsonLines:
         else:
             self._lines = [f"{line.decode()}\n" for line, _ in kept]
         if start_step and (damaged or not whole):
-            what = f"damaged in line {some(damaged)}" if damaged else "not what it was at the last checkpoint"
-            how = "was restored from the checkpoint" if history else "is read without"
-            self.notices.append(f"{path} was {what}, and {how}")
+            what = f"is damaged in line {some(damaged)}" if damaged else "has changed since the last checkpoint"
+            how = "it was restored from the checkpoint" if history else "those lines are ignored"
+            self.notices.append(f"{path} {what}; {how}")
         if text != "".join(self._lines).encode():
             write_whole(path, "".join(self._lines))
         # Object stores cannot append: the whole (small) file is rewritten there.
@@ -78,12 +78,12 @@ class JsonLines:
 
     def close(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # every line was flushed, and `write` raised what there was to raise
+            with contextlib.suppress(OSError):  # every line was flushed, and `write` raised any error
                 self._file.close()
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """What a line holds, or None if that is no record."""
+    """The record in a line, or None if it has none."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -92,7 +92,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def check_tensorboard(folder: epath.Path) -> None:
-    """Raises UserError if TensorBoard's events cannot be written to a folder: to be asked before anything is written."""
+    """Raises UserError if TensorBoard events cannot be written to a folder; to be called before anything is written."""
     set_off = "set log.tensorboard=False"
     import_part("tensorboardX", use="log.tensorboard", name="tensorboardX", package="tensorboardX", otherwise=set_off)
     for scheme, module, package in _CLIENTS:
@@ -101,7 +101,7 @@ def check_tensorboard(folder: epath.Path) -> None:
             import_part(module, use=use, name=package, otherwise=set_off)
 
 
-# What tensorboardX takes for writing to object stores.
+# Packages that tensorboardX needs for object stores.
 _CLIENTS = (("gs://", "google.cloud.storage", "google-cloud-storage"), ("s3://", "boto3", "boto3"))
 
 

@@ -1,4 +1,4 @@
-"""Small files of a run: written whole or not at all, and read without trust in what they hold."""
+"""Small files of a run: written completely or not at all, and checked when they are read."""
 
 import contextlib
 import json
@@ -9,20 +9,20 @@ from etils import epath
 
 
 def write_whole(path: epath.Path, text: str) -> None:
-    """Replaces the file atomically: readers see either the old content or the new, and if it fails the old stays.
+    """Replaces the file atomically: readers see either the old content or the new, and after a failure the old.
 
     Raises:
       OSError: it cannot be written.
     """
     if "://" in os.fspath(path):
-        path.write_text(text)  # object stores replace an object only when all of the new one has arrived
+        path.write_text(text)  # object stores replace an object only when the new one is complete
         return
     new = path.with_name(path.name + ".new")
     try:
         with open(new, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())  # some file systems say only now that they are full
+            os.fsync(file.fileno())  # some file systems report only now that they are full
         new.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -35,7 +35,7 @@ def read_object(path: epath.Path) -> dict[str, Any]:
 
     Raises:
       OSError: it cannot be read.
-      ValueError: it holds something else; in one line, what.
+      ValueError: it holds something else, which the message names.
     """
     try:
         found = json.loads(path.read_bytes())
@@ -46,6 +46,6 @@ def read_object(path: epath.Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from None
     if not isinstance(found, dict):
-        kind = {list: "a list", str: "a text", type(None): "null", bool: "true or false"}.get(type(found), "a number")
-        raise ValueError(f"it holds {kind} and not an object")
+        kind = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}.get(type(found), "a number")
+        raise ValueError(f"it holds {kind} instead of an object")
     return found

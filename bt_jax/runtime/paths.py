@@ -1,4 +1,4 @@
-"""Paths that users give, and an error for those that a library would take for something else."""
+"""Paths from users, and errors for those that a library would misinterpret."""
 
 import glob
 import os
@@ -9,15 +9,15 @@ from etils import epath
 
 from bt_jax.errors import UserError
 
-SCHEMES = ("gs", "s3", "az", "hf")  # of object stores, as epath knows them
+SCHEMES = ("gs", "s3", "az", "hf")  # of the object stores that epath supports
 _Local: Any = type(epath.Path("/"))
 
 
 class _Literal(_Local):
     """A local path whose own name is not part of the pattern in `glob`.
 
-    Orbax finds the parts of a checkpoint with `glob` in its folder, and epath's treats the folder's name as a pattern too:
-    in runs/lr=[0.1] it finds none, in runs/a* also those of runs/ab.
+    Orbax finds the parts of a checkpoint with `glob` in its folder, and epath's version treats the folder's name as a pattern
+    too: in runs/lr=[0.1] it finds none, and in runs/a* also those of runs/ab.
     """
 
     def glob(self, pattern: str) -> Iterator[epath.Path]:
@@ -29,10 +29,10 @@ def as_path(text: str | os.PathLike, what: str) -> epath.Path:
     """A path with `~` expanded, not made absolute.
 
     Args:
-      what: what the path is called in an error, such as "--workdir" or "init_from".
+      what: the path's name for errors, such as "--workdir" or "init_from".
 
     Raises:
-      UserError: the URL's scheme is unknown, or epath would take the local path for a URL.
+      UserError: the URL has an unknown scheme, or epath would take the local path for a URL.
     """
     text = os.path.expanduser(os.fspath(text))
     scheme, remote, _ = text.partition("://")
@@ -43,9 +43,7 @@ def as_path(text: str | os.PathLike, what: str) -> epath.Path:
         raise UserError(f"{what}, {text}, is neither a local path nor one that begins with {known}.")
     top, *rest = os.path.abspath(text).split("/")[1:]
     if top in SCHEMES and rest:
-        raise UserError(
-            f"{what}, {text}, would be taken for {top}://{'/'.join(rest)}; choose a folder outside of /{top}."
-        )
+        raise UserError(f"{what}, {text}, would be taken for {top}://{'/'.join(rest)}; choose a folder outside /{top}.")
     return _Literal(text)
 
 
@@ -53,7 +51,7 @@ def as_folder(text: str | os.PathLike, what: str) -> epath.Path:
     """Like `as_path`, for a folder that checkpoints can be written to.
 
     Raises:
-      UserError: also if the name of the folder, or of one above it, is one that a library changes or cannot read.
+      UserError: as `as_path`, or a library would change or cannot read the name of the folder, or of one above it.
     """
     path = as_path(text, what)
     if "://" in str(path):
@@ -65,12 +63,12 @@ def as_folder(text: str | os.PathLike, what: str) -> epath.Path:
             "which tensorstore, the library that writes arrays, takes for a /",
         )
     if found := [letter for letter in bad if letter in whole]:
-        raise UserError(f"{what}, {whole}, has a {found[0]} in its name, {why}; choose a path without.")
+        raise UserError(f"{what}, {whole}, has a {found[0]} in its name, {why}; choose a path without it.")
     try:
         whole.encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{what}, {whole!r}, is not UTF-8, as names must be where arrays are written; choose another."
+            f"{what}, {whole!r}, is not UTF-8, but names of folders with arrays must be; choose another."
         ) from None
     return path
 

@@ -24,7 +24,7 @@ from bt_jax import console
 from bt_jax.errors import Preempted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-_OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)  # ignored in jobs that are not to hear of theirs: nohup, `&` in a script
+_OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)  # stay ignored if they were: nohup, `&` in a script
 _WORDS = {"SIGINT": "Ctrl-C", "SIGHUP": "SIGHUP, as when the terminal is closed"}
 
 
@@ -61,7 +61,7 @@ class Preemption:
             if self._interrupted:
                 self._end_at_once(frame)
             self._interrupted = True
-            console.warn_from_handler("Ctrl-C: stopping once what is done is saved; a second Ctrl-C ends it at once")
+            console.warn_from_handler("Ctrl-C: stopping after saving; a second Ctrl-C ends the run at once")
         first, self.signal = not self.signal, self.signal or signal.Signals(number).name
         if self._several:
             if first:

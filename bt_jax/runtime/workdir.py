@@ -44,7 +44,7 @@ def check_config(config: ConfigDict, workdir: epath.Path) -> None:
         there = from_json(path.read_text()) if path.exists() else None
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} is not the config of a run ({first_line(error)}); remove it if the run has a checkpoint, which holds the "
+            f"{path} is not the config of a run ({first_line(error)}); remove it if the run has a checkpoint, which has the "
             "config too, or choose another --workdir."
         ) from None
     if there is not None:
@@ -61,7 +61,7 @@ def check_same_run(config: ConfigDict, there: ConfigDict, workdir: epath.Path) -
 
 
 def write_config(config: ConfigDict, workdir: epath.Path) -> None:
-    """Writes `config.json`, once nothing stands in the way of the run.
+    """Writes `config.json`; call it after all checks.
 
     Raises:
       UserError: the workdir cannot be written.
@@ -74,11 +74,11 @@ def write_config(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def _differences(there: ConfigDict, config: ConfigDict) -> list[str]:
-    """Why a run with the config `there` cannot be resumed with `config`: the fields that differ."""
+    """The fields that differ, so that a run with the config `there` cannot be resumed with `config`."""
     new, fields = flatten(config), fields_of(config)
     # A field that is newer than the run counts as its default, which is how the code of that time behaved.
     old = {**{name: field.default for name, field in fields.items()}, **flatten(there)}
-    for name in ("task", "method"):  # another kind of run differs in many fields; this one says why
+    for name in ("task", "method"):  # another kind of run differs in many fields; one is enough
         if old.get(name) != new.get(name):
             return [f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"]
     free = {name for name, field in fields.items() if field.resume == "free"}

@@ -72,11 +72,11 @@ def _summary(description: dict[str, Any], folder: epath.Path) -> str:
 
 
 def _in_torch(description: dict[str, Any], path: epath.Path) -> str:
-    """How torchvision's network is made fit for the tensors and takes them; where it cannot be, that there is none."""
+    """Code that loads the tensors into torchvision's network, or a sentence if it has no such network."""
     arch, width, classes = (description[name] for name in ("arch", "width", "classes"))
     if width != 64:
-        stem = ", with a 3×3 stem" if description["small_images"] else ""
-        return f"torchvision's names, but none of its networks: theirs begin with 64 channels, this {arch} with {width}{stem}"
+        stem = " with a 3×3 stem" if description["small_images"] else ""
+        return f"torchvision has these names, but no {arch} of width {width}{stem}; its networks have width 64"
     steps = [f"model = torchvision.models.{arch}({f'num_classes={classes}' if classes else ''})"]
     if not classes:
         steps.append("model.fc = torch.nn.Identity()")
