@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import subprocess
+import sys
 
 import pytest
 from etils import epath
@@ -48,6 +50,22 @@ def test_the_workdirs_message(tmp_path):
     assert storage_failure(workdir, OSError(errno.ENOENT, "No such file", "/data/image.jpg")) == ""
     assert storage_failure(workdir, OSError(errno.ENOENT, "No such file")) == ""
     assert "it no longer exists" in storage_failure(workdir / "gone", OSError(errno.ENOENT, "No such file"))
+
+
+def test_writes_that_fail_afterwards_are_quiet():
+    """As is what tensorstore says when the loop that waited for it is closed; other words of Python's are not."""
+    code = """
+import sys
+from bt_jax.engine.storage import quiet_orbax
+quiet_orbax()
+class Raises:
+    def __init__(self, error): self.error = error
+    def __del__(self): raise self.error
+Raises(RuntimeError("Event loop is closed"))
+Raises(RuntimeError("a bug"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "a bug" in done.stderr and "Event loop" not in done.stderr
 
 
 def test_orbax_is_quiet(caplog):

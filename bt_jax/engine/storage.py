@@ -3,6 +3,8 @@
 import errno
 import functools
 import logging
+import sys
+from typing import Any
 
 from etils import epath
 
@@ -58,6 +60,15 @@ def steps_in(folder: epath.Path) -> list[int]:
 
 @functools.cache
 def quiet_orbax() -> None:
-    """Hides what Orbax logs about a failed save, such as tracebacks, as a UserError reports it; `--verbosity=0` shows it."""
-    logger = logging.getLogger("absl")
+    """Hides what follows a failed save on standard error besides our message; `--verbosity=0` shows what Orbax logs.
+
+    That is Orbax's log, with its tracebacks, and Python's word of writes that fail after the one that was reported.
+    """
+    logger, show = logging.getLogger("absl"), sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
     logger.addFilter(lambda record: logger.isEnabledFor(logging.INFO) or "/orbax/" not in record.pathname)
+    sys.unraisablehook = show_others
