@@ -25,7 +25,11 @@ def main() -> None:
     if not metrics.exists():
         sys.exit(f"error: {arguments.workdir} is not the workdir of a run: it has no metrics.jsonl.")
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    lambd = json.loads(config.read_text())["loss"]["lambd"]
+    run = json.loads(config.read_text())
+    group = run.get("barlow_twins") or run.get("loss")  # "loss" in runs of bt_jax 0.1.0
+    if not group:
+        sys.exit(f"error: {arguments.workdir} is not a run of Barlow Twins.")
+    lambd = group["lambd"]
     steps = [r for r in records if r.get("loss") is not None]
     watched = [r for r in records if "knn_accuracy" in r]
 

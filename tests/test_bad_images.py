@@ -72,7 +72,7 @@ def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
     batches = pipeline.train_batches(source, data_config(), PAIR, seed=3, batch_size=4, rows=np.arange(4))
     assert len(next(batches)["label"]) == len(next(batches)["label"]) == 4
     with pytest.raises(
-        UserError, match=rf"{bad} cannot be read as an image \(.+\); mend or remove it, or raise"
+        UserError, match=rf"{bad} cannot be read as an image \(.+\); repair or remove it, or raise"
     ) as raised:
         next(batches)
     assert "\n" not in str(raised.value)

@@ -129,7 +129,7 @@ def test_another_optimizer():
         ({"method": "no_such_package.module:Class"}, "there is no module 'no_such_package'"),
         ({"method": "users_methods:Mien"}, "users_methods has no 'Mien' \\(did you mean 'Mine'\\?\\)"),
         ({"method": "users_methods:Lacking"}, "config_group is 'not a name'.* fields is .* optimizer is missing"),
-        ({"method": "users_methods:Taken"}, "calls its group 'data', which is the name of another"),
+        ({"method": "users_methods:Taken"}, "calls its group 'data', but a config has that group already"),
         ({"method": "users_methods:Unsound"}, "default of its field rank is 0, but must be an integer of at least 1"),
     ],
 )

@@ -132,7 +132,7 @@ def test_a_set_that_does_not_fit_several_steps():
     with pytest.raises(
         UserError,
         match=r"steps_per_dispatch is 4, which .*noise needs 0.0576 MB of the memory of each device "
-        r"\(cpu with .*\), of which 0.001 MB are for it; set steps_per_dispatch to 1, or raise data.device_bytes",
+        r"\(cpu with .*\), of which it may take 0.001 MB; set steps_per_dispatch to 1, or raise data.device_bytes",
     ):
         feed_of(source, config, steps_per_dispatch=4)  # fmt: skip
     assert "images come from the host:\nnoise needs" in feed_of(source, config).words

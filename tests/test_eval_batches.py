@@ -32,5 +32,5 @@ def test_images_of_the_right_size_pass_untouched():
 
 def test_rows_that_are_none():
     """Told at once, not when the first batch is asked for."""
-    with pytest.raises(ValueError, match="must be rising and lie in 0 to 7"):
+    with pytest.raises(ValueError, match="must be increasing and lie in 0 to 7"):
         eval_batches(noise(), device_config(), batch_size=8, rows=np.array([0, 8]))

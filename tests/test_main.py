@@ -95,7 +95,7 @@ def test_bad_folder(monkeypatch, tmp_path):
     )
     stray = image_folder(tmp_path / "stray")
     (stray / "train" / "cat" / "notes.txt").write_text("hello")
-    assert "1 stray file(s) or folder(s) stand there: cat/notes.txt" in run(
+    assert "1 stray file(s) or folder(s) are there: cat/notes.txt" in run(
         monkeypatch, *folder_run(stray, tmp_path / "run")
     )
     assert not (tmp_path / "run").exists()

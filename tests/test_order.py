@@ -110,5 +110,5 @@ def test_evenly(n, limit):
 
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_less_than_a_batch(batch_size):
-    with pytest.raises(ValueError, match="at most the number of examples, 10"):
+    with pytest.raises(ValueError, match="from 1 to 10, the number of examples"):
         Order(0, 10, batch_size)

@@ -178,7 +178,7 @@ def test_groups_that_do_not_go_together():
 
 @pytest.mark.parametrize("rows", [[], [0, 8], [1, 0], [2, 2], [-1, 0]])
 def test_rows_that_are_none(rows):
-    with pytest.raises(ValueError, match="must be rising and lie in 0 to 7"):
+    with pytest.raises(ValueError, match="must be increasing and lie in 0 to 7"):
         take(array_source(9), 1, rows=np.array(rows, int))
 
 

@@ -32,7 +32,7 @@ def test_wrong_array_files(tmp_path):
         "half.npz": "half.npz holds x_train, other; it must hold x_train and y_train",
         "": r"'.*' is a folder; data.data_dir must name an .npz file",
         "one.npy": r"one.npy cannot be read as an .npz file of arrays: it holds a single array \(.npy\); write one with numpy.savez",
-        "text.npz": "text.npz cannot be read as an .npz file of arrays: it is no .npz file",
+        "text.npz": "text.npz cannot be read as an .npz file of arrays: it is not an .npz file",
         "cut.npz": "cut.npz cannot be read as an .npz file of arrays",
     }.items():
         with pytest.raises(UserError, match=sentence) as raised:

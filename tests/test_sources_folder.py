@@ -61,11 +61,11 @@ def test_hidden_files_are_passed_over_and_counted(tmp_path):
         (tmp_path / "train" / name).write_text("")
     source = FolderSource(str(tmp_path), "train")
     assert len(source) == 2
-    assert source.notices == (f"4 hidden file(s) in {tmp_path}/train were passed over",)
+    assert source.notices == (f"4 hidden file(s) in {tmp_path}/train were skipped",)
 
 
 def test_stray_files(tmp_path):
-    """Named with their number, so that one sentence is enough to mend a folder."""
+    """Named with their number, so that one sentence is enough to repair a folder."""
     write_folder(tmp_path / "train", {"a": 2, "b": 1})
     for name in ("readme.txt", "a/list.csv", "b/c.heic", "b/d.zip", "000.png"):
         (tmp_path / "train" / name).write_text("")
@@ -80,14 +80,14 @@ def test_what_would_never_end_when_read(tmp_path):
     os.mkfifo(tmp_path / "train" / "a" / "pipe.png")
     os.symlink("/dev/zero", tmp_path / "train" / "b" / "zeros.jpg")
     os.symlink("/nowhere", tmp_path / "train" / "b" / "lost.jpg")
-    with pytest.raises(UserError, match=r"2 stray file\(s\) or folder\(s\) stand there: a/pipe.png, b/zeros.jpg;"):
+    with pytest.raises(UserError, match=r"2 stray file\(s\) or folder\(s\) are there: a/pipe.png, b/zeros.jpg;"):
         FolderSource(str(tmp_path), "train")
 
 
 def test_a_folder_inside_a_class_is_stray(tmp_path):
     """As in root/train/train/<class>: its images would otherwise be left out without a word."""
     write_folder(tmp_path / "train" / "train", {"a": 2})
-    with pytest.raises(UserError, match=r"1 stray file\(s\) or folder\(s\) stand there: train/a"):
+    with pytest.raises(UserError, match=r"1 stray file\(s\) or folder\(s\) are there: train/a"):
         FolderSource(str(tmp_path), "train")
 
 

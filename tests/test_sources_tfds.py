@@ -153,7 +153,7 @@ def test_counts_that_files_do_not_bear_out(tfds_dir, tmp_path, name):
         split["shardLengths"] = [str(10**12)]
     path.write_text(json.dumps(info))
     with pytest.raises(
-        UserError, match="holds .* bytes, which cannot be the 1000000000000 examples that dataset_info.json says"
+        UserError, match="holds .* bytes, too few for the 1000000000000 examples that dataset_info.json counts"
     ):
         make_source(tfds_config(tmp_path, name), "train")
 

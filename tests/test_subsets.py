@@ -79,7 +79,7 @@ def test_stratified():
     other = stratified(labels, 3, seed=5, percent=1)
     assert fingerprint(one) != fingerprint(other) and len(fingerprint(one)) == 16
     assert np.bincount(labels[stratified(labels, 3, seed=0, per_class=3)]).tolist() == [3, 3, 3]
-    with pytest.raises(UserError, match="class 2 has 3 images; finetune.per_class is 4"):
+    with pytest.raises(UserError, match="class 2 has only 3 images; lower finetune.per_class, which is 4"):
         stratified(labels, 3, seed=0, per_class=4)
 
 
@@ -101,7 +101,7 @@ def test_listed(folder, tmp_path):
         listed(folder, str(path))
     with pytest.raises(UserError, match="cannot be read"):
         listed(folder, str(tmp_path / "nowhere.txt"))
-    with pytest.raises(UserError, match="is no image folder.*imagenet2012_subset/1pct"):
+    with pytest.raises(UserError, match="is not an image folder.*imagenet2012_subset/1pct"):
         listed(Stream(folder), str(path))
 
 

@@ -84,7 +84,7 @@ def _groups(task: str, method: str, optimizer: str | None) -> list[Group]:
         after = next(i for i, group in enumerate(groups) if group.name == "model") + 1
         if brought.group.name in {group.name for group in groups} | {chosen.name}:
             raise UserError(
-                f"the method {method!r} calls its group {brought.group.name!r}, which is the name of another; choose one of its own."
+                f"the method {method!r} calls its group {brought.group.name!r}, but a config has that group already; rename it."
             )
         groups[1:after] = [METHOD, *groups[1:after], brought.group, chosen]
     return groups

@@ -4,7 +4,7 @@ JPEG and PNG, the usual formats, go through TensorFlow: the same levels as Pillo
 which TensorFlow inverts by another rule, GIF, BMP, WebP, TIFF, …) goes through Pillow itself. Alpha is dropped, the first of
 several frames is taken, and the EXIF orientation is ignored, as in torchvision. One difference is deliberate, as Pillow's
 conversion clips levels above 255, nearly always to white: grey images of 16 bits keep their high byte, as coloured ones do
-(of 12 bits the highest 8), and those of 32 bits or floats, whose levels have no known range, do not decode.
+(those of 12 bits their highest 8 bits), and those of 32 bits or floats, whose levels have no known range, do not decode.
 """
 
 import io
@@ -65,15 +65,15 @@ def _by_pillow(encoded: bytes | np.ndarray) -> np.ndarray:
 
 def _in_8_bits(image: PIL.Image.Image) -> np.ndarray:
     """Its pixels as RGB, (H, W, 3) uint8."""
-    # Portable grey maps of more than 8 bits are scaled to 16 by Pillow, and said to have 32.
+    # Pillow scales portable grey maps of more than 8 bits to 16, but gives them the mode of 32.
     of_16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     if not of_16:
         if image.mode in ("I", "F"):
-            raise ValueError(f"its pixels are of mode {image.mode}, 32 bits; convert it to 8 or 16 bits a channel")
+            raise ValueError(f"its pixels are of mode {image.mode}, 32 bits; convert it to 8 or 16 bits per channel")
         return np.asarray(image.convert("RGB"))
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     levels = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white, which Pillow sees to in 8 bits only
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white, which Pillow inverts in 8 bits only
         levels = 255 - levels
     return np.repeat(levels[..., None], 3, axis=-1)

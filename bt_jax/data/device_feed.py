@@ -6,11 +6,11 @@ never imported. Each device holds the whole set rather than a part: sets that fi
 (CIFAR-10 154 MB, STL-10 3 GB), and an epoch's order takes every image to every device, so with a divided set each batch
 would travel between devices.
 
-For larger sets the host decodes each image once a step and does not augment it. An encoded image is put in the corner of a
-canvas, a square of 512 pixels for views of 224, and reduced if it is larger. The price: 0.8 MB an image over the bus, where
-two views are 0.3 MB; and in an image larger than the canvas, a crop of 8 % has fewer pixels than in the original. Most of
-ImageNet (500×375) fits and loses nothing. A smaller canvas saves bus, memory and work on the device; below 256 the views
-lose sharpness.
+For larger sets the host decodes each image whenever a step needs it, and does not augment it. A decoded image is put in the
+corner of a canvas, a square of 512 pixels for views of 224, and reduced if it is larger. The price: 0.8 MB per image over the
+bus, where two views are 0.3 MB; and in an image larger than the canvas, a crop of 8 % has fewer pixels than in the original.
+Most of ImageNet (500×375) fits and loses nothing. A smaller canvas saves bus traffic, memory and work on the device; below 256
+the views lose sharpness.
 
 The views differ from the host's: the distributions are the same, but the random numbers are JAX's.
 """
@@ -51,12 +51,12 @@ class DeviceFeed:
     words: str
 
     def prepare(self, resident: Arrays | None, item: Arrays) -> Arrays:
-        """A method's batch of an item of one step, to be jitted with the step.
+        """A method's batch from the item of one step, to be jitted with the step.
 
         Args:
           resident: as `ResidentFeed.resident`; an argument, as a jitted function should not close over large arrays.
-          item: "slot" (N,) int32 and "epoch" () or (N,) int32, by which views are drawn, and, where nothing is resident, what
-            is resident else.
+          item: "slot" (N,) int32 and "epoch" () or (N,) int32, by which views are drawn; without `resident` also the images,
+            labels, examples and sizes of these slots.
         """
         over_batch = mesh_lib.over_batch(self.mesh)
         if resident is not None:
@@ -116,7 +116,7 @@ class ResidentFeed(DeviceFeed):
     steps_per_dispatch: int
 
     def batches(self, start_step: int, total_steps: int) -> Generator[tuple[int, Arrays], None, None]:
-        """A dispatch of several steps never crosses the end of an epoch, where checkpoints and looks are due."""
+        """A dispatch of several steps never crosses the end of an epoch, where checkpoints and evaluations are due."""
         order, step = self._order(), start_step
         while step < total_steps:
             place = step % order.steps_per_epoch
@@ -151,7 +151,7 @@ def make_device_feed(
     common: Arrays = {"source": source, "config": config, "groups": groups, "mesh": mesh, "seed": seed, "facts": facts}
     common["labelled"] = labelled
     needs, (room, device) = _needs(source, config), _room(config, mesh)
-    # A stream is read in an order of its own; a run's order must not depend on the device's memory.
+    # A stream would have another order if it were resident; a run's order must not depend on the device's memory.
     streamed = isinstance(source, StreamSource) and not config.device_bytes
     if needs <= room and not streamed and may_reside:
         # On a CPU, XLA runs convolutions in a loop ten times slower, and dispatching costs nothing: the host is the device.
@@ -165,13 +165,13 @@ def make_device_feed(
             check_labels(loaded["label"], source, all_classes=False)
         resident = {name: _placed(array, everywhere) for name, array in loaded.items()}
         return ResidentFeed(**common, words=words, resident=resident, steps_per_dispatch=steps)
-    why = f"{source.name} needs {amount(needs)} of the memory of each device ({device}), of which " + (
-        "data.device_bytes must say how much is for it" if streamed else f"{amount(room)} are for it"
+    why = f"{source.name} needs {amount(needs)} of the memory of each device ({device}), " + (
+        "and data.device_bytes must say how much it may take" if streamed else f"of which it may take {amount(room)}"
     )
     smaller = "" if isinstance(source, ArraySource) else f", or lower data.canvas_size, {canvas_side(config)} now"
     if steps_per_dispatch > 1:
         raise UserError(
-            f"steps_per_dispatch is {steps_per_dispatch}, which takes the set in the device's memory, but {why}; "
+            f"steps_per_dispatch is {steps_per_dispatch}, which needs the set in the device's memory, but {why}; "
             f"set steps_per_dispatch to 1, or raise data.device_bytes{smaller}."
         )
     words = f"made on the device; images come from the host:\n{why};\nto keep it there raise data.device_bytes{smaller}"
@@ -199,7 +199,7 @@ def _placed(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 
 def _loaded(source: Source, config: ConfigDict) -> Arrays:
-    """All images of a set, decoded, on the host; for those that do not decode others stand in.
+    """All images of a set, decoded, on the host; others stand in for those that do not decode.
 
     Returns:
       As `ResidentFeed.resident`.
@@ -220,7 +220,7 @@ def _loaded(source: Source, config: ConfigDict) -> Arrays:
         real = min(block, n - start)
         images[start : start + real] = batch["image"][:real]
         labels[start : start + real], sizes[start : start + real] = batch["label"][:real], batch["size"][:real]
-    # An image that stood in for a bad one may have turned out bad itself later.
+    # An image that stood in for a bad one may itself have turned out bad later.
     bad = np.array([] if isinstance(source, StreamSource) else sorted(source.bad), np.int64)
     standing_in = source.usable(bad)
     for array in (images, labels, sizes, numbers):

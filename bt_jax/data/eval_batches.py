@@ -43,7 +43,7 @@ def eval_batches(
 
 
 def check_reader(source: Source, config: ConfigDict) -> None:
-    """Raises UserError if TensorFlow is needed and absent: to be asked before anything is written."""
+    """Raises UserError if TensorFlow is needed and absent: to be called before anything is written."""
     if not _in_numpy(source, config):
         import_tensorflow()
 
@@ -62,7 +62,7 @@ def _of_arrays(source: ArraySource, config: ConfigDict, batch_size: int, rows: n
 
 
 def evaluation_views(images: np.ndarray, resize: int, size: int) -> np.ndarray:
-    """The images as evaluations see them, made by Pillow: as views.host.evaluation_view, for (N, H, W, 3) uint8."""
+    """The images as evaluations see them, made by Pillow: what views.host.evaluation_view gives, for (N, H, W, 3) uint8."""
     height, width = images.shape[1:3]
     if resize:
         short = min(height, width)

@@ -78,7 +78,7 @@ def _batches(
 def _of_items(
     source: IndexedSource, config: ConfigDict, load: Callable, mine: np.ndarray, n: int, count: int
 ) -> Pipeline:
-    """The examples `mine`, n a batch, in `count` batches."""
+    """The examples `mine`, n per batch, in `count` batches."""
     pixels = pixels_of(source)
 
     def fetch(number):
@@ -92,7 +92,7 @@ def _of_items(
 
 
 def _of_records(source: StreamSource, config: ConfigDict, load: Callable, mine: np.ndarray, n: int) -> Pipeline:
-    """The records at the places `mine`, n a batch; stand-ins are marked."""
+    """The records at the places `mine`, n per batch; stand-ins are marked."""
     wanted = np.zeros(len(source), bool)
     wanted[mine] = True
     wanted = tf.constant(wanted)

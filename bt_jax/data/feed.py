@@ -1,7 +1,7 @@
 """A run's batches on the mesh: one interface, wherever the views are made.
 
 `data.views` says where. "host": by TensorFlow, with exactly Pillow's levels. "device": on the accelerator, for a machine whose
-host is weak; a set that fits stays in its memory, others come image by image (device_feed.py).
+host is weak; a set that fits stays in its memory, others are sent image by image (device_feed.py).
 """
 
 import dataclasses
@@ -100,7 +100,7 @@ def make_feed(
       config: `config.data` of a run.
       groups: what is drawn of each image.
       steps_per_dispatch: the most steps to start at once; more than 1 needs the set in the device's memory.
-      may_reside: whether the set may be put there; False for a few more batches of a set that already is.
+      may_reside: whether the set may be put there; False for a few more batches of a set that is there already.
       labelled: whether labels must be classes, as for training that uses them.
 
     Raises:
@@ -118,7 +118,7 @@ def make_feed(
 
 
 def ready_batches(feed: Feed, start_step: int, total_steps: int) -> Iterator[Tree]:
-    """The batch of each step, its views made: for callers that do not jit `prepare` with a step of their own."""
+    """The batch of each step, its views made, for callers that do not jit `prepare` together with a step."""
     prepare = feed.prepare and jax.jit(feed.prepare, out_shardings=mesh_lib.over_batch(feed.mesh))
     for _, delivery in feed.batches(start_step, total_steps):
         if prepare is None:

@@ -29,9 +29,7 @@ class Order:
     def __init__(self, seed: int, n: int, batch_size: int):
         """Raises ValueError if there is not a single whole batch."""
         if not 1 <= batch_size <= n:
-            raise ValueError(
-                f"batch_size is {batch_size}; it must be at least 1 and at most the number of examples, {n}."
-            )
+            raise ValueError(f"batch_size is {batch_size}; it must be from 1 to {n}, the number of examples.")
         self._seed, self._n, self._batch_size = seed, n, batch_size
         self.steps_per_epoch = n // batch_size
         self._cached: tuple[int, np.ndarray] | None = None
@@ -47,7 +45,7 @@ class Order:
 def check_rows(rows: np.ndarray, batch_size: int) -> None:
     """Raises ValueError unless `rows` are increasing rows of a batch."""
     if len(rows) == 0 or rows[0] < 0 or rows[-1] >= batch_size or np.any(np.diff(rows) <= 0):
-        raise ValueError(f"rows are {rows}; they must be rising and lie in 0 to {batch_size - 1}.")
+        raise ValueError(f"rows are {rows}; they must be increasing and lie in 0 to {batch_size - 1}.")
 
 
 def draw_seed(seed: int, epoch: Any, example: Any, draw: int) -> tuple[Any, Any]:

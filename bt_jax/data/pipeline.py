@@ -1,7 +1,7 @@
 """Source + order + views -> training batches on the host, by tf.data.
 
-numpy chooses the examples of a batch and fetches what the source has of them: pixels, encoded images, or file names. One by
-one they pass through TensorFlow, are read, decoded and augmented in parallel, and come out in the same order.
+numpy chooses the examples of a batch and fetches what the source has of them: pixels, encoded images, or file names.
+TensorFlow takes them one by one, reads, decodes and augments them in parallel, and returns them in the same order.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def train_batches(
     start_step: int = 0,
     num_steps: int | None = None,
 ) -> Iterator[Batch]:
-    """Batches of views, each a pure function of (seed, step), whatever the threads, processes and restarts.
+    """Batches of views, each a pure function of (seed, step), for any number of threads, processes and restarts.
 
     Args:
       config: `config.data` of a run.

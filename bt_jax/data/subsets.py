@@ -67,14 +67,14 @@ class KeptPart(EncodedSource):
 
 
 def labels_of(source: Source) -> np.ndarray:
-    """The labels of all examples, (n,) int32; a set in records is read through for them, but not decoded."""
+    """The labels of all examples, (n,) int32; for them, a set in records is read through, but not decoded."""
     labels = getattr(source, "labels", None)
     if labels is not None:
         return labels
     if isinstance(source, StreamSource):
         labels = np.fromiter((label for _, label in source.records(None, 0).as_numpy_iterator()), np.int32)
         if len(labels) != len(source):
-            raise UserError(f"{source.name} holds {len(labels)} examples, not the {len(source)} that it says.")
+            raise UserError(f"{source.name} holds {len(labels)} examples, but says {len(source)}.")
         return labels
     assert isinstance(source, IndexedSource)
     blocks = (np.arange(i, min(i + 4096, len(source))) for i in range(0, len(source), 4096))
@@ -103,7 +103,7 @@ def check_labels(labels: np.ndarray, source: Source, *, all_classes: bool = True
 
 
 def with_checked_labels(batches: Iterable[dict[str, Any]], source: Source) -> Iterator[dict[str, Any]]:
-    """The batches unchanged, their labels checked: those of records are not known before they are read.
+    """The batches unchanged, with their labels checked: labels in records are not known before they are read.
 
     Raises:
       UserError: (while iterating) as `check_labels`.
@@ -133,7 +133,7 @@ def take(source: Source, examples: np.ndarray, name: str) -> Source:
 def stratified(
     labels: np.ndarray, num_classes: int, *, seed: int, percent: float = 0.0, per_class: int = 0
 ) -> np.ndarray:
-    """The same share of each class, by a seed, at least one image a class.
+    """The same share of each class, by a seed, at least one image per class.
 
     Args:
       labels: (n,) integers from 0 to num_classes - 1.
@@ -151,25 +151,27 @@ def stratified(
     for label in range(num_classes):
         own = order[labels[order] == label]
         if len(own) < per_class:
-            raise UserError(f"class {label} has {len(own)} images; finetune.per_class is {per_class}, so lower that.")
+            raise UserError(
+                f"class {label} has only {len(own)} images; lower finetune.per_class, which is {per_class}."
+            )
         count = per_class or max(1, int(np.floor(len(own) * percent / 100 + 0.5)))
         chosen.append(own[:count])
     return np.sort(np.concatenate(chosen))
 
 
 def listed(source: Source, list_file: str) -> np.ndarray:
-    """The examples whose files a list names, a line each: `name`, as SimCLR's `1percent.txt` and `10percent.txt`, or `class/name`.
+    """The examples whose files a list names, one per line: `name`, as in SimCLR's `1percent.txt`, or `class/name`.
 
     Returns:
       (m,) int64, increasing.
 
     Raises:
-      UserError: the list cannot be read or is empty, names a file twice, or names files that are not there (it says how
-        many are missing) or, without their classes, stand in several; or the source is no image folder.
+      UserError: the list cannot be read or is empty, names a file twice, names files that are missing (the message says how
+        many), or names without its class a file that several classes have; or the source is not an image folder.
     """
     if not isinstance(source, FolderSource):
         raise UserError(
-            f"{source.name} is no image folder, and finetune.list_file names files; set data.source to 'folder', or for "
+            f"{source.name} is not an image folder, and finetune.list_file names files; set data.source to 'folder', or for "
             "TFDS data.name to 'imagenet2012_subset/1pct' or '/10pct' and finetune.chosen_by to 'source'."
         )
     path = as_path(list_file, "finetune.list_file")
@@ -180,7 +182,7 @@ def listed(source: Source, list_file: str) -> np.ndarray:
             f"the list {path} cannot be read ({error}); finetune.list_file must name a text file."
         ) from None
     if not names:
-        raise UserError(f"the list {path} is empty; it must name an image file a line.")
+        raise UserError(f"the list {path} is empty; it must name one image file per line.")
     numbers = {"/".join(file.split("/")[-2:]): number for number, file in enumerate(source.paths)}
     of_base: dict[str, list[str]] = {}  # class/name of each file name
     for file in numbers:
@@ -188,7 +190,7 @@ def listed(source: Source, list_file: str) -> np.ndarray:
     clash = [name for name in names if len(of_base.get(name, ())) > 1]
     if clash:
         raise UserError(
-            f"{len(clash)} of the {len(names)} files that {path} names stand in more than one class of {source.name}: "
+            f"{len(clash)} of the {len(names)} files that {path} names are in more than one class of {source.name}: "
             f"{some([' and '.join(of_base[name]) for name in clash])}; name them as class/name."
         )
     files = [of_base.get(name, [name])[0] for name in names]
@@ -196,11 +198,11 @@ def listed(source: Source, list_file: str) -> np.ndarray:
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(names)} files that {path} names are missing in {source.name}: {some(missing)}; "
-            "all of them must be there."
+            "all of them must exist."
         )
     twice = [file for file, count in Counter(files).items() if count > 1]
     if twice:
-        raise UserError(f"the list {path} names {len(twice)} file(s) more than once: {some(twice)}; it must not.")
+        raise UserError(f"the list {path} names {len(twice)} file(s) more than once: {some(twice)}; name each once.")
     return np.sort(np.array([numbers[file] for file in files], np.int64))
 
 

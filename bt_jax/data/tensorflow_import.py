@@ -1,4 +1,4 @@
-"""TensorFlow as this folder uses it: quiet, and kept off the accelerators, which are JAX's. To be imported when needed."""
+"""TensorFlow as this folder uses it: quiet, and kept off the accelerators, which are JAX's. Import it only when needed."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from bt_jax import console
 
-# What it prints on standard error whatever its settings: which instructions it uses, and that it finds no GPU.
+# What it prints on standard error under any settings: which instructions it uses, and that it finds no GPU.
 _CHATTER = re.compile(
     r"I0000 |WARNING: All log messages before|To enable the following|E0000 .*(cuda|CUDA|cuInit)|.*oneDNN"
 )
@@ -56,7 +56,7 @@ with _without_chatter():
 
 
 def plain(function: Callable) -> Callable:
-    """Keeps autograph off a function that is written in graph operations: it would search for seconds, and find nothing."""
+    """Keeps autograph off a function that is written in graph operations: it would search for seconds and find nothing."""
     return tf.autograph.experimental.do_not_convert(function)
 
 

@@ -54,10 +54,10 @@ def array_source(file: str, split: str, use: str = "train") -> ArraySource:
 
 
 def _check_kind(path: epath.Path, begin: bytes) -> None:
-    """Raises UserError for what is no .npz file, before numpy advises to load it as a pickle."""
+    """Raises UserError for what is not an .npz file, before numpy advises loading it as a pickle."""
     if begin.startswith(b"PK"):
         return
-    what = "holds a single array (.npy)" if begin == b"\x93NUMPY" else "is no .npz file of arrays"
+    what = "holds a single array (.npy)" if begin == b"\x93NUMPY" else "is not an .npz file of arrays"
     raise UserError(
         f"{path} cannot be read as an .npz file of arrays: it {what}; write one with "
         "numpy.savez(FILE, x_train=…, y_train=…, x_test=…, y_test=…)."
@@ -65,7 +65,7 @@ def _check_kind(path: epath.Path, begin: bytes) -> None:
 
 
 def _check_sizes(path: epath.Path, opened) -> None:
-    """Raises UserError if the header of an array speaks of more bytes than the file holds for it: numpy would make room."""
+    """Raises UserError if the header of an array claims more bytes than the file holds: numpy would allocate them."""
     with zipfile.ZipFile(opened) as archive:
         for part in archive.infolist():
             if not part.filename.endswith(".npy"):

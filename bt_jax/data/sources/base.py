@@ -14,7 +14,7 @@ import numpy as np
 from bt_jax.errors import UserError, some
 from bt_jax.parts import import_part
 
-MOST_CLASSES = 2**16  # that labels may number, if there are fewer images: three times ImageNet-21k's
+MOST_CLASSES = 2**16  # of a set with fewer images than that: three times ImageNet-21k's
 _HASHED_BYTES = 2**28  # of an array, for a fingerprint: a fifth of a second
 
 
@@ -77,7 +77,7 @@ class Source:
         return f"image {example} of {self.name}"
 
     def check_there(self) -> None:
-        """Raises UserError if the images as a whole are no longer where they were, which is no fault of an image's."""
+        """Raises UserError if the images as a whole are no longer where they were: then no single image is bad."""
 
     def exclude(self, found: dict[int, str], max_fraction: float) -> None:
         """Records examples that do not decode, with the reasons.
@@ -92,7 +92,7 @@ class Source:
             others = [self.place(example) for example in bad if example != first]
             more = f", and so cannot {some(others)}" if others else ""
             raise UserError(
-                f"{self.place(first)} cannot be read as an image ({why}){more}; mend or remove "
+                f"{self.place(first)} cannot be read as an image ({why}){more}; repair or remove "
                 f"{'them' if others else 'it'}, or raise data.max_bad_fraction, which is {max_fraction:g} of {len(self)}."
             )
         self.bad = bad
@@ -124,13 +124,11 @@ class ArraySource(IndexedSource):
                 f"{name}: the images are {images.dtype} {images.shape}{levels}; they must be uint8 (N, H, W, 3)."
             )
         if images.size == 0:
-            raise UserError(
-                f"{name}: the images are {images.shape}; there must be at least one, of at least one pixel."
-            )
+            raise UserError(f"{name}: the images are {images.shape}; none of these numbers may be 0.")
         if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
                 f"{name}: the labels are {labels.dtype} {labels.shape}; "
-                f"they must be integers ({len(images)},), one an image."
+                f"they must be integers ({len(images)},), one per image."
             )
         if class_names is None:
             class_names = numbers_as_names(name, labels)
@@ -189,7 +187,7 @@ class StreamSource(Source):
 class BytesCache:
     """Keeps in memory what has been read of a source, up to a limit.
 
-    What came first stays: each epoch asks for every example once, in another order, so replacing old contents by new ones
+    What came first stays: each epoch reads every example once, in another order, so replacing old contents with new ones
     would gain nothing.
     """
 
@@ -214,7 +212,7 @@ class BytesCache:
 
 
 def import_tensorflow() -> Any:
-    """Imports TensorFlow when it is first needed: training from memory does without it."""
+    """Imports TensorFlow when it is first needed: training from memory works without it."""
     return import_part("bt_jax.data.tensorflow_import", use="reading images", name="TensorFlow").tf
 
 
@@ -231,7 +229,7 @@ def numbers_as_names(name: str, *labels: np.ndarray) -> tuple[str, ...]:
       name: of the labels, for people.
 
     Raises:
-      UserError: the highest is above all that classes numbered from 0 could be.
+      UserError: the highest is too high for classes that are numbered from 0.
     """
     highest = max((int(part.max()) for part in labels if part.size), default=-1)
     images = sum(part.size for part in labels)

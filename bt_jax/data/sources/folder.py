@@ -28,7 +28,7 @@ class FolderSource(EncodedSource):
         """Raises UserError if the folder or its classes are missing or empty, or contain other files.
 
         Args:
-          cache_bytes: files are kept in memory once read, up to this many bytes in all; 0: none are.
+          cache_bytes: files are kept in memory once read, up to this many bytes in all; 0 keeps none.
           use: of the split, "train" or "test", for messages.
         """
         if not root:
@@ -70,7 +70,7 @@ class FolderSource(EncodedSource):
         if stray:
             raise UserError(
                 f"{folder} must hold a folder of images ({', '.join(IMAGE_ENDINGS)}) for each class and nothing else, "
-                f"but {len(stray)} stray file(s) or folder(s) stand there: {some(stray)}; move them elsewhere."
+                f"but {len(stray)} stray file(s) or folder(s) are there: {some(stray)}; move them elsewhere."
             )
         if not classes:
             raise UserError(f"the image folder {folder} is empty; it must hold a folder of images for each class.")
@@ -78,7 +78,7 @@ class FolderSource(EncodedSource):
             raise UserError(
                 f"{len(empty)} class folder(s) in {folder} hold no images: {some(empty)}; fill or remove each of them."
             )
-        notices = (f"{hidden} hidden file(s) in {folder} were passed over",) if hidden else ()
+        notices = (f"{hidden} hidden file(s) in {folder} were skipped",) if hidden else ()
         super().__init__(str(folder), len(paths), tuple(classes), notices)
         self.paths, self.labels = paths, np.repeat(np.arange(len(classes), dtype=np.int32), counts)
         self.gives_paths = cache_bytes == 0  # then TensorFlow reads them, on the threads that decode
@@ -113,7 +113,7 @@ class FolderSource(EncodedSource):
             return list(pool.map(_content, [self.paths[example] for example in examples]))
 
 
-_READERS = 16  # network storage answers many requests at once, and a disk does not mind
+_READERS = 16  # network storage answers many requests at once, and a disk is no slower for it
 
 
 def _content(path: str) -> bytes:
@@ -142,7 +142,7 @@ def _entries(folder: epath.Path) -> list[tuple[str, str]]:
     if "://" not in str(folder):
         with os.scandir(folder) as entries:  # many times faster than a query for each of a million files
             return sorted((entry.name, _kind(entry)) for entry in entries)
-    # A query for each entry would be a request each, so what is named like an image is taken for a file.
+    # A query for each entry would be one request each, so what is named like an image is taken for a file.
     return sorted(
         (entry.name, "folder" if not _is_image(entry.name) and entry.is_dir() else "file") for entry in folder.iterdir()
     )
@@ -153,6 +153,5 @@ def _kind(entry: os.DirEntry) -> str:
         return "file"
     if entry.is_dir():
         return "folder"
-    return (
-        "special" if os.path.exists(entry.path) else "file"
-    )  # else a link that leads nowhere: a file that cannot be read
+    # A link that leads nowhere is a file that cannot be read.
+    return "special" if os.path.exists(entry.path) else "file"

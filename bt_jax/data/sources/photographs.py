@@ -45,12 +45,10 @@ def load_photograph(name: str) -> np.ndarray:
       UserError: the package that ships it is not installed, or no longer has it.
     """
     (module, folder, package), file = PHOTOGRAPHS[name]
-    found = importlib.util.find_spec(module)  # where it is, without importing it, which takes a second
+    found = importlib.util.find_spec(module)  # finds it without importing it, which takes a second
     path = None if found is None or found.origin is None else pathlib.Path(found.origin).parent / folder / file
     if path is None or not path.exists():
-        raise UserError(
-            f"the photograph {file} comes with {package}, which does not have it here; pip install {package}."
-        )
+        raise UserError(f"the photograph {file} comes with {package}, where it was not found; pip install {package}.")
     image = Image.open(path).convert("RGB")
     image.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
     return np.asarray(image)

@@ -30,7 +30,7 @@ from bt_jax.errors import UserError, first_line, some
 from bt_jax.parts import import_part
 
 _INT32 = np.iinfo(np.int32)  # labels beyond it are clipped, so that they stay outside the classes
-_RECORD_BYTES = 16  # of a record without content, in both formats at least
+_RECORD_BYTES = 16  # of an empty record, in both formats at least
 
 
 class RecordSource(EncodedSource):
@@ -173,13 +173,13 @@ def _check_counts(builder: Any, split: str) -> None:
     """Compares what dataset_info.json says with the files.
 
     Raises:
-      UserError: it counts more examples than its files have room for, or more classes than a set can have.
+      UserError: it counts more examples than its files have room for, or more classes than the set can have.
     """
     info = builder.info
     classes, images = info.features["label"].num_classes, info.splits.total_num_examples
     if (classes or 0) > max(images, MOST_CLASSES):
         raise UserError(
-            f"TFDS {builder.name} in {builder.data_path} says it has {classes} classes, of {images} images; mend its "
+            f"TFDS {builder.name} in {builder.data_path} claims {classes} classes for {images} images; correct its "
             "features.json."
         )
     for file in info.splits[split].file_instructions:
@@ -189,8 +189,8 @@ def _check_counts(builder: Any, split: str) -> None:
         size = path.stat().length
         if file.examples_in_shard * _RECORD_BYTES > size:
             raise UserError(
-                f"TFDS {builder.name}: {path} holds {size} bytes, which cannot be the {file.examples_in_shard} examples that "
-                "dataset_info.json says; fetch or build the set again."
+                f"TFDS {builder.name}: {path} holds {size} bytes, too few for the {file.examples_in_shard} examples that "
+                "dataset_info.json counts; fetch or build the set again."
             )
 
 
@@ -218,7 +218,7 @@ def _builder(config: ConfigDict) -> Any:
         hint = f"did you mean {' or '.join(near)}?" if near else "see tensorflow.org/datasets/catalog."
         raise UserError(f"TFDS has no data set {config.name!r}, nor is there one in {folder}; {hint}") from None
     except (ValueError, TypeError, AssertionError, ImportError) as error:  # a wrong configuration or version
-        raise UserError(f"TFDS cannot make {config.name!r} ({first_line(error)}); mend data.name.") from None
+        raise UserError(f"TFDS cannot make {config.name!r} ({first_line(error)}); correct data.name.") from None
 
 
 def _require_prepared(builder: Any, config: ConfigDict) -> None:
@@ -265,6 +265,6 @@ def _in_memory(builder: Any, split: str, count: int, records: RecordSource | Non
     if start != count:
         raise UserError(
             f"TFDS {builder.name} in {builder.data_path} holds {start} examples of {split}, not the {count} that "
-            "dataset_info.json says; fetch or build the set again."
+            "dataset_info.json counts; fetch or build the set again."
         )
     return ArraySource(f"TFDS {builder.name}, {split}", images, labels, tuple(builder.info.features["label"].names))

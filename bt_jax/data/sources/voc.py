@@ -1,4 +1,4 @@
-"""PASCAL VOC for classification: an image may be of several classes, and for some classes it is not said.
+"""PASCAL VOC for classification: an image may have several classes, and for some classes it does not count.
 
 From the official folders (`VOC2007/JPEGImages`, `VOC2007/ImageSets/Main`), or from TFDS `voc/2007`. A batch carries one whole
 number per image as its label; here that is the image's number, the row of `targets`.
@@ -35,7 +35,7 @@ class VocFolder(EncodedSource):
         split: train, val, trainval or test.
 
         Raises:
-          UserError: folders or lists are missing, or a list does not say a class for each image.
+          UserError: folders or lists are missing, or a list is not as it is distributed.
         """
         top = as_path(root, "data.data_dir")
         if not (top / "ImageSets").is_dir() and (top / "VOC2007").is_dir():
@@ -52,7 +52,7 @@ class VocFolder(EncodedSource):
             path = lists / f"{name}_{split}.txt"
             lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
             if any(len(line) != 2 or line[1] not in ("1", "-1", "0") for line in lines):
-                raise UserError(f"{path} must hold an image and one of 1, -1 and 0 a line.")
+                raise UserError(f"{path} must hold an image and one of 1, -1 and 0 in each line.")
             images = [line[0] for line in lines]
             if names is not None and images != names:
                 raise UserError(f"{path} names other images than {CLASSES[0]}_{split}.txt; all must name the same.")
@@ -119,10 +119,12 @@ def voc_source(config: ConfigDict, split: str) -> Source:
     builder = prepared_builder(config)
     features = builder.info.features
     if "objects" not in features or "is_difficult" not in features["objects"]:
-        raise UserError(f"TFDS {builder.name} has no objects that may be difficult; data.name must be voc/2007.")
+        raise UserError(
+            f"TFDS {builder.name} has no objects that are marked difficult or not; data.name must be voc/2007."
+        )
     if builder.info.file_format.value == "array_record":
         raise UserError(
-            f"TFDS {builder.name} is stored as array_record; VOC is read from tfrecord, or the official folders."
+            f"TFDS {builder.name} is stored as array_record; VOC is read from tfrecord, or from the official folders."
         )
     try:
         return VocStream(builder, name)

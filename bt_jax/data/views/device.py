@@ -51,7 +51,7 @@ def make_views(
     Args:
       images: (N, H, W, 3) uint8.
       sizes: (N, 2) int32, the height and width of the image in the upper left corner of its array; None: they fill it.
-      epoch: () int32, or (N,) where images are of several.
+      epoch: () int32, or (N,) if the images are of several epochs.
       examples: (N,) int32, the numbers of the images in their set.
 
     Returns:
@@ -78,9 +78,9 @@ def make_views(
 
 
 def check_images(images: jax.Array | np.ndarray) -> None:
-    """Raises UserError unless images are (N, H, W, 3) uint8, telling the range of those that are not."""
+    """Raises UserError unless images are (N, H, W, 3) uint8; the message gives the range of other types."""
     if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
-        raise UserError(f"images are {images.shape}; they must be (N, H, W, 3), none of these 0.")
+        raise UserError(f"images are {images.shape}; they must be (N, H, W, 3), with none of these 0.")
     if images.dtype != np.uint8:
         found = ""
         if not isinstance(images, jax.core.Tracer):
@@ -91,7 +91,7 @@ def check_images(images: jax.Array | np.ndarray) -> None:
 def draw_uniforms(
     seed: int, epoch: jax.Array, examples: jax.Array, group: int, view: int, count: int = UNIFORMS
 ) -> jax.Array:
-    """(N, count) float32 in [0, 1), the random numbers of a draw of each image; the host takes TensorFlow's instead."""
+    """(N, count) float32 in [0, 1), the random numbers of one draw for each image; the host takes TensorFlow's instead."""
     # Threefry is named because the default generator may change, or differ between kinds of device.
     key = jax.random.key(seed, impl="threefry2x32")
     draw = draw_number(group, view)
@@ -104,7 +104,7 @@ def draw_uniforms(
 
 
 def sample_views(uniforms: jax.Array, sizes: jax.Array, spec: ViewSpec) -> ViewParameters:
-    """Draws a view of each image, as host.sample_view.
+    """Draws a view of each image, like host.sample_view.
 
     Args:
       uniforms: (N, UNIFORMS) in [0, 1).
@@ -119,7 +119,7 @@ def sample_views(uniforms: jax.Array, sizes: jax.Array, spec: ViewSpec) -> ViewP
 
 
 def sample_jigsaws(uniforms: Callable[..., jax.Array], sizes: jax.Array, jigsaw: Jigsaw, size: int) -> JigsawParameters:
-    """Draws a jigsaw of each image, as host.sample_jigsaw.
+    """Draws a jigsaw of each image, like host.sample_jigsaw.
 
     Args:
       uniforms: (view, count) -> (N, count) in [0, 1).
@@ -168,10 +168,10 @@ def _drawn(u: jax.Array, crop: jax.Array, spec: ViewSpec) -> ViewParameters:
 
 
 def crops_from_uniforms(area, ratio, top, left, sizes, spec: ViewSpec) -> jax.Array:
-    """torchvision's RandomResizedCrop.get_params, as host.crop_from_uniforms but in float32, for N images.
+    """torchvision's RandomResizedCrop.get_params, like host.crop_from_uniforms but in float32, for N images.
 
     Args:
-      area, ratio: (N, 10) uniforms in [0, 1), one a try; top, left: (N,) uniforms for the place of the crop that fits.
+      area, ratio: (N, 10) uniforms in [0, 1), one per try; top, left: (N,) uniforms for the place of the crop that fits.
       sizes: (N, 2) int32.
 
     Returns:
@@ -251,11 +251,11 @@ def _distorted(x: jax.Array, p: ViewParameters, spec: ViewSpec) -> jax.Array:
 
 
 def _jitter(x: jax.Array, p: ViewParameters) -> jax.Array:
-    """The four in each image's own order.
+    """Brightness, contrast, saturation and hue, in each image's own order.
 
-    Three of the four are blends, so each place in the order takes one blend, with whatever the image's order asks for. Hue
-    costs more than the others together and is computed once: what precedes it in an image's order is blended before, the
-    rest after. A blend with factor 1 changes nothing.
+    Three of the four are blends, so at each place in the order one blend is computed, with the base and factor that the image's
+    order puts there. Hue costs more than the others together and is computed once: what precedes it in an image's order is
+    blended before, the rest after. A blend with factor 1 changes nothing.
     """
     turn_of_hue = jnp.argmax(p.order == 3, axis=1)
     factors = jnp.stack([p.brightness, p.contrast, p.saturation, jnp.ones_like(p.hue)], axis=1)

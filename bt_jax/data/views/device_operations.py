@@ -1,9 +1,9 @@
-"""Operations on images in JAX, with the levels of the host's (host_operations.py) except for a few roundings.
+"""Operations on images in JAX, with the same levels as the host's (host_operations.py) except for a few roundings.
 
 All images of a batch are processed at once, each with its own parameters. Images enter as (N, H, W, 3) uint8. The crop is two
 batched matrix products of the images with weights that contain the crop, its antialiasing and the flip; Pillow rounds to
 whole levels after each, so the factors are exact even on a device that multiplies in bfloat16 or TF32. From then on an image
-is (S, S) int32, one word a pixel (`packed`), as on the host.
+is (S, S) int32, one word per pixel (`packed`), as on the host.
 """
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def packed(images: jax.Array) -> jax.Array:
-    """(N, H, W, 3) uint8 -> (N, H, W) int32, one word a pixel: red in the lowest byte, then green, then blue."""
+    """(N, H, W, 3) uint8 -> (N, H, W) int32, one word per pixel: red in the lowest byte, then green, then blue."""
     return _pack(*(images[..., c] for c in range(3)))
 
 
@@ -83,7 +83,7 @@ def _weights(
 
 
 def adjust_brightness(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends with black. This and the other operations: (N, S, S) packed, one factor an image; see host_operations.py."""
+    """Blends with black. This and the other operations: (N, S, S) packed, one factor per image; see host_operations.py."""
     return blended(jnp.zeros((1, 1, 1)), x, factor)
 
 
@@ -104,7 +104,7 @@ def mean_level(grey: jax.Array) -> jax.Array:
 
 
 def blended(base: jax.Array, x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Pillow's blend with `base`, truncated rather than rounded; the maximum keeps a compiler from merging two roundings into one."""
+    """Pillow's blend with `base`, truncated rather than rounded; the maximum keeps the compiler from merging two roundings."""
     factor = factor[:, None, None]
 
     def blend(c):
@@ -194,7 +194,7 @@ def gaussian_blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def _box(sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(N,) int32 each: weights, in 2⁻²⁴, of a box's middle, of those beside it, and of the next; see host_operations.py."""
+    """(N,) int32 each: weights, in 2⁻²⁴, of a box's middle tap, its neighbours, and the next ones; see host_operations.py."""
     variance = jnp.square(sigma) / 3
     whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)  # 0 or 1
     rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))

@@ -81,8 +81,8 @@ def sample_jigsaw(
     """Draws a jigsaw of an image of this size; a pure function of its arguments.
 
     Args:
-      seed_of: the seed, (2,) int64, of a patch by its place in the group; the two after the last are the crop's and the
-        order's.
+      seed_of: the seed, (2,) int64, of a patch by its place in the group; the two places after the last are for the crop and the
+        order.
       size: side of a window.
     """
     count, patches = jigsaw.grid**2, []
@@ -136,7 +136,7 @@ def crop_from_uniforms(area, ratio, top, left, height, width, spec: ViewSpec) ->
     """torchvision's RandomResizedCrop.get_params: the first of ten tries that fits, or else the largest centred crop.
 
     Args:
-      area, ratio: (10,) uniforms in [0, 1), one a try; top, left: uniforms for the place of the crop that fits.
+      area, ratio: (10,) uniforms in [0, 1), one per try; top, left: uniforms for the place of the crop that fits.
 
     Returns:
       (4,) int32: top, left, height, width.
@@ -233,7 +233,7 @@ def evaluation_view(image: tf.Tensor, resize: int, size: int) -> tf.Tensor:
     Args:
       image: (H, W, 3) uint8.
       resize: the shorter side is resized to this (antialiased bilinear, as the official evaluate.py) and the centre is
-        cut out; 0: the whole image is resized to the square, unless that is its size already.
+        cut out; 0: the whole image is resized to the square, unless it has that size already.
 
     Returns:
       (size, size, 3) uint8.

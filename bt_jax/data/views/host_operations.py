@@ -1,6 +1,6 @@
 """Operations on an image in TensorFlow, level by level Pillow's and torchvision's (official main.py, class Transform).
 
-An image enters and leaves as (H, W, 3) uint8. After the crop it is (H, W) int32, one word a pixel (`packed`), and XLA compiles
+An image enters and leaves as (H, W, 3) uint8. After the crop it is (H, W) int32, one word per pixel (`packed`), and XLA compiles
 all that follows into one program: words take a quarter of the memory of float planes, and operations do not pass images
 through TensorFlow.
 """
@@ -9,7 +9,7 @@ from bt_jax.data.tensorflow_import import tf
 
 
 def packed(image: tf.Tensor) -> tf.Tensor:
-    """(H, W, 3) uint8 -> (H, W) int32, one word a pixel: red in the lowest byte, then green, then blue."""
+    """(H, W, 3) uint8 -> (H, W) int32, one word per pixel: red in the lowest byte, then green, then blue."""
     return _pack(*tf.unstack(tf.cast(image, tf.int32), axis=-1))
 
 
@@ -37,7 +37,7 @@ def resized(image: tf.Tensor, crop: tf.Tensor, new_height, new_width, interpolat
 
     Pillow's arithmetic: the cubic's a is -0.5, whole levels after each axis, the width before the height (Pillow 13 takes
     the height of tall images first; the official results are older). It weighs in 22-bit fixed point, this in float32,
-    which moves one value in ten thousand by a level.
+    which changes one value in ten thousand by a level.
 
     Args:
       image: (H, W, 3) uint8.
@@ -120,9 +120,8 @@ def adjust_hue(x: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     turns = tf.cast(tf.where(turns >= 1.0, turns - 1.0, turns), tf.float32)
     level = tf.cast(tf.cast(turns, tf.float64) * 255.0, tf.int32)
     saturation = tf.cast(tf.cast(chroma / tf.maximum(high, 1.0), tf.float64) * 255.0, tf.int32)
-    level = (
-        level + tf.cast(shift * 255.0, tf.int32)
-    ) & 255  # the shift truncated towards zero, as by the cast to a byte
+    # The shift is truncated towards zero, as by the cast to a byte.
+    level = (level + tf.cast(shift * 255.0, tf.int32)) & 255
 
     # In each of six sectors Pillow gives one channel `high`, one the darkest shade, and one a shade between them, which
     # falls in odd sectors and rises in even ones.
@@ -197,7 +196,7 @@ def _cut(x: tf.Tensor, axis: int, begin: int, end: int) -> tf.Tensor:
 
 
 def _box(sigma: tf.Tensor) -> tf.Tensor:
-    """(3,) int32: weights, in 2⁻²⁴, of a box's middle, of those beside it, and of the next (Gwosdek's eq. 7, 11, 14)."""
+    """(3,) int32: weights, in 2⁻²⁴, of a box's middle tap, its neighbours, and the next ones (Gwosdek's eq. 7, 11, 14)."""
     variance = tf.square(tf.cast(sigma, tf.float64)) / 3
     whole = tf.floor((tf.sqrt(12 * variance + 1) - 1) / 2)  # 0 or 1
     rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))

@@ -32,7 +32,7 @@ class ViewSpec:
     interpolation: str = "bicubic"  # of the crop's resizing (antialiased), or "bilinear"
 
     def __post_init__(self):
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):  # lists from a file: what is drawn is kept by its spec
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):  # may be lists from a file; a spec must be hashable
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
@@ -45,7 +45,7 @@ VIEW_B = ViewSpec(blur=0.1, solarize=0.2)
 class Jigsaw:
     """The patches of one crop: a window in each cell of a grid, in a random order.
 
-    The crop is resized to grid·cell pixels a side; a window lies at a random place in its cell; each patch has its own flip
+    The crop is resized to grid·cell pixels per side; a window lies at a random place in its cell; each patch has its own flip
     and colours. At 224 pixels the windows are 64 wide and the cells 85; other sizes keep the proportions (64 pixels: cells of
     21, windows of 16; 32 pixels: 11 and 8).
 
@@ -54,7 +54,7 @@ class Jigsaw:
     Attributes:
       view: its crop_scale, crop_ratio and interpolation are for the crop; the rest is for each patch.
       cell: side of a cell in pixels, at least that of a window.
-      grid: cells a side.
+      grid: cells per side.
     """
 
     view: ViewSpec = ViewSpec(crop_scale=(0.6, 1.0))
@@ -62,10 +62,8 @@ class Jigsaw:
     grid: int = 3
 
 
-_GROUPS, _VIEWS = (
-    64,
-    512,
-)  # numbers for groups, and for a group's draws, of which a jigsaw takes two besides its patches'
+_GROUPS = 64  # of a batch
+_VIEWS = 512  # draws of a group; a jigsaw takes two besides those of its patches
 MAX_VIEWS = _VIEWS - 2
 
 
@@ -86,7 +84,9 @@ class ViewGroup:
     def __post_init__(self):
         """Raises UserError for a group that cannot be drawn."""
         if not (isinstance(self.name, str) and self.name.isidentifier()):
-            raise UserError(f"a view group is called {self.name!r}; its name must be a Python identifier, as 'global'.")
+            raise UserError(
+                f"a view group is called {self.name!r}; its name must be a Python identifier, such as 'global'."
+            )
         if self.size < 1:
             raise UserError(f"the views of group {self.name!r} are {self.size} pixels wide; they must be at least 1.")
         if isinstance(self.draws, Jigsaw):
@@ -134,7 +134,7 @@ def check_groups(groups: Sequence[ViewGroup]) -> tuple[ViewGroup, ...]:
     if not 1 <= len(names) <= _GROUPS:
         raise UserError(f"there are {len(names) or 'no'} view groups; a batch has 1 to {_GROUPS}.")
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"two view groups are called {twice!r}; each needs a name of its own.")
+        raise UserError(f"two view groups are called {twice!r}; rename one of them.")
     return tuple(groups)
 
 
@@ -192,7 +192,7 @@ class JigsawParameters(NamedTuple):
     """One draw of a jigsaw."""
 
     crop: Any  # (4,) int32, in the image
-    patches: Any  # a ViewParameters a patch, in the order of the views; `crop` is a window of the resized crop
+    patches: Any  # a ViewParameters per patch, in the order of the views; `crop` is a window of the resized crop
 
 
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop
@@ -202,7 +202,7 @@ UNIFORMS = 2 * CROP_TRIES + 16  # random numbers in a draw
 def draw_number(group: int, view: int) -> int:
     """The number of a draw among all draws of an image, from the places of its group and view, counted from 0.
 
-    Another view, or another group after the others, has numbers of its own and leaves the other draws as they were.
+    Adding a view, or a group after the others, does not change the numbers of the other draws.
 
     Args:
       view: its place in the group; the places after the last view are for what the views share.
