@@ -1,4 +1,4 @@
-"""What the tests of pipelines and feeds share: small sources, and batches of them."""
+"""What the tests of pipelines and feeds share: small sources, and batches from them."""
 
 import functools
 

@@ -69,7 +69,7 @@ def light_views(monkeypatch):
 
 @pytest.fixture(scope="session")
 def tfds_dir(tmp_path_factory):
-    """37 images in four files, and again in one; each image is of one colour that is its number, as the label is."""
+    """37 images in four files, and again in one; each image's colour and label are its number."""
     import tensorflow_datasets as tfds
 
     root = tmp_path_factory.mktemp("tensorflow_datasets")
@@ -92,5 +92,5 @@ def tfds_dir(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of real processes come last: they are the slowest, and what breaks them breaks a faster one first."""
+    """Tests of real processes come last: they are the slowest, and most faults break a faster test first."""
     items.sort(key=lambda item: item.path.stem == "test_processes")

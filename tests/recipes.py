@@ -24,7 +24,7 @@ from bt_jax.runtime.workdir import claim_workdir
 
 
 def recipe(name: str, shape: tuple[int, ...], salt: int) -> np.ndarray:
-    """The value of the torch parameter or statistic `name`, as the golden files were made with."""
+    """The value of the torch parameter or statistic `name` with which the golden files were made."""
     rng = np.random.default_rng(zlib.crc32(name.encode()) + salt)
     if name.endswith("running_var"):
         value = 0.5 + rng.random(shape)
@@ -44,7 +44,7 @@ def relative(found, expected) -> float:
 
 
 def small_method(mesh=None, *, sizes=(32, 32), form="auto", dtype=jnp.float32) -> BarlowTwins:
-    """A residual network of two blocks with a small projector: all that a step has, and quick to compile."""
+    """A residual network of two blocks with a small projector: has every part of a step, and compiles quickly."""
     return BarlowTwins(
         encoder=ResNet(blocks=(1, 1), bottleneck=False, small_images=True, width=4, dtype=dtype),
         projector=Projector(sizes, dtype=dtype),
@@ -109,7 +109,7 @@ def three_steps_of_two_sizes(mesh):
 
 
 def judged_run(folder):
-    """A pre-trained run and a labelled set to judge it on: (workdir, config of the run, which names itself as `init_from`).
+    """A pre-trained run and a labelled set to evaluate it on: (workdir, config of the run, which names itself as `init_from`).
 
     The encoder is a resnet18 as `bt_jax.models.resnet.BLOCKS` has it, which the fixture that calls this makes small. Of 60
     train and 25 test images of three classes, each class has a colour of its own.
@@ -151,7 +151,7 @@ def evaluation_of(config, task):
 
 
 def no_room_for(monkeypatch, module, name):
-    """The disk turns out to be full when `module` writes a file whose name begins with `name`."""
+    """The disk is full when `module` writes a file whose name begins with `name`."""
     write = module.write_whole
 
     def write_whole(path, text):

@@ -21,7 +21,7 @@ from configs import quickstart
 
 
 def quickstart_of(changes):
-    """The quickstart on few and small images, with the fields of `changes`, by dotted name, as they say."""
+    """The quickstart on few small images, with `changes`, values by dotted names."""
     config = quickstart.get_config()
     config.batch_size, config.epochs, config.log.tensorboard, config.log.every_steps = 16, 3, False, 1
     config.data.image_size, config.data.photographs.train_per_class, config.data.photographs.test_per_class = 16, 4, 1

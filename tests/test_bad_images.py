@@ -1,4 +1,4 @@
-"""bt_jax/data/bad_images.py: what does not decode is found and stood in for, and a batch stays a function of (seed, step)."""
+"""bt_jax/data/bad_images.py: images that do not decode are found and replaced, and a batch stays a function of (seed, step)."""
 
 import io
 import os
@@ -56,7 +56,7 @@ def test_others_stand_in_for_bad_images(tmp_path, light_views):
 
 @pytest.mark.parametrize("kind", ["text", "empty", "cut", "gone"])
 def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
-    """The batches before it are delivered; then, as it is more than a thousandth of all, a sentence names it alone."""
+    """The batches before it are delivered; then a message names it alone, as it is more than a thousandth of all."""
     folder = tmp_path / "train" / "a"
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
@@ -81,7 +81,7 @@ def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
 
 
 def test_no_traceback_is_shown_for_a_bad_image(tmp_path):
-    """TensorFlow would print one for each on standard error, of an image that goes through Pillow Python's too."""
+    """TensorFlow would print one for each on standard error, with Python's too for an image that Pillow decodes."""
     folder = tmp_path / "train" / "a"
     folder.mkdir(parents=True)
     for i in range(4):
@@ -103,7 +103,7 @@ print(batch["mask"].sum())
 
 
 def store_with_bad_images(root, bad, files=2):
-    """24 images of one colour that is their number, but for some that are no images."""
+    """24 images whose colour is their number; some of them are not images."""
     import tensorflow_datasets as tfds
 
     def image(i):
@@ -123,7 +123,7 @@ def store_with_bad_images(root, bad, files=2):
 
 
 def test_others_stand_in_for_bad_records_of_a_stream(tmp_path, light_views):
-    """The one before in the epoch, whichever process and start met it; evaluations leave it out."""
+    """The one before it in the epoch, whichever process or start finds it; evaluations leave it out."""
     store_with_bad_images(tmp_path, bad=(5, 6))
     settings = {"shuffle_buffer": 6, "max_bad_fraction": 0.1}
     source = stream(tmp_path, "bad_set")
@@ -169,7 +169,7 @@ def test_too_many_bad_records_of_a_stream(tmp_path, light_views):
 
 
 def test_a_broken_file_of_a_stream(tfds_dir, tmp_path):
-    """No record of it can be told from another, so none stands in; the set is named."""
+    """Its records cannot be distinguished, so none stands in; the message names the set."""
     shutil.copytree(tfds_dir / "numbers_set", tmp_path / "numbers_set")
     source = stream(tmp_path)
     for file in (tmp_path / "numbers_set" / "1.0.0").glob("*tfrecord*"):

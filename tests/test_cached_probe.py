@@ -29,7 +29,7 @@ def probe():
 
 @pytest.mark.parametrize("l2", [1e-1, 1e-3])
 def test_equals_scikit_learn(probe, l2):
-    """The same weights, and so the same accuracy: within 0.2 points is asked, here not one image of 1001 differs."""
+    """The same weights, and so the same accuracy: 0.2 points are allowed; here not one image of 1001 differs."""
     x, y = classes(601, 0)
     test, labels = classes(1001, 1)
     expected = LogisticRegression(C=1 / (601 * l2), tol=1e-10, max_iter=10000).fit(probe.standardized(x), y)
@@ -41,7 +41,7 @@ def test_equals_scikit_learn(probe, l2):
 
 
 def test_the_devices_make_no_difference(probe):
-    """1 and 8, and 601 images that 8 do not divide: the same classifier, and the same hits in sets of 1, 7 and 1000."""
+    """On 1 and 8, with 601 images, which 8 does not divide: the same classifier, and the same hits in sets of 1, 7 and 1000."""
     alone = CachedProbe(*classes(601, 0), num_classes=5, mesh=mesh_of(1))
     fits = [p.fit_best((1e-3, 1e-1), seed=3) for p in (probe, alone)]
     np.testing.assert_allclose(fits[0][0]["kernel"], fits[1][0]["kernel"], atol=2e-3)

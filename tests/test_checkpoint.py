@@ -1,4 +1,4 @@
-"""bt_jax/engine/checkpoint.py: what was saved comes back bit for bit, and a damaged checkpoint is stepped over."""
+"""bt_jax/engine/checkpoint.py: what was saved comes back bit for bit, and a damaged checkpoint is skipped."""
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ def test_nothing_there(tmp_path, mesh):
 
 
 def test_damaged_newest_falls_back(tmp_path, mesh):
-    """To the one before, saying so; the damaged one is kept aside and its step can be saved again."""
+    """To the one before, with a notice; the damaged one is moved away and its step can be saved again."""
     save(tmp_path, mesh, [1, 2, 3])
     damage(tmp_path / "checkpoints" / "3")
     checkpoints = Checkpoints(epath.Path(tmp_path))
@@ -130,7 +130,7 @@ def test_every_turned_bit_is_seen(tmp_path, mesh):
 
 
 def test_what_is_kept(tmp_path, mesh):
-    """The newest, those at multiples for good, and the best by score, which are known again after a restart."""
+    """The newest, those at multiples permanently, and the best by score, which are still known after a restart."""
     scores = {1: 0.9, 2: 0.2, 3: 0.4, 4: 0.3, 5: 0.4, 6: 0.1, 7: None, 8: 0.2}
     for steps in ((1, 2, 3, 4), (5, 6, 7, 8)):
         checkpoints = Checkpoints(epath.Path(tmp_path), 2, keep_every_steps=3, keep_best=2)
@@ -142,7 +142,7 @@ def test_what_is_kept(tmp_path, mesh):
 
 
 def test_what_else_a_run_knows(tmp_path, mesh):
-    """Is as it was when `save` was called, whatever happens to it while it is written."""
+    """Is as it was when `save` was called, even if it changes while it is written."""
     checkpoints = Checkpoints(epath.Path(tmp_path))
     run = {"history": [{"step": 1, "loss": 2.5}], "sizes": (1, 2)}
     checkpoints.save(1, state_at(1, mesh), run=run)
@@ -189,7 +189,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, mesh, monkeypatch):
 
 @pytest.mark.parametrize("name", ["lr=[0.1]", "a?", "a*"])
 def test_names_that_look_like_patterns(tmp_path, mesh, name, monkeypatch):
-    """All that is saved under them comes back, by a relative path too; the neighbour that the pattern fits is left alone."""
+    """Everything saved under them comes back, by a relative path too; the neighbour that matches the pattern is untouched."""
     (tmp_path / name).mkdir()
     save(tmp_path / "ab", mesh, [7])
     save(tmp_path / name / "run", mesh, [1, 2])
@@ -203,7 +203,7 @@ def test_names_that_look_like_patterns(tmp_path, mesh, name, monkeypatch):
 
 
 def test_the_first_is_read_back(tmp_path, mesh, monkeypatch, capfd):
-    """What was lost, or came out as something else, is told at the next save; no checkpoint has the name of one."""
+    """The next save reports an array that was lost or changed; no such checkpoint gets its final name."""
     looked, right = [], checkpoint.fingerprints_on_host
     monkeypatch.setattr(checkpoint, "fingerprints_on_host", lambda state: looked.append(state) or right(state))
     save(tmp_path / "good", mesh, [1, 2, 3])

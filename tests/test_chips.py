@@ -46,7 +46,7 @@ def test_figures_are_of_the_published_size():
 
 
 def test_the_compiler_has_as_many_devices_of_that_kind():
-    """Needs libtpu, an optional extra; in a process of its own, as libtpu and JAX's profiler do not bear each other."""
+    """Needs libtpu, an optional extra; in a separate process, as libtpu and JAX's profiler do not work together."""
     pytest.importorskip("libtpu")
     names = ["v4:4x4x4", "v5e:1x1", "v5e:4x4", "v5p:2x2x1", "v6e:2x2", "7x:2x2x1"]
     program = f"""

@@ -25,7 +25,7 @@ FROZEN, TUNED = {"classifier": 20.0}, {"classifier": 2.0, "encoder": 0.5}
 
 
 class Killed(Exception):
-    """Stands for whatever ends a process in the middle."""
+    """Represents anything that kills a process."""
 
 
 def mesh_of(devices):
@@ -34,7 +34,7 @@ def mesh_of(devices):
 
 @pytest.fixture
 def config(judged):
-    """Of the task `linear`, two steps an epoch."""
+    """Of the task `linear`, with two steps per epoch."""
     config = evaluation_of(judged[1], "linear")
     config.batch_size = 24
     return config
@@ -50,7 +50,7 @@ def training(config, workdir, rates, *, mesh=None, test=None, **more):
 
 
 def run(made):
-    """As a task runs it, with its ear for signals."""
+    """As a task runs it, with its signal handlers."""
     with Preemption() as preemption:
         return made.run(Session(made.setup.workdir, preemption))
 
@@ -64,7 +64,7 @@ def final_state(made):
 
 @pytest.mark.parametrize("rates", [FROZEN, TUNED], ids=["frozen", "tuned"])
 def test_interrupted_and_resumed_is_bit_equal(config, tmp_path, monkeypatch, rates):
-    """By a kill or by a signal: weights, statistics, momentum and the counts of each epoch are those of one piece."""
+    """By a kill or by a signal: weights, statistics, momentum and the counts of each epoch are those of an uninterrupted run."""
     expected = run(training(config, tmp_path / "whole", rates))
     step, whole = final_state(training(config, tmp_path / "whole", rates))
     assert step == 4 and expected["final"]["images"] == 25
@@ -113,7 +113,7 @@ def test_interrupted_and_resumed_is_bit_equal(config, tmp_path, monkeypatch, rat
 
 @pytest.mark.parametrize("rates", [FROZEN, TUNED], ids=["frozen", "tuned"])
 def test_the_devices_make_no_difference(config, tmp_path, rates):
-    """The same weights but for the last digits, and every metric equal.
+    """The same weights except for the last digits, and all metrics equal.
 
     A frozen encoder is bit-equal afterwards, and so is the original of a tuned one, which others may go on to use.
     """
@@ -137,7 +137,7 @@ def test_the_devices_make_no_difference(config, tmp_path, rates):
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_small_test_sets(config, tmp_path, count):
-    """Of 1 and 7 images on 8 devices each is counted once."""
+    """Each of 1 and of 7 images on 8 devices is counted once."""
     from bt_jax.data.subsets import take
 
     test = take(make_source(config.data, "test"), np.arange(count), "few")

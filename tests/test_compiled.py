@@ -1,4 +1,4 @@
-"""bt_jax/planning/compiled.py: collectives and memory traffic, of programs whose own are known and of texts as compilers write them."""
+"""bt_jax/planning/compiled.py: collectives and memory traffic, of programs with known ones and of texts as compilers write them."""
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def test_text_of_a_tpu_program():
 
 
 def test_traffic_of_a_tpu_program():
-    """What stays in the chip's own memory does not count, and what is brought there counts once."""
+    """What stays in the chip's fast memory does not count, and what is copied there counts once."""
     whole = 4 * 64 * 16
     part = 4 * 8 * 16
     copied, sliced = whole, part

@@ -1,4 +1,4 @@
-"""bt_jax/config/schema.py and the files in configs/: a wrong config dies with a sentence that names every fault."""
+"""bt_jax/config/schema.py and the files in configs/: a wrong config gets an error that names every fault."""
 
 import importlib
 import pathlib
@@ -48,7 +48,7 @@ def test_config_files_pass(name):
 
 @pytest.mark.parametrize("name", ["quickstart", "resnet18_cifar10", "resnet18_cifar10_cpu", "resnet50_imagenet"])
 def test_config_files_take_a_method(name):
-    """All methods, and a sentence for what is none."""
+    """All methods, and an error for a name that is none."""
     get_config = importlib.import_module(f"configs.{name}").get_config
     for method in config_lib.METHODS:
         config = get_config(method)
@@ -104,7 +104,7 @@ def test_official_recipe():
 
 
 def test_batch_size_variants():
-    """Figure 2 of the paper, and a sentence for what is not in it."""
+    """Figure 2 of the paper, and an error for what is not in it."""
     from configs.resnet50_imagenet_batch_size import get_config
 
     rates = {size: get_config(str(size)).optimizer.learning_rate_weights for size in (128, 256, 512, 1024, 2048, 4096)}
@@ -167,7 +167,7 @@ def test_all_faults_are_told_together():
     ],
 )
 def test_wrong_values(name, value, expected):
-    """Each rule bites, and names the field."""
+    """Each rule is enforced, and its message names the field."""
     config = sound()
     with config.ignore_type():
         config.update_from_flattened_dict({name: value})
@@ -208,7 +208,7 @@ def test_epochs_that_are_kept_must_be_saved():
 
 
 def test_overrides_of_unknown_fields():
-    """The command line's misspelt names are all told at once, with the nearest field, before any is parsed."""
+    """All misspelt names of the command line are reported at once, with the nearest field, before any is parsed."""
     argv = ["main.py", "--config.epoch=3", "--config.optimizer.lambd=1", "--config.batch_size=64", "--workdir=x"]
     with pytest.raises(UserError) as error:
         config_lib.check_overrides(argv)
@@ -237,7 +237,7 @@ def test_overrides_of_unknown_fields():
     ],
 )  # fmt: skip
 def test_overrides_of_fields_that_are_not_this_runs(argument, config, sentence):
-    """Whose it is, or what it is called now."""
+    """The message says whose it is, or what it is called now."""
     with pytest.raises(UserError) as error:
         config_lib.check_overrides([f"--config.{argument}=1", "--config.seed=1"], config_lib.default(*config))
     assert sentence in str(error.value) and str(error.value).count(";") == 0
@@ -265,7 +265,7 @@ def test_a_group_of_another_task_or_method():
 
 
 def test_a_task_or_optimizer_by_name_alone():
-    """The fields of it are missing; one sentence says what to do."""
+    """Its fields are missing; one sentence says what to do."""
     config = sound()
     config.task = "linear"
     assert complaint(config).startswith(
@@ -279,7 +279,7 @@ def test_a_task_or_optimizer_by_name_alone():
 
 
 def test_json_round_trip():
-    """A config written beside a run reads back as the same config, tuples included."""
+    """A run's config.json reads back as the same config, tuples included."""
     config = sound()
     assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
 

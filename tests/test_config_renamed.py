@@ -1,4 +1,4 @@
-"""bt_jax/config/renamed.py: configs written at 57dd817 (tests/golden/config_57dd817*.json), and names of before."""
+"""bt_jax/config/renamed.py: configs written at 57dd817 (tests/golden/config_57dd817*.json), and old names."""
 
 import json
 
@@ -19,7 +19,7 @@ def old_text(name=""):
 
 
 def of_now(name):
-    """What the same command makes now."""
+    """The config that the same command makes now."""
     if name == "":
         return quickstart.get_config()
     if name == "_knn":
@@ -45,7 +45,7 @@ def test_an_old_config_is_that_of_now(name):
 
 @pytest.mark.parametrize("name", ["", "_linear", "_finetune", "_knn"])
 def test_an_old_run_goes_on(tmp_path, name):
-    """Its workdir takes the config of now, and still refuses what would change its weights, or its result."""
+    """Its workdir accepts today's config, and still refuses what would change its weights or its result."""
     (tmp_path / "config.json").write_text(old_text(name))
     config = of_now(name)
     other = config.copy_and_resolve_references()
@@ -74,7 +74,7 @@ def test_values_stay_under_new_names():
 
 
 def test_an_svm_was_not_trained_in_epochs():
-    """Whatever stood in its batch size and epochs, nothing read it."""
+    """Nothing read its batch size and epochs, so any values are accepted."""
     old = json.loads(old_text())
     old["task"], old["transfer"]["protocol"] = "transfer", "svm"
     config = config_lib.from_json(json.dumps(old))
@@ -82,7 +82,7 @@ def test_an_svm_was_not_trained_in_epochs():
 
 
 def test_every_old_name_leads_somewhere():
-    """An old field is a field of now, in some task, or has a new name that is one."""
+    """An old field still exists in some task, or has a new name that does."""
     known = {name for task in config_lib.TASKS for name in config_lib.flatten(config_lib.default(task))}
     old = json.loads(old_text())
 

@@ -22,7 +22,7 @@ def _small(rank, batch_size):
     return None if rank < batch_size else f"mine.rank is {rank}, but must be less than batch_size"
 
 class Mine:
-    """A method of a user's."""
+    """A user's method."""
     config_group = "mine"
     fields = {"rank": Field(4, at_least(1), "A number"), "view.flip": Field(0.5, at_least(0, float), "A probability")}
     optimizer = "sgd"
@@ -152,7 +152,7 @@ def test_a_method_by_import_path(package):
 
 
 def test_a_config_that_is_given_another_method(package):
-    """The groups of the new one come, those of the old one go; what both have keeps its values."""
+    """The groups of the new one are added, those of the old one removed; common fields keep their values."""
     config = config_lib.default()
     config.data.data_dir, config.batch_size, config.seed = "images", 64, 7
     config.method = "users_methods:Mine"
@@ -179,7 +179,7 @@ def test_what_was_changed_in_another_methods_group_is_told(package):
 
 
 def test_based_on():
-    """Data, encoder and devices are the same; what a training and an evaluation mean by other things is not taken over."""
+    """Data, encoder and devices stay the same; fields with another meaning in an evaluation are not copied."""
     config = config_lib.default()
     config.update(batch_size=64, epochs=5, seed=3, init_from="elsewhere", dtype="bfloat16")
     config.data.update(source="photographs", image_size=48)

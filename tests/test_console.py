@@ -1,4 +1,4 @@
-"""bt_jax/console.py: what cannot be printed ends nothing."""
+"""bt_jax/console.py: output that cannot be printed ends nothing."""
 
 import errno
 import io
@@ -17,7 +17,7 @@ NAME = "8 × π ‘a’ \udcff\x1b[31m"
 
 
 def ran(body, **options):
-    """A process of its own that prints by the console and then does more."""
+    """A separate process that prints by the console and then does more."""
     code = f"import os, sys, console\n{body}\nopen('ended', 'w').close()"
     environment = {**os.environ, "PYTHONPATH": str(FOLDER), **options.pop("environment", {})}
     return subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, **options)
@@ -32,7 +32,7 @@ def ran(body, **options):
     ],
 )
 def test_what_the_encoding_lacks(tmp_path, encoding, expected):
-    """Is escaped, on both streams; and so is what would be a terminal's command."""
+    """Is escaped, on both streams; so are a terminal's control codes."""
     done = ran(
         f"console.say({NAME!r}); console.warn({NAME!r})", cwd=tmp_path, capture_output=True,
         environment={"PYTHONIOENCODING": encoding},
@@ -43,7 +43,7 @@ def test_what_the_encoding_lacks(tmp_path, encoding, expected):
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_reader_that_went_away(tmp_path, stream):
-    """As of `| head`: what is printed afterwards goes nowhere, the other stream says so once, and the status is 0."""
+    """As with `| head`: later output is dropped, the other stream says so once, and the status is 0."""
     reader, writer = os.pipe()
     os.close(reader)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer}
@@ -69,7 +69,7 @@ def test_a_full_disk_under_a_log(tmp_path, stream):
 
 
 def test_streams_that_are_closed(tmp_path):
-    """They get open ones, so that no file of the run stands where libraries' messages go."""
+    """They get open ones, so that no file of the run gets a descriptor to which libraries print."""
     body = "console.open_streams(); console.say('a'); console.warn('b'); sys.stderr.write('c')\n"
     body += "file = open('data', 'wb'); assert file.fileno() > 2; os.write(2, b'chatter')"
     command = [sys.executable, "-c", f"import os, sys, console\n{body}"]
@@ -81,7 +81,7 @@ def test_streams_that_are_closed(tmp_path):
 
 
 def test_a_log_with_room_again(monkeypatch):
-    """What is printed then is there; a stream of the user's own that fails does not matter either."""
+    """What was printed is written; a user's own stream that fails does not matter either."""
 
     class Moody(io.StringIO):
         full = True

@@ -76,7 +76,7 @@ def test_orientation_is_not_applied():
 
 
 def test_grey_png_of_16_bits_keeps_its_high_byte():
-    """Where Pillow would make nearly all of it white."""
+    """Pillow would make nearly all of it white."""
     grey = np.random.default_rng(0).integers(0, 2**16, (9, 7), np.uint16)
     found = decode(tf.constant(encoded(grey, "PNG"))).numpy()
     np.testing.assert_array_equal(found, np.repeat(grey[..., None] >> 8, 3, axis=-1))
@@ -112,7 +112,7 @@ DEEP_FILES = {
 
 @pytest.mark.parametrize("name", DEEP_FILES)
 def test_grey_images_of_16_bits_keep_their_high_byte(name):
-    """Numpy says what that is; nothing turns white."""
+    """Compared with numpy; nothing turns white."""
     content, expected = DEEP_FILES[name]
     found = decode(tf.constant(content)).numpy()
     np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, axis=-1))
@@ -127,7 +127,7 @@ def test_levels_without_a_range_do_not_decode(dtype):
 
 
 def without_adobe(jpeg):
-    """The file without its APP14 segment, by which Adobe says that CMYK stands inverted."""
+    """The file without its APP14 segment, by which Adobe says that CMYK is inverted."""
     at = jpeg.index(b"\xff\xee")
     return jpeg[:at] + jpeg[at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big") :]
 

@@ -20,14 +20,14 @@ from bt_jax.errors import UserError
 
 
 def test_dispatches_end_with_epochs():
-    """Five steps an epoch, three at a time: three and two; from a step in the middle, the rest of its three first."""
+    """Five steps per epoch, three at a time: three and two; from a step in the middle, first the rest of its three."""
     feed = dataclasses.replace(feed_of(noise(), device_config(), batch_size=8), steps_per_dispatch=3)
     assert [step for step, _ in feed.batches(0, 10)] == [3, 5, 8, 10]
     assert [step for step, _ in feed.batches(4, 9)] == [5, 8, 9]
 
 
 def test_nothing_crosses_the_bus_but_numbers():
-    """After the set is there, a step's delivery is an epoch and the examples."""
+    """Once the set is resident, a step's delivery is an epoch and the examples."""
     feed = feed_of(noise(), device_config())
     _, delivery = next(feed.batches(0, 1))
     assert delivery["resident"] is feed.resident

@@ -34,7 +34,7 @@ def dues(cadence, steps=range(1, 13)):
     ],
 )
 def test_a_table_of_steps(cadence, save, look):
-    """The last step is always saved, and looked at where anything is."""
+    """The last step is always saved, and evaluated if any step is."""
     found = dues(cadence)
     assert found == {"epoch_ends": [3, 6, 9, 12], "save": save, "look": look, "last": [12]}
 

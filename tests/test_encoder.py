@@ -57,7 +57,7 @@ def run(tmp_path_factory):
 
 
 def test_features_are_those_of_the_run(run):
-    """By running statistics; uint8 and normalised floats alike, whatever the number of images and the block."""
+    """By running statistics; from uint8 and from normalised floats, for any number of images and any block."""
     workdir, method, state = run
     encoder = bt_jax.load_encoder(str(workdir))
     assert (encoder.arch, encoder.width, encoder.input_size) == ("resnet18", 32, 24)
@@ -80,7 +80,7 @@ def test_a_path_may_be_relative(run, monkeypatch):
 
 
 def test_weights_are_known_by_step_and_hash(run):
-    """Read again they have the same hash; one number changed in its last bit, another."""
+    """Read again they have the same hash; with one bit changed they have another."""
     workdir, _, _ = run
     encoder, again = (bt_jax.load_encoder(str(workdir)) for _ in range(2))
     assert encoder.step == 7
@@ -100,7 +100,7 @@ def test_bad_images(run):
 
 
 class Tensor:
-    """What PyTorch's tensors offer to those who do not know them."""
+    """What PyTorch's tensors offer to code that does not know them."""
 
     def __init__(self, array, numpy=None):
         self._array, self.shape, self.dtype, self.ndim = array, array.shape, f"torch.{array.dtype}", array.ndim
@@ -162,7 +162,7 @@ def test_images_of_other_kinds(run):
 
 
 def test_floats_that_are_not_normalised(run):
-    """Are refused, unless they are said to be; what may be normalised is not."""
+    """Are refused, unless they are declared normalised; floats that may be normalised are not."""
     encoder = bt_jax.load_encoder(str(run[0]))
     images = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
     for given, sentence in (
@@ -294,7 +294,7 @@ def test_heads_of_a_method_that_nobody_knows(tmp_path, task):
 
 
 def test_an_encoder_of_ones_own(tmp_path):
-    """By its import path, without batch norm; a sentence where its class is gone or is another."""
+    """By its import path, without batch norm; an error if its class is gone or is another."""
     config = small_config(arch="test_encoders:Patches")
     encoder = make_encoder("test_encoders:Patches", width=4)
     state = saved(
@@ -329,7 +329,7 @@ def test_the_projector_comes_along(run):
 
 
 def test_paths_that_are_no_weights(run, tmp_path):
-    """A step that is not there, the folder of checkpoints, and addresses."""
+    """A missing step, the folder of checkpoints, and addresses."""
     folder = run[0] / "checkpoints"
     for name in ("99", "latest", "007"):
         with pytest.raises(

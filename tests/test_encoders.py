@@ -1,4 +1,4 @@
-"""bt_jax/models/encoders.py: encoders by import path, and a sentence for each that cannot be used."""
+"""bt_jax/models/encoders.py: encoders by import path, and an error for each that cannot be used."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class Patches(nn.Module):
 
 
 class Unpooled(Patches):
-    """Forgets to average over the places."""
+    """Does not average over the positions."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -33,7 +33,7 @@ class Unpooled(Patches):
 
 
 class OneViewOnly(Patches):
-    """Takes V images for one, V times as high."""
+    """Takes V images as one, V times as high."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -41,7 +41,7 @@ class OneViewOnly(Patches):
 
 
 class OneSize(Patches):
-    """Has parameters for each place."""
+    """Has parameters for each position."""
 
     @nn.compact
     def __call__(self, images, *, train):

@@ -10,7 +10,7 @@ from bt_jax.data.eval_batches import eval_batches, evaluation_views
 
 @pytest.mark.parametrize(("resize", "size"), [(0, 24), (32, 28)])
 def test_evaluation_is_as_with_tensorflow(resize, size):
-    """The same images to a level in three values of a hundred, labels and masks, with and without a limit."""
+    """The same labels and masks, and images that differ by at most a level in 3 % of values; with and without a limit."""
     source, config = noise(), device_config(image_size=size, eval_resize=resize)
     for limit in (None, 19):
         batches = [
@@ -31,6 +31,6 @@ def test_images_of_the_right_size_pass_untouched():
 
 
 def test_rows_that_are_none():
-    """Told at once, not when the first batch is asked for."""
+    """Reported at once, not with the first batch."""
     with pytest.raises(ValueError, match="must be increasing and lie in 0 to 7"):
         eval_batches(noise(), device_config(), batch_size=8, rows=np.array([0, 8]))

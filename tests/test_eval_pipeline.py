@@ -11,7 +11,7 @@ from bt_jax.data.sources.make import make_source
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize(("n", "limit"), [(16, None), (19, None), (23, 17), (3, 5)])
 def test_every_image_is_seen_once(n, limit, processes):
-    """Also where the last batch leaves some processes with nothing: all make as many batches, of one shape."""
+    """Also if some processes get nothing of the last batch: all make as many batches, of one shape."""
     source = array_source(n)
     shares = [evaluate(source, rows=rows, limit=limit) for rows in np.split(np.arange(8), processes)]
     expected = np.arange(n) if limit is None or limit >= n else np.arange(limit) * n // limit

@@ -49,7 +49,7 @@ def test_a_frozen_encoder_looks_at_each_image_alone():
 
 
 def test_features_that_are_not_finite():
-    """The place of the first such image, and the layer where it goes wrong."""
+    """The number of the first such image, and the first layer that is not finite."""
     encoder = ResNet(blocks=(1,), bottleneck=False, small_images=True, width=4)
     variables = jax.tree.map(np.array, encoder.init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), train=False))
     variables["params"]["layer1_0"]["conv2"]["kernel"][0, 0, 0, 0] = np.nan

@@ -153,7 +153,7 @@ def test_draws_are_those_before_there_were_groups(golden, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stand_ins_come_under_their_own_numbers(tmp_path, kind):
-    """Whose image it is, whoever makes the views; rows of others as before."""
+    """Of the image shown, whoever makes the views; other rows are unchanged."""
     (tmp_path / "train" / "a").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(20):
@@ -174,7 +174,7 @@ def test_stand_ins_come_under_their_own_numbers(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_that_are_no_classes(tfds_dir, kind):
-    """Of records they are known only as they come; who does not look at labels does not mind."""
+    """Labels in records are checked as they are read; feeds without labels ignore them."""
     source = stream(tfds_dir)
     source.class_names = source.class_names[:30]
     config = data_config(image_size=16, **{**KINDS[kind], "device_bytes": 10**6 if kind == "resident" else 0})
@@ -190,7 +190,7 @@ def test_a_set_that_is_not_to_reside():
 
 
 def test_closed_early():
-    """As a run does that leaves in the middle: nothing is left hanging."""
+    """As by a run that stops in the middle: nothing hangs."""
     for kind in KINDS:
         batches = feed_of_kind(kind, noise()).batches(0, 100)
         assert next(batches)[0] == 1

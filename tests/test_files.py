@@ -9,7 +9,7 @@ from bt_jax.runtime.files import read_object, write_whole
 
 
 def test_the_old_stays_where_the_new_cannot_be_written(tmp_path, monkeypatch):
-    """At whatever call the disk turns out to be full; nothing lies beside it."""
+    """At whichever call the disk is full; no other file is left."""
     path = epath.Path(tmp_path / "file")
     write_whole(path, "old — 旧")
 

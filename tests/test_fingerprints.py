@@ -1,4 +1,4 @@
-"""bt_jax/engine/fingerprints.py: any bit counts, and the devices and the host agree."""
+"""bt_jax/engine/fingerprints.py: every bit counts, and the devices and the host agree."""
 
 import jax
 import jax.numpy as jnp

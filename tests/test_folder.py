@@ -1,4 +1,4 @@
-"""bt_jax/export/folder.py and task.py: what is exported comes back, is checked, and runs without the run."""
+"""bt_jax/export/folder.py and task.py: exports are read back, checked, and run without the training run."""
 
 import dataclasses
 import errno
@@ -26,7 +26,7 @@ from bt_jax.tasks.export import _in_torch, export
 
 @pytest.fixture(scope="module")
 def weights():
-    """A narrow ResNet-18 with running statistics that are not those of the start, a projector and a classifier."""
+    """A narrow ResNet-18 whose running statistics differ from the initial ones, with a projector and a classifier."""
     rng = np.random.default_rng(0)
     known = EncoderWeights(
         "resnet18", {}, "step 7 of a test", width=4, small_images=True, stem_stride=2, input_size=16, step=7,
@@ -85,7 +85,7 @@ def test_all_comes_back(weights, folder):
 
 
 def test_the_safetensors_alone(weights, folder, images, features):
-    """Know all that the folder knows of the encoder and the classifier; the same weights have the same hash."""
+    """Hold everything that the folder has of the encoder and the classifier; the same weights have the same hash."""
     encoder = bt_jax.load_encoder(folder / "encoder.safetensors")
     assert (encoder.arch, encoder.input_size, encoder.step, encoder.mean) == ("resnet18", 16, 7, (0.4, 0.5, 0.6))
     assert encoder.module.stem_stride == 2 and encoder.sha256 == sha256_of(weights.variables)
@@ -171,7 +171,7 @@ def test_a_description_that_is_wrong(folder, tmp_path, fields, sentence):
 
 
 def test_damaged_weights(folder, tmp_path):
-    """Bits of the weights turned: it is the sha256 that tells, if nothing before it does."""
+    """Flipped bits of the weights: the sha256 notices, if nothing before it does."""
     copy = changed(folder, tmp_path)
     # In the middle of each array file, over some length: the store may leave bytes that nothing refers to.
     for file in pathlib.Path(copy / "encoder").rglob("d/*"):
@@ -199,7 +199,7 @@ def flipped(path, places):
 
 @pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.json"])
 def test_a_flipped_bit_in_what_describes_itself(weights, folder, tmp_path, name):
-    """In the header, the description or the weights: a sentence, or the very same encoder."""
+    """In the header, the description or the weights: an error, or exactly the same encoder."""
     copy = changed(folder, tmp_path)
     path = copy / name
     read = (lambda: bt_jax.export.encoder.read_weights(path)) if name != "encoder.json" else (lambda: read_folder(copy))
@@ -221,7 +221,7 @@ def test_a_flipped_bit_in_what_describes_itself(weights, folder, tmp_path, name)
 
 @pytest.mark.parametrize("name", ["encoder.safetensors", "projector.safetensors", "encoder.jax_export"])
 def test_a_flipped_bit_in_a_file_beside_the_weights(folder, tmp_path, name):
-    """The folder's description knows the hash of each; one that was removed is not missed."""
+    """The folder's description has the hash of each; a missing one is no error."""
     copy = changed(folder, tmp_path)
     for _ in flipped(copy / name, [(copy / name).stat().length - 9]):
         with pytest.raises(UserError, match=f"{name} does not have the sha256 in .*encoder.json, so it was changed or"):
@@ -265,7 +265,7 @@ def test_weights_of_each_network_are_held_against_their_hash(weights, folder, tm
 
 
 def test_exports_of_before(folder, tmp_path):
-    """Know only the hash of the encoder, and are read."""
+    """Have only the encoder's hash, and are read."""
     copy = changed(folder, tmp_path)
     description = json.loads((copy / "encoder.json").read_text())
     older = {name: v for name, v in description.items() if name == "sha256" or not name.endswith("_sha256")}
@@ -280,7 +280,7 @@ def test_exports_of_before(folder, tmp_path):
 
 
 def test_without_flatbuffers(folder, tmp_path, monkeypatch):
-    """What the program takes is said before anything is written."""
+    """The error says what the program takes, before anything is written."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     config = config_lib.default("export")
     config.init_from = str(folder)
@@ -300,7 +300,7 @@ def test_paths_may_be_relative(folder, tmp_path, monkeypatch):
 
 
 def test_the_task(folder, tmp_path, capsys):
-    """From weights to a folder, with as much as is asked for; not over an export, nor into a run."""
+    """From weights to a folder, with the parts that are asked for; not over an export, nor into a run."""
     config = config_lib.default("export")
     with pytest.raises(UserError, match="init_from is empty, but must name the encoder to export"):
         export(config, str(tmp_path / "x"))
@@ -353,14 +353,14 @@ def test_weights_that_are_not_finite_are_not_exported(weights, tmp_path):
     ],
 )  # fmt: skip
 def test_how_torchvision_takes_it(fields, line):
-    """The summary names a network of torchvision only where the tensors fit it."""
+    """The summary names a network of torchvision only if the tensors fit it."""
     known = {"arch": "resnet50", "width": 64, "small_images": False, "stem_stride": 1, "classes": None, **fields}
     found = _in_torch(known, epath.Path("out/encoder.safetensors"))
     assert line in found and ("load_file('out/encoder.safetensors')" in found) == (known["width"] == 64)
 
 
 def test_a_name_that_looks_like_a_pattern(weights, tmp_path, monkeypatch):
-    """What is exported under it comes back; a parent of a relative path may have such a name too."""
+    """An export under such a name can be read; a parent of a relative path may have such a name too."""
     (tmp_path / "lr=[0.1]").mkdir()
     monkeypatch.chdir(tmp_path / "lr=[0.1]")
     write_folder(weights, epath.Path("out"), platforms=())
@@ -371,7 +371,7 @@ def test_a_name_that_looks_like_a_pattern(weights, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("what", ["tree", "tensors", "program"])
 def test_an_export_is_read_back(weights, tmp_path, monkeypatch, what):
-    """Storage that gives back something else gets a sentence, and there is no encoder.json."""
+    """Storage that returns something else gives an error, and no encoder.json is written."""
     read_tree, read_tensors = export_folder._read_tree, export_folder.read_safetensors
     if what == "tree":
         monkeypatch.setattr(export_folder, "_read_tree", lambda path: jax.tree.map(lambda x: x + 1, read_tree(path)))
@@ -386,7 +386,7 @@ def test_an_export_is_read_back(weights, tmp_path, monkeypatch, what):
 
 
 class Unequal(bytes):
-    """Bytes that no file gives back."""
+    """Bytes that no file returns."""
 
     def __ne__(self, other):
         return True
@@ -394,7 +394,7 @@ class Unequal(bytes):
 
 @pytest.mark.parametrize("where", ["tree", "tensors", "program", "description"])
 def test_a_full_disk(weights, tmp_path, monkeypatch, where):
-    """One sentence, and nothing of the export is left, nor the folder if it was empty; what else is there stays."""
+    """One sentence, and nothing of the export is left, nor the folder if it was empty; other files stay."""
     full = OSError(errno.ENOSPC, "No space left on device")
     name = {
         "tree": "_check_same",

@@ -48,5 +48,5 @@ def test_classifier_starts_as_the_official():
     ],
 )
 def test_layers_are_split_in_turns(path, spec):
-    """By outputs, by inputs, by outputs: what one layer leaves split, the next takes so."""
+    """By outputs, by inputs, by outputs: each layer takes its input as the one before leaves it split."""
     assert projector_partition(path) == PartitionSpec(*spec)

@@ -1,4 +1,4 @@
-"""bt_jax/evaluation/health.py against what the papers write, in plain numpy."""
+"""bt_jax/evaluation/health.py against the papers' formulas in plain numpy."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_rankme(shape):
 
 
 def test_rankme_of_known_ranks():
-    """Of orthogonal directions of one length as many as there are; of one direction 1."""
+    """For n orthogonal directions of one length it is n; for one direction 1."""
     rng = np.random.default_rng(0)
     q = np.linalg.qr(rng.standard_normal((50, 7)))[0]
     assert rankme(q) == pytest.approx(7, rel=1e-4)

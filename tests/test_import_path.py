@@ -1,4 +1,4 @@
-"""bt_jax/import_path.py: what a path names, and a sentence where it names nothing."""
+"""bt_jax/import_path.py: what a path names, and an error if it names nothing."""
 
 import pytest
 

@@ -61,7 +61,7 @@ def test_an_encoder_that_does_not_fit(other):
 
 
 def test_what_is_said(other, monkeypatch):
-    """Which parts begin with the weights, which begin at random, and how the images were normalised."""
+    """Which parts start with the weights, which start at random, and how the images were normalised."""
     encoder, heads = other
     weights = EncoderWeights("resnet18", encoder, "step 6 of a run", width=4, small_images=True, heads=heads)
     monkeypatch.setattr(init_from, "read_weights", lambda path: weights)

@@ -1,4 +1,4 @@
-"""bt_jax/tasks/judge_at_end.py: what a run says of its encoder when it is done, by the tasks' own functions."""
+"""bt_jax/tasks/judge_at_end.py: what a finished run reports of its encoder, by the tasks' own functions."""
 
 import shutil
 
@@ -15,7 +15,7 @@ from bt_jax.tasks import judge_at_end as at_end
 
 @pytest.fixture
 def run(judged, tmp_path):
-    """A run of its own for a test, its config, and the mesh; trainings on labels take one epoch."""
+    """A copy of the run for one test, its config, and the mesh; trainings on labels take one epoch."""
     workdir, config = judged
     copied = epath.Path(tmp_path) / "run"
     shutil.copytree(workdir, copied)
@@ -36,7 +36,7 @@ def test_three_numbers_and_their_files(run):
 
 
 def test_what_cannot_be_judged_is_told(run, monkeypatch):
-    """A run that is done ends well; as few labels as the smallest class has, and a batch no larger than they are."""
+    """A finished run ends well; it takes as few labels as the smallest class has, and no larger batch than there are labels."""
     copied, config, mesh = run
     given, told = [], []
 

@@ -106,7 +106,7 @@ def test_several_k_are_one_search():
 
 
 def test_of_equally_near_images_the_first_votes():
-    """Copies in other blocks and on other devices: the one of lowest number is nearer, wherever it stands."""
+    """Copies in other blocks and on other devices: the lowest number comes first, wherever it is."""
     train = np.repeat(np.eye(4), 20, axis=0)[np.arange(80).reshape(4, 20).T.ravel()]  # 0 1 2 3 0 1 2 3 …
     labels = np.arange(80) % 4 + 4 * (np.arange(80) // 4 >= 3)  # classes 0-3 for the first three copies, then 4-7
     for mesh in meshes():
@@ -115,7 +115,7 @@ def test_of_equally_near_images_the_first_votes():
 
 
 def test_the_matrix_of_all_similarities_is_never_held():
-    """What the compiled search allots beside its inputs grows with the blocks, not with the train images."""
+    """The memory of the compiled search besides its inputs grows with the blocks, not with the train images."""
     mesh = next(meshes())
     allotted = []
     for blocks in (4, 64):

@@ -1,4 +1,4 @@
-"""bt_jax/engine/loop.py and run.py: what happens between steps, with a model of two numbers that compiles at once."""
+"""bt_jax/engine/loop.py and run.py: what happens between steps, with a model of two numbers that compiles in no time."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def notes(workdir, step):
 
 
 def test_losses_looks_and_checkpoints_in_their_order(tmp_path):
-    """Each step is recorded once; a look sees the state of its step, and its score goes with that step's checkpoint."""
+    """Each step is recorded once; the monitor sees the state of its step, and its score is saved with that step's checkpoint."""
     looks = []
 
     def look(state, step):
@@ -122,7 +122,7 @@ def test_losses_looks_and_checkpoints_in_their_order(tmp_path):
 
 @pytest.mark.parametrize("after", range(6))
 def test_a_signal_before_any_step(tmp_path, after):
-    """That step is made and saved, or is the last; the run resumes to the bits of one piece, records included."""
+    """That step is finished and saved; the run resumes to the same bits as an uninterrupted one, records included."""
     whole = run(tmp_path / "whole")
     with pytest.raises(Preempted) if after < 5 else nullcontext():
         run(tmp_path / "cut", before={after: lambda: os.kill(os.getpid(), signal.SIGTERM)})
@@ -134,7 +134,7 @@ def test_a_signal_before_any_step(tmp_path, after):
 
 
 def test_a_look_that_is_broken_off_is_taken_again(tmp_path):
-    """First of all when the run goes on, and recorded once; the checkpoint says that it is owed."""
+    """It is the first thing that the resumed run does, and is recorded once; the checkpoint says that it is due."""
     looks = []
 
     def look(_, step):
@@ -153,7 +153,7 @@ def test_a_look_that_is_broken_off_is_taken_again(tmp_path):
 
 
 def test_what_is_not_finite_is_never_saved(tmp_path):
-    """Found a step late at most, before anything of it is written; the advice is the setup's."""
+    """Found one step late at most, before anything of it is written; the advice comes from the setup."""
     with pytest.raises(
         UserError, match=r"not finite at step 4 \(loss nan\); the last good checkpoint is step 2 .*Lower the rate"
     ):
@@ -171,7 +171,7 @@ def test_a_finished_run_has_nothing_to_do(tmp_path):
 
 
 def test_equal_trainings_share_a_program():
-    """Kept by what it is made of: a second training of the same method and optimiser compiles nothing."""
+    """Cached by what it is made of: a second training of the same method and optimiser compiles nothing."""
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     method, optimizer = TwoNumbers(), make_optimizer(SGD, FACTS)
     one = loop._jitted(method, optimizer, 0, 8, mesh, None)

@@ -1,4 +1,4 @@
-"""bt_jax/losses/barlow_twins.py against the official results, numpy in float64, and what the loss promises."""
+"""bt_jax/losses/barlow_twins.py against the official results and numpy in float64, and the properties that the loss claims."""
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ def test_eight_devices_equal_one(n, d, form, model):
 
 
 def test_gram_form_sends_no_d_squared():
-    """Bytes a device exchanges for loss and gradients on 8 devices, counted in the compiled program."""
+    """Bytes that each of 8 devices exchanges for loss and gradients, counted in the compiled program."""
     n, d, devices = 64, 1024, 8
     mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,))
     rows = mesh_lib.over_batch(mesh)
@@ -137,7 +137,7 @@ def test_gram_form_sends_no_d_squared():
 
 
 def test_correlation_form_holds_one_matrix():
-    """Never two D×D arrays at once: what the compiled program allots stays below it."""
+    """Never two D×D arrays at once: the compiled program's memory stays below that."""
     n, d = 32, 1024
     z = jax.ShapeDtypeStruct((n, d), jnp.float32)
     for form, limit in (("correlation", 1.6), ("gram", 0.6)):
@@ -168,7 +168,7 @@ def test_expected_loss_at_start():
 
 @pytest.mark.parametrize(("n", "d", "lambd"), [(5, 12, 0.5), (9, 40, 0.0051), (4, 16, 0.1), (4, 6, 3.0)])
 def test_floor_is_a_bound(n, d, lambd):
-    """Descent from random views goes far down, and never through it."""
+    """Descent from random views comes near it, and never goes below."""
     views = jax.random.normal(jax.random.key(0), (2, n, d))
     loss = jax.jit(jax.value_and_grad(lambda v: barlow_twins_loss(v[0], v[1], lambd=lambd)[0]))
     optimizer = optax.adam(0.02)

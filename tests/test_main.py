@@ -1,4 +1,4 @@
-"""main.py: the command line, and a sentence with exit status 1 for everything that a user can get wrong."""
+"""main.py: the command line, and one sentence with exit status 1 for each mistake of a user."""
 
 import subprocess
 import sys
@@ -80,7 +80,7 @@ def test_bad_command(monkeypatch, tmp_path, arguments, sentence):
 
 
 def test_bad_folder(monkeypatch, tmp_path):
-    """Missing, empty, with one class, with stray files, with a file that is no image."""
+    """Missing, empty, with one class, with stray files, with a file that is not an image."""
     missing = tmp_path / "nowhere"
     assert f"there is no image folder {missing / 'train'} ({missing} does not exist)" in run(
         monkeypatch, *folder_run(missing, tmp_path / "run")
@@ -191,7 +191,7 @@ def test_config_files_that_are_none(monkeypatch, tmp_path, name, content, senten
 
 
 def test_config_files_of_before(monkeypatch, tmp_path):
-    """The line that speaks of an old field, and the name of now."""
+    """The line that sets an old field, and the new name."""
     lines = "from bt_jax.config import default\ndef get_config():\n    config = default()\n    config.{} = 1\n    return config\n"
     path = tmp_path / "old.py"
     path.write_text(lines.format("loss.lambd"))
@@ -201,7 +201,7 @@ def test_config_files_of_before(monkeypatch, tmp_path):
 
 
 def test_a_config_file_that_names_its_own_method(monkeypatch, tmp_path):
-    """The method's fields are there for the command line, though the file set no more than its name."""
+    """The command line can set the method's fields, though the file sets only its name."""
     (tmp_path / "users_own.py").write_text(
         "from bt_jax.config import Field\nfrom bt_jax.config.rules import at_least\n"
         "class Mine:\n    config_group = 'mine'\n    optimizer = 'sgd'\n"
@@ -222,7 +222,7 @@ def test_a_config_file_that_names_its_own_method(monkeypatch, tmp_path):
 
 
 def test_the_task_on_the_command_line(monkeypatch, tmp_path):
-    """A pre-training's config serves an evaluation: with its fields, and on the same data."""
+    """The config of a pre-training works for an evaluation: with its fields, and on the same data."""
     done = []
     monkeypatch.setattr("bt_jax.tasks.knn.knn", lambda config, workdir: done.append(config) or sys.exit("error: done"))
     run(
@@ -233,7 +233,7 @@ def test_the_task_on_the_command_line(monkeypatch, tmp_path):
 
 
 def test_fields_are_printed_and_nothing_is_done(tmp_path):
-    """To the end, or as far as the reader goes; a config that is not complete has fields too."""
+    """All of them, or as many as the reader reads; an incomplete config has fields too."""
     command = [sys.executable, "main.py", "--fields", f"--workdir={tmp_path / 'run'}", "--config.epochs=3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""
@@ -246,7 +246,7 @@ def test_fields_are_printed_and_nothing_is_done(tmp_path):
 
 
 def test_a_process_exits_with_status_one():
-    """What `run` here takes for granted, once for real."""
+    """What `run` in this file assumes, once for real."""
     done = subprocess.run([sys.executable, "main.py", "--config.epochs=0"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(

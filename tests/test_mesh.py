@@ -1,4 +1,4 @@
-"""bt_jax/runtime/mesh.py: who loads what, and where it goes."""
+"""bt_jax/runtime/mesh.py: which process loads which rows, and on which devices they go."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def test_a_mesh_that_does_not_multiply_to_the_devices(data, model, sentence):
 
 @dataclasses.dataclass(frozen=True)
 class FakeDevice:
-    """What a mesh over slices looks at."""
+    """The attributes of devices that a mesh over slices reads."""
 
     id: int
     slice_index: int
@@ -48,7 +48,7 @@ class FakeDevice:
 
 
 def test_several_slices():
-    """The data axis runs over the slices first and the model axis stays inside one, in whatever order the devices are given."""
+    """The data axis runs over the slices first and the model axis stays inside one, for any order of the devices."""
     devices = [FakeDevice(i, i // 4) for i in range(8)]
     shuffled = [devices[i] for i in (5, 0, 3, 6, 1, 7, 2, 4)]
     mesh = mesh_of(-1, 2, devices=shuffled)

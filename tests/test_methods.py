@@ -1,4 +1,4 @@
-"""bt_jax/methods: the protocol, Barlow Twins as a method, and the sentences for classes that are not methods."""
+"""bt_jax/methods: the protocol, Barlow Twins as a method, and the errors for classes that are not methods."""
 
 import inspect
 
@@ -44,7 +44,7 @@ def test_loss_is_the_loss_of_the_networks_embeddings():
 
 
 def test_every_method_keeps_the_protocol():
-    """The names and arguments that `Method` lists, for all that the config knows; every function is checked for."""
+    """The names and arguments that `Method` lists, for all methods of the config; each function is checked."""
     wanted = {name: f for name, f in vars(Method).items() if inspect.isfunction(f) and not name.startswith("_")}
     assert set(wanted) == set(_ARGUMENTS)
     assert set(METHODS) == set(config_lib.METHODS)
@@ -67,7 +67,7 @@ def test_description():
 
 
 class Own(Method):
-    """A method with no more than it must have."""
+    """A method with only what it must have."""
 
     name, config_group, metrics = "own", "own", ("loss",)
 
@@ -131,7 +131,7 @@ def built(path):
 
 
 def test_a_users_own_method():
-    """By its import path; what it does not define it has from the protocol."""
+    """By its import path; what it does not define comes from the protocol."""
     method = built("test_methods:Own")
     assert (method.name, method.alignment, method.heads(), method.loss_flops(8)) == ("own", None, {}, 0.0)
     assert method.after_update("old", "new", "state", 1) == ("new", "state")
@@ -139,7 +139,7 @@ def test_a_users_own_method():
 
 
 class Prototypes(Own):
-    """Prototypes of length 1, and a target that follows the parameters; what each call was told is kept."""
+    """Prototypes of length 1, and a target that follows the parameters; the arguments of each call are kept."""
 
     def init(self, rng, batch_spec):
         params = {"encoder": {"w": jnp.ones(3)}, "prototypes": jnp.eye(2, 3)}
@@ -160,7 +160,7 @@ class Prototypes(Own):
 
 
 def test_what_follows_an_update():
-    """It may change parameters, which the next step begins with; it sees those before and after; steps are counted."""
+    """It may change the parameters that the next step starts with; it sees those before and after; steps are counted."""
     method = built("test_methods:Prototypes")
     optimizer = optax.sgd(0.1)
     state = create_state(method, optimizer, 0, spec_of(method))

@@ -1,4 +1,4 @@
-"""bt_jax/methods/supervised.py: a classifier on an encoder that learns, or that is frozen."""
+"""bt_jax/methods/supervised.py: a classifier on an encoder that is trained, or frozen."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def test_the_loss_is_the_networks_cross_entropy(start, batch):
 
 
 def test_a_frozen_encoder_has_no_gradient_and_keeps_its_statistics(start, batch):
-    """Its features are those of running statistics, so that the classifier learns what it will be judged on."""
+    """Its features use running statistics, so that the classifier is trained on the features that it is evaluated on."""
     params, model_state, _ = start
     statistics = jax.tree.map(lambda s: s + 0.1, model_state)
     gradient, (new, _, _) = gradient_of(method_of(freeze_encoder=True))(params, statistics, batch)
@@ -126,7 +126,7 @@ def test_a_set_without_labels():
 
 
 def test_a_whole_run(tmp_path, monkeypatch, capsys):
-    """By the harness that all methods share: it learns colours, goes on to the same bits, and its classifier is kept."""
+    """By the harness that all methods share: it learns colours, resumes to the same bits, and its classifier is saved."""
     monkeypatch.setitem(resnet.BLOCKS, "resnet18", (1, 1))
     rng = np.random.default_rng(0)
     labels = np.arange(64) % 2

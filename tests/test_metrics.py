@@ -77,7 +77,7 @@ def test_each_image_once_on_1_and_8_devices(n):
 
 
 def test_ties_and_what_is_no_number():
-    """Of equal logits the lowest class is first, as argmax has it; NaN is never a hit."""
+    """Of equal logits the lowest class is first, as in argmax; NaN is never a hit."""
     equal = np.zeros((6, 6), np.float32)
     assert counts_of(equal, np.arange(6)) == Counts(6, 1, 5, pytest.approx(6 * np.log(6), rel=1e-6))
     bad = np.full((2, 6), np.nan, np.float32)

@@ -56,7 +56,7 @@ def monitor_of(config, mesh):
 
 
 def test_accuracy_of_classes_that_can_be_told_apart(tmp_path, mesh):
-    """k is cut to what the set allows; the limits on the examples hold."""
+    """k is reduced to what the set allows; the limits on the examples hold."""
     config = config_of(tmp_path, [0, 1] * 10, [0, 1, 1, 0, 1])
     config.monitor.k = 3
     method = small_method(mesh)
@@ -76,7 +76,7 @@ def test_accuracy_of_classes_that_can_be_told_apart(tmp_path, mesh):
 
 @pytest.mark.parametrize(("pairs", "batch_size", "count"), [(0, 8, 0), (12, 8, 12), (99, 8, 16), (99, 24, 0)])
 def test_how_many_pairs_there_are(tmp_path, mesh, pairs, batch_size, count):
-    """None if none are wanted, or if the set is smaller than a batch; whole batches of it at most."""
+    """None if none are wanted or the set is smaller than a batch; at most all of its whole batches."""
     config = config_of(tmp_path, [0, 1] * 10, [0, 1])
     assert pairs_of(config, mesh, make_source(config.data, "train"), count=pairs, batch_size=batch_size).count == count
 

@@ -1,4 +1,4 @@
-"""experiments/notebooks: each runs from top to bottom in a kernel of its own, in its smallest setting."""
+"""experiments/notebooks: each runs from top to bottom in a new kernel, in its smallest setting."""
 
 import os
 import pathlib
@@ -32,7 +32,7 @@ def texts_and_pictures(notebook):
 
 
 def test_runs_from_a_clean_kernel(executed):
-    """It trains, draws its four pictures, tells accuracies, exports the encoder and reads it back."""
+    """It trains, draws its four pictures, prints accuracies, exports the encoder and reads it back."""
     notebook, workdir = executed
     texts, pictures = texts_and_pictures(notebook)
     assert pictures == 4
@@ -48,7 +48,7 @@ def test_runs_from_a_clean_kernel(executed):
 
 
 def test_committed_outputs_are_of_a_fuller_run():
-    """What a reader sees: all cells executed in their order, without errors, with the pictures, in less than a megabyte."""
+    """All cells were executed in order and without errors, with the pictures, in less than a megabyte."""
     path = FOLDER / "barlow_twins_colab.ipynb"
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)

@@ -1,4 +1,4 @@
-"""bt_jax/engine/notes.py: what a checkpoint tells besides the state, to JSON and back."""
+"""bt_jax/engine/notes.py: what a checkpoint holds besides the state, to JSON and back."""
 
 import json
 
@@ -48,14 +48,14 @@ def test_the_place_in_the_data():
 
 @pytest.mark.parametrize("odd", [None, 3, "x", [], [1], {}])
 def test_odd_notes(odd):
-    """What is damaged counts as not there."""
+    """What is damaged counts as missing."""
     for name in RunNotes().to_json():
         notes = RunNotes.from_json({name: odd})
         assert notes.history == () and isinstance(notes.config, dict) and notes.looked is True
 
 
 def test_the_config_in_the_notes(tmp_path):
-    """Is what the run goes on with, also where config.json is lost; free fields may differ."""
+    """Is what the run resumes with, also if config.json is lost; free fields may differ."""
     config = config_lib.default()
     notes = RunNotes.from_json(json.loads(json.dumps(RunNotes(config=config.to_dict()).to_json())))
     config.log.every_steps = 7

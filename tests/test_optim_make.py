@@ -17,7 +17,7 @@ SGD = {
 
 
 def test_gradient_divisor():
-    """It divides what biases feel, and nothing that LARS adapts without decay."""
+    """It divides the step of biases, and nothing that LARS adapts without decay."""
     config = config_lib.default().optimizer
     config.weight_decay = 0.0
     params, gradients = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}, {"w": jnp.full((3, 2), 0.3), "b": jnp.full(2, 0.3)}
@@ -33,7 +33,7 @@ def test_gradient_divisor():
 
 
 def test_lars_is_described():
-    """Effective rates, the divisor, and the schedule: as they stand in a run's summary."""
+    """Effective rates, the divisor, and the schedule, as in a run's summary."""
     config = config_lib.default().optimizer
     config.gradient_divisor = 16.0
     optimizer = make_optimizer(config, Facts(num_examples=4096, num_classes=10, batch_size=2048, epochs=20))
@@ -72,7 +72,7 @@ def test_sgd_with_a_rate_for_each_part():
 
 
 def test_equal_settings_are_equal():
-    """So that a compiled step can be kept by what it was made of."""
+    """So that a compiled step can be cached by what it was made of."""
     assert make_optimizer(SGD, FACTS) == make_optimizer(dict(SGD), FACTS)
     assert hash(make_optimizer(SGD, FACTS)) == hash(make_optimizer(dict(SGD), FACTS))
     assert make_optimizer(SGD, FACTS) != make_optimizer({**SGD, "momentum": 0.8}, FACTS)

@@ -18,7 +18,7 @@ def test_is_a_permutation(seed, epoch, n):
 
 
 def test_stays_what_it_is():
-    """A run that is resumed under another numpy must go on in the order it began with."""
+    """A run that is resumed under another numpy must continue in the order that it began with."""
     assert permutation(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
     assert permutation(1, 2, 1000)[:8].tolist() == [349, 547, 71, 34, 518, 395, 724, 728]
 
@@ -30,7 +30,7 @@ def test_depends_on_seed_and_epoch_each():
 
 
 def test_every_example_is_as_likely_everywhere():
-    """Over 3000 epochs each of 6 examples stands 500 times at each place, give or take five standard deviations."""
+    """Over 3000 epochs each of 6 examples is 500 times at each place, within five standard deviations."""
     counts = np.zeros((6, 6), int)
     for epoch in range(3000):
         counts[np.arange(6), permutation(5, epoch, 6)] += 1
@@ -38,7 +38,7 @@ def test_every_example_is_as_likely_everywhere():
 
 
 def test_batches_of_an_epoch_are_disjoint():
-    """Each example at most once an epoch; what does not fill a batch is dropped, other examples each time."""
+    """Each example at most once per epoch; what does not fill a batch is dropped, other examples each time."""
     order = Order(seed=1, n=23, batch_size=5)
     assert order.steps_per_epoch == 4
     dropped = []
@@ -76,7 +76,7 @@ def test_draw_seeds_are_all_different():
 
 
 def test_draw_seeds_stay_what_they_are():
-    """A run that goes on must draw as it began; the first two draws are numbered as when there were no others."""
+    """A resumed run must draw as it began; the first two draws keep the numbers from when there were no others."""
     examples = np.array([5, 9])
     first, second = draw_seed(7, np.int64(3), examples, 0)
     assert first == 7 + 3 * 2**32 and second.tolist() == [10, 18]
@@ -101,7 +101,7 @@ def test_single_seed_depends_on_both():
 
 @pytest.mark.parametrize(("n", "limit"), [(10, 3), (10, 10), (10, 99), (10, None), (1281167, 50000), (3, 1)])
 def test_evenly(n, limit):
-    """Rising, without repetition, as many as asked for, and no gap more than one larger than another."""
+    """Increasing, without repetition, as many as asked for, and no gap more than one larger than another."""
     chosen = evenly(n, limit)
     assert len(chosen) == min(n, limit or n) and chosen[0] == 0 and chosen[-1] < n
     gaps = np.diff(np.append(chosen, n))

@@ -1,4 +1,4 @@
-"""docs/own_method.md: its code, outside of the package, trains, goes on, and is loaded; what is wrong with it is told."""
+"""docs/own_method.md: its code, outside the package, trains, resumes, and is loaded; faults in it are reported."""
 
 import os
 import pathlib
@@ -58,7 +58,7 @@ def package(tmp_path_factory):
 
 
 def small_config(**changes):
-    """The page's config for a few seconds; of another method where one is given."""
+    """The page's config shortened to a few seconds; with another method if one is given."""
     from my_package.config import get_config
 
     config = get_config()
@@ -87,7 +87,7 @@ def run(package):
 
 
 def test_the_pages_command(run):
-    """Its loss falls into its parts, and the monitor sees the alignment of its two views."""
+    """Its loss is printed with its parts, and the monitor measures the alignment of its two views."""
     workdir, said = run
     assert re.search(r"loss [\d.]+ inv [\d.]+ var [\d.]+ cov [\d.e+-]+", said), said
     assert "kNN accuracy" in said
@@ -124,7 +124,7 @@ def test_the_encoder_is_loaded_and_exported(run, package, capsys):
 
 
 def test_the_encoder_is_evaluated(run, package):
-    """By the page's command, and fine-tuned; of another config: a sentence."""
+    """By the page's command, and fine-tuned; an error with another config."""
     workdir, _ = run
     small = small_config(**{"data.photographs.train_per_class": 8})
     config = based_on(small, "knn")

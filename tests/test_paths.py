@@ -1,4 +1,4 @@
-"""bt_jax/runtime/paths.py: what is written under a name is found under it, or the name gets a sentence."""
+"""bt_jax/runtime/paths.py: what is written under a name is found under it, or the name is refused."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from bt_jax.runtime.paths import absolute, as_folder, as_path
 
 @pytest.mark.parametrize("name", ["lr=[0.1]", "[", "a*", "a?", "**", "{a,b}"])
 def test_a_name_is_no_pattern(tmp_path, name):
-    """Its own parts are found, and those of no neighbour."""
+    """Its parts are found, and none of a neighbour's."""
     for folder in (tmp_path / name, tmp_path / "ab"):
         folder.mkdir(exist_ok=True)
         (folder / "part_0").write_text("")

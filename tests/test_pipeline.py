@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 
 
 def test_batches_are_the_views_of_the_order_and_the_seeds():
-    """The whole road of one image, put together by hand: permutation, seeds, parameters, view."""
+    """The whole way of one image, put together by hand: permutation, seeds, parameters, view."""
     source = array_source(11)
     batch = take(source, 1, batch_size=5, start_step=3)[0]  # the second epoch's second batch
     assert batch.keys() == {"views", "label", "example"} and batch["views"].keys() == {"pair"}
@@ -63,7 +63,7 @@ def test_batches_are_the_views_of_the_order_and_the_seeds():
 
 
 def test_same_batches_for_any_threads_processes_and_restarts(folder):
-    """Invariant 2, with the true views on files: over the end of an epoch of three batches."""
+    """With real views of files: across the end of an epoch of three batches."""
     source = FolderSource(str(folder), "train")
     expected = take(source, 5)
     mine, theirs = np.array([0, 1, 2, 6]), np.array([3, 4, 5, 7])
@@ -110,7 +110,7 @@ def test_steps_epochs_and_views_differ(light_views):
 
 
 def test_groups_of_views_for_any_threads_processes_and_restarts(folder):
-    """Two groups of different sizes and a jigsaw; and the pair alone has the views that it has beside them."""
+    """Two groups of different sizes and a jigsaw; the pair alone has the same views as together with the others."""
     source = FolderSource(str(folder), "train")
     expected = take(source, 4, groups=WITH_JIGSAW)
     shapes = {"global": (8, 2, 32, 32, 3), "local": (8, 3, 16, 16, 3), "patches": (8, 9, 8, 8, 3)}
@@ -140,7 +140,7 @@ def test_canvases_are_of_the_same_images_in_the_same_slots(folder):
 
 
 def test_without_end_and_closed_early(light_views):
-    """num_steps=None goes on; closing the iterator in the middle leaves nothing hanging."""
+    """num_steps=None continues; closing the iterator in the middle leaves nothing hanging."""
     batches = pipeline.train_batches(array_source(9), data_config(), PAIR, seed=0, batch_size=4, rows=np.arange(4))
     for _ in range(20):
         next(batches)
@@ -150,7 +150,7 @@ def test_without_end_and_closed_early(light_views):
 
 
 def test_far_steps_are_as_near_as_the_first(light_views):
-    """Step 10⁸ is asked for without the steps before it."""
+    """Step 10⁸ is made without the steps before it."""
     far = take(array_source(9), 2, start_step=10**8)
     assert_same(far[1:], take(array_source(9), 1, start_step=10**8 + 1))
 
@@ -207,7 +207,7 @@ def test_records_are_the_same_for_any_threads_processes_and_restarts(tfds_dir, l
 
 @pytest.mark.parametrize("name", ["numbers_set", "one_file_set"])
 def test_stream_gives_each_example_at_most_once_an_epoch(tfds_dir, name, light_views):
-    """37 examples, 4 batches of 8 an epoch; the order changes from epoch to epoch and from seed to seed."""
+    """37 examples, 4 batches of 8 per epoch; the order changes from epoch to epoch and from seed to seed."""
     source = stream(tfds_dir, name)
     labels = np.array([batch["label"] for batch in take(source, 8, shuffle_buffer=10)]).reshape(2, 32)
     assert len(set(labels[0])) == len(set(labels[1])) == 32
@@ -240,7 +240,7 @@ def test_stream_draws_its_views_by_place_in_the_epoch(tfds_dir, light_views):
 
 
 def test_a_program_can_end_in_the_middle():
-    """An interrupted run prints its own last words, and no complaint of iterators that outlived TensorFlow."""
+    """An interrupted run prints its own last line, and no complaint about iterators that outlived TensorFlow."""
     program = """
 import numpy as np
 from bt_jax.config import default

@@ -1,4 +1,4 @@
-"""bt_jax/runtime/preemption.py: signals are noted, passed on and answered; Slurm is asked for another start."""
+"""bt_jax/runtime/preemption.py: signals are recorded, shared and answered; Slurm is asked to requeue the job."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ WORDS = {signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP, as when the terminal i
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted(number, capsys):
-    """The run hears of it at the next step, leaves with status 75, and afterwards signals do what they did before."""
+    """The run notices it at the next step and exits with status 75; afterwards signals do what they did before."""
     before = [signal.getsignal(n) for n in SIGNALS]
     with Preemption() as preemption:
         assert not preemption.reached(1)
@@ -34,7 +34,7 @@ def test_a_signal_is_noted(number, capsys):
 
 
 def test_a_second_ctrl_c(capfd):
-    """Has its usual effect, wherever it comes; the first says so at once."""
+    """Has its usual effect, whenever it comes; the first says so at once."""
     with Preemption() as preemption:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
@@ -48,7 +48,7 @@ def test_a_second_ctrl_c(capfd):
 
 
 def test_a_job_that_ignores_its_terminal(monkeypatch):
-    """As under nohup, or in the background of a script, it goes on ignoring it."""
+    """As under nohup, or in the background of a script: it stays ignored."""
     before = [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)]
     try:
         with Preemption() as preemption:
@@ -81,7 +81,7 @@ def test_what_may_be_broken_off(capsys):
 
 
 def test_outside_of_the_main_thread():
-    """Python cannot handle signals there, and the run goes on without."""
+    """Python cannot handle signals there, and the run works without."""
     found = []
 
     def run():
@@ -100,7 +100,7 @@ def test_errors_of_what_may_be_broken_off():
 
 
 def slurm(tmp_path, monkeypatch, text, **environment):
-    """A `scontrol` that notes what it is asked, and a job's environment."""
+    """A `scontrol` that records its arguments, and a job's environment."""
     command = tmp_path / "scontrol"
     command.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{text}\n')
     command.chmod(0o755)
@@ -119,7 +119,7 @@ def told(number, capsys):
 
 
 def test_slurm_is_asked_after_its_signal(tmp_path, monkeypatch, capsys):
-    """After SIGUSR1, not after SIGTERM; an array's job by both its numbers; a refusal is told."""
+    """After SIGUSR1, not after SIGTERM; an array's job by both its numbers; a refusal is reported."""
     slurm(tmp_path, monkeypatch, "", SLURM_JOB_ID="42")
     assert told(signal.SIGTERM, capsys) == "" and not (tmp_path / "asked").exists()
     assert "job 42 was requeued" in told(signal.SIGUSR1, capsys)

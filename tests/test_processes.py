@@ -37,7 +37,7 @@ def free_port():
 
 
 class Processes:
-    """Two processes of four devices each, their words in files."""
+    """Two processes of four devices each, with their output in files."""
 
     def __init__(self, tmp_path, task, workdir, changes=({}, {}), start=(0, 1)):
         port = free_port()
@@ -115,7 +115,7 @@ def killed(tmp_path_factory):
 
 
 def test_a_killed_process_ends_the_others(killed):
-    """With a status that is not 0 and a sentence, within the heartbeat."""
+    """With a message and a status that is not 0, within the heartbeat."""
     _, status, seconds, _, _, last = killed
     assert status != 0 and seconds < HEARTBEAT
     assert "killed" in last and "start all of them again" in last
@@ -194,7 +194,7 @@ def _assert_same_batches(shares):
 
 
 def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
-    """Each saves its part of that step and leaves with status 75; SIGUSR1 does what SIGTERM does."""
+    """Each saves its part of that step and exits with status 75; SIGUSR1 does what SIGTERM does."""
     with Processes(tmp_path, "pretrain", tmp_path / "run", ({"epochs": 500}, {"epochs": 500})) as both:
         both.until(lambda: "ep 0." in both.said(0))
         both.signal(1, signal.SIGUSR1)
@@ -230,7 +230,7 @@ def test_an_error_of_one_process_is_told_to_the_others(tmp_path):
 
 
 def test_the_others_do_not_come(tmp_path):
-    """Process 0 waits as long as it was told to."""
+    """Process 0 waits as long as the config says."""
     with Processes(tmp_path, "pretrain", tmp_path / "run", ({"mesh.join_seconds": 6}, {}), start=(0,)) as lonely:
         assert lonely.status(0, 30) != 0
         assert "could not be joined through localhost:" in lonely.last_words(0)
@@ -287,7 +287,7 @@ KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"
     ],
 )
 def test_a_cluster_is_recognised(environment, cluster, monkeypatch):
-    """By the marks that JAX goes by too; on a single host nothing is joined."""
+    """By the same marks that JAX uses; on a single host nothing is joined."""
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: True)
     found = processes._cluster(environment)
     assert (found and found[0]) == cluster
@@ -302,7 +302,7 @@ def test_what_a_cluster_lacks(monkeypatch):
 
 
 def test_a_single_host_starts_nothing(monkeypatch):
-    """Nor does a process that is to stay by itself, whatever the cluster says."""
+    """Nor does a process that is to run alone, on any cluster."""
     processes.start_processes(mesh_config())
     for name, value in KUBERNETES.items():
         monkeypatch.setenv(name, value)

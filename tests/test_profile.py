@@ -1,4 +1,4 @@
-"""bt_jax/reporting/profile.py: a trace of some steps and what it says; peaks by the name of a device."""
+"""bt_jax/reporting/profile.py: a trace of some steps and what is read from it; peaks by the name of a device."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ N = 256
 
 
 def run(tmp_path, steps, after, calls):
-    """What is said, and how many products of two N × N matrices a step made."""
+    """What is printed, and how many products of two N × N matrices a step made."""
     said = []
     profiler = Profiler(ConfigDict({"steps": steps, "after": after}), tmp_path, "float32", said.append)
 
@@ -30,7 +30,7 @@ def run(tmp_path, steps, after, calls):
 
 
 def test_a_trace_is_written_once_and_told_of(tmp_path):
-    """After so many steps, of so many; the operations that took longest, and where in the source they are from."""
+    """After the given number of steps, for the given number; the slowest operations, and where in the source they come from."""
     said = run(tmp_path, steps=3, after=2, calls=9)
     assert len(said) == 1 and said[0].startswith("profile   3 steps, ")
     assert "0.03355 GFLOP a step" in said[0] and "the peak of cpu is not known" in said[0]
@@ -55,7 +55,7 @@ def test_nothing_stands_around_a_step_that_is_not_traced(tmp_path):
 
 
 def test_peaks():
-    """The device kinds that JAX reports, and one that nobody knows."""
+    """The device kinds that JAX reports, and an unknown one."""
     for kind, dtype, peak in (
         ("NVIDIA H100 80GB HBM3", "bfloat16", 989e12), ("NVIDIA H200", "float32", 494e12), ("Tesla T4", "bfloat16", 65e12),
         ("NVIDIA L4", "bfloat16", 121e12), ("NVIDIA L40S", "bfloat16", 362e12), ("NVIDIA A100-SXM4-40GB", "float32", 156e12),
@@ -66,7 +66,7 @@ def test_peaks():
 
 
 def test_counting_and_origins():
-    """2·N³ of a product; an operation's line tells its layer and its direction."""
+    """2·N³ of a product; an operation's line names its layer and its direction."""
     a = jax.ShapeDtypeStruct((N, N), np.float32)
     assert flops_of(lambda a, b: a @ b, a, a) == pytest.approx(2 * N**3, rel=0.01)
     text = (

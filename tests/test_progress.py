@@ -1,4 +1,4 @@
-"""bt_jax/reporting/progress.py: lines a person reads, and what goes to the files."""
+"""bt_jax/reporting/progress.py: the lines that are printed, and what goes to the files."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_plain_lines_fit_eighty_columns(tmp_path, capsys):
 
 
 def test_the_first_step_counts_for_no_rate(tmp_path, monkeypatch):
-    """It holds the compilation; pauses do not count either."""
+    """It includes the compilation; pauses do not count either."""
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     report = reporter(tmp_path, every_steps=1)
@@ -49,7 +49,7 @@ def test_the_first_step_counts_for_no_rate(tmp_path, monkeypatch):
 
 
 def test_steps_that_were_started_at_once(tmp_path, monkeypatch):
-    """Seven a dispatch, of which only the last one's moment is known: the rate is that of whole dispatches."""
+    """Seven per dispatch, and only the time of the last is known: the rate is that of whole dispatches."""
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     report = reporter(tmp_path)

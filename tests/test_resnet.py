@@ -1,4 +1,4 @@
-"""bt_jax/models/resnet.py against the official networks, and what its geometry promises."""
+"""bt_jax/models/resnet.py against the official networks, and the shapes that it documents."""
 
 import jax
 import jax.numpy as jnp

@@ -37,7 +37,7 @@ def test_mean_and_spread():
 
 
 def test_files(tmp_path):
-    """Written whole, without NaN, and read again."""
+    """Written whole, without NaN, and read back."""
     folder = epath.Path(tmp_path)
     result = result_of("linear", [run(0, 0.5) | {"odd": float("nan")}])
     write_result(folder, result)
@@ -52,7 +52,7 @@ def test_files(tmp_path):
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    """The result before stays, and the sentence says where the numbers are."""
+    """The previous result stays, and the message says where the numbers are."""
     folder = epath.Path(tmp_path)
     write_result(folder, result_of("linear", [run(0, 0.5)]))
     before = (tmp_path / "linear.json").read_bytes()
@@ -69,7 +69,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
 
 def test_tables(tmp_path, capsys):
-    """Each of the paper's, with its numbers marked as its own; few labels in their order, from scratch first."""
+    """Each of the paper's tables, with the paper's numbers marked; few labels in order, from scratch first."""
     results = {
         "linear": result_of("linear", [run(0, 0.5), run(1, 0.6)]),
         "tuned": result_of("finetune", [run(0, 0.4)], labels=500, percent=1.0, per_class=None),
@@ -98,7 +98,7 @@ def test_tables(tmp_path, capsys):
 
 
 def test_seeds_from_several_folders(tmp_path, capsys):
-    """Jobs that differ in their seed alone are one row, with mean and spread; the same seed twice is a mistake."""
+    """Jobs that differ only in their seed are one row, with mean and spread; the same seed twice is an error."""
     folders = []
     for seed, top1 in enumerate((0.4, 0.5, 0.6)):
         result = result_of("linear", [run(seed, top1)])
@@ -118,7 +118,7 @@ def test_table_without_a_folder():
 
 
 def test_tables_of_odd_files(tmp_path):
-    """Whatever is changed in a result: a table, or a sentence that names the file."""
+    """With anything changed in a result: a table, or a message that names the file."""
     for task in ("linear", "finetune", "knn", "transfer"):
         runs = [run(0, 0.5)]
         if task == "knn":

@@ -1,4 +1,4 @@
-"""bt_jax/export/safetensors_files.py: arrays come back bit for bit, and no header is believed unseen."""
+"""bt_jax/export/safetensors_files.py: arrays come back bit for bit, and every header is checked."""
 
 import json
 

@@ -9,7 +9,7 @@ from bt_jax.optim.schedules import by_epoch, warmup_cosine
 
 
 def test_golden_schedule(golden):
-    """To 1e-6, from Python's integers and, traced, in float32: to the very end, where a plain cosine loses digits."""
+    """To 1e-6, from Python's integers and, traced, in float32: up to the end, where a plain cosine loses digits."""
     columns = str(golden("schedule")["columns"]).split()
     for row in golden("schedule")["rows"]:
         row = dict(zip(columns, row, strict=True))

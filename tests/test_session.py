@@ -19,7 +19,7 @@ def config():
 
 
 def test_one_task_at_a_time(config, tmp_path):
-    """An evaluation's workdir is locked and its config kept, as a run's is; when it has ended another may come."""
+    """An evaluation's workdir is locked and its config kept, like a run's; when it has ended another may start."""
     workdir = epath.Path(tmp_path) / "out"
     with session(config, workdir) as held:
         assert not (workdir / "config.json").exists(), "something may still speak against the task"
@@ -43,7 +43,7 @@ def test_another_config(config, tmp_path):
 
 
 def test_a_signal_breaks_off_what_cannot_be_saved_half_done(config, tmp_path, capsys):
-    """With a sentence and status 75, also where the work stands inside other work that may be broken off."""
+    """With a message and status 75, also inside other work that may be interrupted."""
 
     def told():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -63,7 +63,7 @@ def test_a_signal_breaks_off_what_cannot_be_saved_half_done(config, tmp_path, ca
 
 
 def test_a_workdir_that_fails(config, tmp_path):
-    """A full disk becomes a sentence; errors about other files stay what they are."""
+    """A full disk becomes a message; errors about other files stay as they are."""
     with pytest.raises(UserError, match="can no longer be written"), session(config, epath.Path(tmp_path)):
         raise OSError(28, "No space left on device")
     with pytest.raises(FileNotFoundError), session(config, epath.Path(tmp_path)):

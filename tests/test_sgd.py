@@ -34,7 +34,7 @@ def falling(factor=1.0):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_pytorchs_order(nesterov):
-    """In float64, over a schedule that falls; each part with a rate of its own."""
+    """In float64, over a falling schedule; each part with its own rate."""
     weight = np.random.default_rng(0).standard_normal(4)
     settings = {"momentum": 0.9, "nesterov": nesterov}
     with jax.enable_x64(True):
@@ -55,7 +55,7 @@ def test_what_has_no_rate_is_frozen():
 
 
 def test_norms_may_go_without_decay():
-    """Scales of norms and the shifts beside them; biases of linear layers are decayed all the same."""
+    """If asked, scales and shifts of norms are not decayed; biases of linear layers always are."""
     layers = {
         "bn1": {"scale": np.ones(2), "bias": np.ones(2)},
         "linear": {"kernel": np.ones((2, 2)), "bias": np.ones(2)},

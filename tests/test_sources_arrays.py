@@ -1,4 +1,4 @@
-"""bt_jax/data/sources/arrays.py: an .npz file, and what is said of one that cannot be used."""
+"""bt_jax/data/sources/arrays.py: an .npz file, and the errors for one that cannot be used."""
 
 import zipfile
 
@@ -70,7 +70,7 @@ def test_labels_that_are_no_classes(tmp_path, labels, sentence):
 
 
 def test_a_header_that_is_larger_than_its_file(tmp_path):
-    """No room is made for a hundred terabytes that are not there."""
+    """No memory is allocated for a hundred terabytes that the file does not have."""
     with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive, archive.open("x_train.npy", "w") as member:
         header = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 224, 224, 3)}
         np.lib.format.write_array_header_1_0(member, header)

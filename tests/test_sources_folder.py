@@ -1,4 +1,4 @@
-"""bt_jax/data/sources/folder.py: what is found, in which order, and what is said of what is wrong."""
+"""bt_jax/data/sources/folder.py: what is found, in which order, and the errors for what is wrong."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from bt_jax.errors import UserError
 
 
 def write_folder(root, classes, ending=".png"):
-    """root/<class>/<number><ending>, as many as said; each image is its own."""
+    """root/<class>/<number><ending>, in the given numbers; all images differ."""
     for i, (name, count) in enumerate(classes.items()):
         (root / name).mkdir(parents=True)
         for j, image in enumerate(images_of(count, 8 + i)):
@@ -22,7 +22,7 @@ def write_folder(root, classes, ending=".png"):
 
 
 def test_folder_is_read_in_the_order_of_names(tmp_path):
-    """Whatever order the disk lists them in; endings in any case."""
+    """In any order on the disk; endings in upper or lower case."""
     write_folder(tmp_path / "train", {"zebra": 2, "ant": 3, "Bee": 1})
     os.rename(tmp_path / "train" / "ant" / "001.png", tmp_path / "train" / "ant" / "000.JPEG")
     source = FolderSource(str(tmp_path), "train")
@@ -34,7 +34,7 @@ def test_folder_is_read_in_the_order_of_names(tmp_path):
 
 
 def test_a_fingerprint_tells_other_files(tmp_path):
-    """By a name, a size or a class; not by where the folder lies."""
+    """By a name, a size or a class; not by where the folder is."""
 
     def fingerprint(folder):
         return FolderSource(str(folder), "train").fingerprint
@@ -65,7 +65,7 @@ def test_hidden_files_are_passed_over_and_counted(tmp_path):
 
 
 def test_stray_files(tmp_path):
-    """Named with their number, so that one sentence is enough to repair a folder."""
+    """Named and counted, so that one message is enough to repair a folder."""
     write_folder(tmp_path / "train", {"a": 2, "b": 1})
     for name in ("readme.txt", "a/list.csv", "b/c.heic", "b/d.zip", "000.png"):
         (tmp_path / "train" / name).write_text("")
@@ -75,7 +75,7 @@ def test_stray_files(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="not on this system")
 def test_what_would_never_end_when_read(tmp_path):
-    """A pipe or a device, or a link to one, is no image; a link that leads nowhere is one that cannot be read."""
+    """A pipe or a device, or a link to one, is not an image; a link that leads nowhere is an image that cannot be read."""
     write_folder(tmp_path / "train", {"a": 2, "b": 1})
     os.mkfifo(tmp_path / "train" / "a" / "pipe.png")
     os.symlink("/dev/zero", tmp_path / "train" / "b" / "zeros.jpg")
@@ -85,7 +85,7 @@ def test_what_would_never_end_when_read(tmp_path):
 
 
 def test_a_folder_inside_a_class_is_stray(tmp_path):
-    """As in root/train/train/<class>: its images would otherwise be left out without a word."""
+    """As in root/train/train/<class>: its images would otherwise be left out silently."""
     write_folder(tmp_path / "train" / "train", {"a": 2})
     with pytest.raises(UserError, match=r"1 stray file\(s\) or folder\(s\) are there: train/a"):
         FolderSource(str(tmp_path), "train")
@@ -114,7 +114,7 @@ def test_missing_and_empty_folders(tmp_path):
 
 
 def test_a_folder_that_is_gone(tmp_path):
-    """Told once, and not as images that do not decode."""
+    """Reported once, and not as images that do not decode."""
     write_folder(tmp_path / "train", {"a": 3})
     source = FolderSource(str(tmp_path), "train")
     os.rename(tmp_path / "train", tmp_path / "elsewhere")
@@ -128,7 +128,7 @@ def test_a_folder_that_is_gone(tmp_path):
 
 
 def test_folder_with_a_cache_gives_what_is_in_the_files(tmp_path):
-    """Also once the files are gone; of a file that was gone before, nothing."""
+    """Also once the files are gone; a file that was gone before gives nothing."""
     write_folder(tmp_path / "train", {"a": 3})
     source = FolderSource(str(tmp_path), "train", cache_bytes=10**6)
     contents = [pathlib.Path(path).read_bytes() for path in source.paths]

@@ -1,4 +1,4 @@
-"""bt_jax/data/sources/photographs.py: all are there, and train and test crops share no pixel."""
+"""bt_jax/data/sources/photographs.py: all are found, and train and test crops share no pixel."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_train_and_test_crops_share_no_pixel(monkeypatch, shape):
 
 
 def test_raw_pixels_leave_something_to_learn():
-    """The quickstart's measure: kNN on raw 32×32 pixels knows about two crops in five, chance one in 17."""
+    """The quickstart's baseline: kNN on raw 32×32 pixels is right for about two crops in five, chance for one in 17."""
     train, train_labels = photograph_crops("train", size=32, per_class=300)
     test, test_labels = photograph_crops("test", size=32, per_class=60)
     flat = [(images.reshape(len(images), -1) / 255.0 - 0.45).astype(np.float32) for images in (train, test)]

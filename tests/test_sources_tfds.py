@@ -1,4 +1,4 @@
-"""bt_jax/data/sources/tfds.py: sets as TFDS writes them, in memory, in records and in a row."""
+"""bt_jax/data/sources/tfds.py: sets as TFDS writes them, in memory, in records and as streams."""
 
 import json
 import shutil
@@ -122,7 +122,7 @@ def test_other_sets_are_read_as_streams(tfds_dir, name, fields):
     ],
 )
 def test_wrong_tfds_sets(tfds_dir, name, fields, sentence):
-    """Nothing is downloaded, neither to find out nor to help out."""
+    """Nothing is downloaded, neither to look something up nor to replace the set."""
     with pytest.raises(UserError, match=sentence.replace("{root}", str(tfds_dir))) as raised:
         make_source(tfds_config(tfds_dir, name, **fields), "train")
     assert "\n" not in str(raised.value)
@@ -145,7 +145,7 @@ def test_a_set_that_lost_its_files(tfds_dir, tmp_path):
 
 @pytest.mark.parametrize("name", ["even_set", "uneven_set", "record_set"])
 def test_counts_that_files_do_not_bear_out(tfds_dir, tmp_path, name):
-    """A million million examples in a file of a few kilobytes: refused before room is made for them."""
+    """A million million examples in a file of a few kilobytes: refused before memory is allocated for them."""
     shutil.copytree(tfds_dir / name, tmp_path / name)
     path = tmp_path / name / "1.0.0" / "dataset_info.json"
     info = json.loads(path.read_text())
@@ -169,7 +169,7 @@ def test_a_count_that_is_a_little_too_high(tfds_dir, tmp_path):
 
 @pytest.mark.parametrize("name", ["uneven_set", "record_set"])
 def test_a_fingerprint_tells_other_records(tfds_dir, tmp_path, name):
-    """Those of another split, slice or set; and not by where the set lies."""
+    """From those of another split, slice or set; not by where the set is."""
 
     def fingerprint(root, **fields):
         source = make_source(tfds_config(root, name, **fields), "train")
@@ -186,7 +186,7 @@ def test_a_fingerprint_tells_other_records(tfds_dir, tmp_path, name):
 
 
 def test_records_are_read_anywhere(tfds_dir):
-    """In the order asked for, slices of splits too, and no more of them than are there."""
+    """In the order asked for, slices of splits too, and only as many as exist."""
     source = make_source(tfds_config(tfds_dir, "record_set", train_split="train[3:]+test", cache_bytes=1000), "train")
     assert isinstance(source, EncodedSource) and not source.gives_paths
     assert len(source) == 4 + 4 and source.class_names == ("cat", "dog", "owl")

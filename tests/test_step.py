@@ -1,4 +1,4 @@
-"""bt_jax/engine/step.py and state.py: a whole official run, and the number of devices that changes nothing."""
+"""bt_jax/engine/step.py and state.py: a whole official run, and the same results on any number of devices."""
 
 import json
 import os
@@ -220,7 +220,7 @@ def _flat(tree):
 
 
 def test_state_is_born_where_it_lives():
-    """Replicated over the mesh from its first moment; the optimiser's state too."""
+    """Replicated over the mesh from the start; the optimiser's state too."""
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     optimizer = small_optimizer()
     method = small_method(mesh)
@@ -233,7 +233,7 @@ def test_state_is_born_where_it_lives():
 
 
 def test_bfloat16_is_near_float32():
-    """Computing in bfloat16 keeps parameters, statistics and optimiser in float32, and the loss near."""
+    """Computing in bfloat16 keeps parameters, statistics and optimiser in float32, and the loss close."""
     batch = {"views": {"pair": np.random.default_rng(0).integers(0, 256, (16, 2, 16, 16, 3), np.uint8)}}
     optimizer = small_optimizer()
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])

@@ -1,4 +1,4 @@
-"""bt_jax/engine/storage.py: what storage says is told from bugs, in a few words."""
+"""bt_jax/engine/storage.py: errors of storage are distinguished from bugs, and described in a few words."""
 
 import errno
 import logging

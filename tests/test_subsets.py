@@ -49,7 +49,7 @@ def pixels(source):
 
 @pytest.mark.parametrize("kind", ["folder", "array", "stream"])
 def test_a_part_is_a_source(folder, kind):
-    """The right images with the right labels, whatever the whole is."""
+    """The right images with the right labels, of any kind of source."""
     images, labels = pixels(folder)
     whole = {
         "folder": folder,
@@ -84,7 +84,7 @@ def test_stratified():
 
 
 def test_listed(folder, tmp_path):
-    """By name, in any order; how many are missing is told."""
+    """By name, in any order; the error counts the missing ones."""
     path = tmp_path / "1percent.txt"
     path.write_text("n02_3.png\nn01_0.png\nn03_1.png\n")
     np.testing.assert_array_equal(listed(folder, str(path)), [0, 7, 11])
@@ -106,7 +106,7 @@ def test_listed(folder, tmp_path):
 
 
 def test_listed_names_that_stand_in_two_classes(tmp_path):
-    """Refused, both named; with their classes they are told apart. Names may hold spaces."""
+    """Refused, with both named; with their classes they are distinct. Names may contain spaces."""
     for name in ("cat", "dog"):
         (tmp_path / "train" / name).mkdir(parents=True)
         for file in ("1.png", f"my {name}.png"):

@@ -1,4 +1,4 @@
-"""bt_jax/tasks/finetune.py: few labels, a tuned encoder and a new one on the same labels."""
+"""bt_jax/tasks/finetune.py: few labels, a fine-tuned encoder and a new one on the same labels."""
 
 import json
 
@@ -23,7 +23,7 @@ def config(judged):
 
 
 def test_tuned_and_from_scratch_on_the_same_labels(config, tmp_path, capsys):
-    """Two seeds choose different labels; the baseline has those very labels, and no checkpoint behind it."""
+    """Two seeds choose different labels; the baseline has exactly these labels, and no checkpoint."""
     config.repeats = 2
     tuned = finetune(config, str(tmp_path / "tuned"))
     config.finetune.from_scratch = True
@@ -90,7 +90,7 @@ def test_from_scratch_needs_no_encoder(config):
 
 
 def test_a_full_disk(config, tmp_path, monkeypatch, capsys):
-    """The numbers are printed before the file fails, and a sentence says so."""
+    """The numbers are printed before the file fails, and a message says so."""
     config.epochs = 1
     no_room_for(monkeypatch, results, "finetune.json")
     with pytest.raises(

@@ -45,7 +45,7 @@ def test_against_scikit_learn_on_real_features(judged, tmp_path, capsys):
 
 
 def test_a_full_disk(judged, tmp_path, monkeypatch, capsys):
-    """The numbers are printed before the file fails, and a sentence says so."""
+    """The numbers are printed before the file fails, and a message says so."""
     config = evaluation_of(judged[1], "knn")
     config.knn.k = (1,)
     no_room_for(monkeypatch, results, "knn.json")

@@ -74,7 +74,7 @@ def test_nothing_to_judge(config):
 
 
 def test_other_weights_than_at_the_beginning(config, judged, tmp_path):
-    """An evaluation that goes on never mixes two encoders."""
+    """A resumed evaluation never mixes two encoders."""
     workdir, _ = judged
     linear(config, str(tmp_path / "run"))
     written = json.loads((tmp_path / "run" / "judged.json").read_text())
@@ -101,7 +101,7 @@ def test_weights_that_are_not_finite(config, tmp_path, monkeypatch):
 
 
 def test_a_full_disk(config, tmp_path, monkeypatch, capsys):
-    """The numbers are printed before the file fails, and a sentence says so."""
+    """The numbers are printed before the file fails, and a message says so."""
     config.linear.cached = True
     no_room_for(monkeypatch, results, "linear.json")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""bt_jax/tasks/pod_plan.py: a plan of simulated CPU devices in place of a pod, the search, and a real plan where libtpu is."""
+"""bt_jax/tasks/pod_plan.py: a plan with CPU devices for a pod, the search, and a real plan if libtpu is installed."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def small_config(**changes):
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """What the task returns and writes for 8 CPU devices that stand for a v5e:2x4, and the plan itself."""
+    """What the task returns and writes for 8 CPU devices that represent a v5e:2x4, and the plan itself."""
     workdir = tmp_path_factory.mktemp("plan")
     plans = []
     with pytest.MonkeyPatch.context() as patch:
@@ -102,7 +102,7 @@ def test_the_table_fits_a_screen(planned):
 @pytest.mark.parametrize("limit", [0, 1, 7, 23, 64, 100, 999])
 @pytest.mark.parametrize("start", [1, 8, 200])
 def test_search_finds_the_largest_that_fits(planned, limit, start):
-    """To within 3 %, however memory bends on the way, in few compilations."""
+    """To within 3 %, for memory that is not linear in the batch, in few compilations."""
     plan = dataclasses.replace(planned[2], arguments=0, results=0, program=0)
     tried = []
 
@@ -160,7 +160,7 @@ def test_bad_input(changes, sentence, monkeypatch, tmp_path):
 
 
 def plan_by_libtpu(workdir, **changes):
-    """What the command prints and writes, in a process of its own: libtpu and JAX's profiler do not bear each other."""
+    """What the command prints and writes, in a separate process: libtpu and JAX's profiler do not work together."""
     fields = {"task": "pod_plan", "data.image_size": 32, "model.width": 4, "barlow_twins.projector": "(16,)"}
     fields |= {"model.small_images": True, **changes}
     command = [sys.executable, "main.py", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in fields.items())]
@@ -191,7 +191,7 @@ def test_more_than_fits_is_said_by_libtpu(tmp_path):
 
 
 def test_a_full_disk(planned, tmp_path, monkeypatch, capsys):
-    """The numbers are printed before the file fails, and a sentence says so."""
+    """The numbers are printed before the file fails, and a message says so."""
     monkeypatch.setattr(pod_plan, "devices_of", lambda topology: jax.devices())
     monkeypatch.setattr(pod_plan, "make_plan", lambda *_: planned[2])
     no_room_for(monkeypatch, pod_plan, "pod_plan")

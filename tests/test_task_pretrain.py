@@ -1,4 +1,4 @@
-"""bt_jax/tasks/pretrain.py: a run from its start to its end, interrupted anywhere, gone wrong, gone on with."""
+"""bt_jax/tasks/pretrain.py: a run from its start to its end, interrupted anywhere, failed, resumed."""
 
 import dataclasses
 import functools
@@ -33,12 +33,12 @@ STEPS = 6  # three epochs of two steps
 
 
 class Killed(Exception):
-    """Stands for whatever ends a process in the middle."""
+    """Represents anything that kills a process."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    """The runs here compile the same programs again and again: they are kept for as long as this file's tests last."""
+    """The runs here compile the same programs many times: they are cached as long as this file's tests run."""
     wanted = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
@@ -77,7 +77,7 @@ def small_run(tmp_path, monkeypatch):
 
 
 def begun(config, workdir, mesh=None):
-    """The setup of a run, and where it would start from now."""
+    """The setup of a run, and where it would start now."""
     mesh = mesh or jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     setup, _ = task.prepare(config, epath.Path(workdir), mesh)
     checkpoints = Checkpoints(setup.workdir)
@@ -175,7 +175,7 @@ def test_official_rates_are_printed(capsys, small_run, tmp_path):
 
 
 def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, cut):
-    """After each step in turn: parameters, statistics, optimiser and the written losses are those of one piece."""
+    """After each step in turn: parameters, statistics, optimiser and the written losses are those of an uninterrupted run."""
     small_run.monitor.every_epochs = 0
     task.pretrain(small_run, str(tmp_path / "whole"))
     expected = final_parameters(small_run, tmp_path / "whole")
@@ -269,7 +269,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, monkeypatc
 
 
 def test_a_damaged_checkpoint_is_stepped_over(small_run, tmp_path, capsys):
-    """The run goes on from the one before, says so, and ends as it would have."""
+    """The run resumes from the one before, says so, and ends as it would have."""
     workdir = tmp_path / "run"
     task.pretrain(small_run, str(workdir))
     expected = final_parameters(small_run, workdir)
@@ -289,7 +289,7 @@ def test_a_damaged_checkpoint_is_stepped_over(small_run, tmp_path, capsys):
 
 
 def test_images_that_do_not_decode_are_named_once(small_run, tmp_path, capsys):
-    """The run goes on without them, and counts them at the end of each epoch."""
+    """The run continues without them, and counts them at the end of each epoch."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 4)):
         for name in ("cat", "dog"):
@@ -306,7 +306,7 @@ def test_images_that_do_not_decode_are_named_once(small_run, tmp_path, capsys):
 
 
 def test_a_signal_while_the_monitor_looks(small_run, tmp_path, monkeypatch, capsys):
-    """The look is broken off, the step saved, and the look taken first of all when the run goes on; none is told twice."""
+    """The evaluation is interrupted and the step saved; after a resume it comes first, and none is reported twice."""
     workdir = tmp_path / "run"
     take, looks = loop._Looks.take, []
 
@@ -359,7 +359,7 @@ def test_what_a_checkpoint_tells(small_run, tmp_path):
 
 
 def test_a_workdir_that_fails(small_run, tmp_path, monkeypatch):
-    """Full, or gone: a sentence with the last good checkpoint."""
+    """Full, or gone: a message names the last good checkpoint."""
     record = progress.Reporter.record
 
     def fail_at_5(self, step, values):
@@ -384,7 +384,7 @@ def test_a_workdir_that_fails(small_run, tmp_path, monkeypatch):
 
 
 def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
-    """Of a run, with its projector where it fits; of another encoder: a sentence. A run of its own from then on."""
+    """Of a run, with its projector if it fits; an error for another encoder. From then on it is a separate run."""
     task.pretrain(small_run, str(tmp_path / "first"))
     _, first = final_parameters(small_run, tmp_path / "first")
     monkeypatch.setattr(init_from, "read_weights", lambda path: weights)
@@ -419,7 +419,7 @@ def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
 
 
 def test_names_that_look_like_patterns(small_run, tmp_path, monkeypatch, capsys):
-    """A run in such a folder ends, and is found again; a folder that no library finds again gets a sentence at once."""
+    """A run in such a folder ends, and is found again; a folder that libraries cannot find again is refused at once."""
     small_run.epochs, small_run.monitor.every_epochs, small_run.optimizer.warmup_epochs = 1, 0, 0
     (tmp_path / "[a]").mkdir()
     monkeypatch.chdir(tmp_path / "[a]")
@@ -432,7 +432,7 @@ def test_names_that_look_like_patterns(small_run, tmp_path, monkeypatch, capsys)
 
 
 def test_a_last_checkpoint_that_cannot_be_read_back(small_run, tmp_path, monkeypatch, capsys):
-    """Nobody says that the run is done."""
+    """Nothing says that the run is done."""
     small_run.epochs, small_run.monitor.every_epochs = 2, 0
     right, calls = checkpoint.fingerprints_on_host, []
 
@@ -447,7 +447,7 @@ def test_a_last_checkpoint_that_cannot_be_read_back(small_run, tmp_path, monkeyp
 
 
 def test_a_refused_start_changes_nothing(small_run, tmp_path):
-    """Another config where config.json is lost; other images in the same number; each is told, and config.json is as it was."""
+    """Another config with a lost config.json; other images of the same number: each is refused, and config.json is unchanged."""
     small_run.epochs, small_run.monitor.every_epochs, small_run.optimizer.warmup_epochs = 1, 0, 0
     workdir = tmp_path / "run"
     task.pretrain(small_run, str(workdir))

@@ -55,7 +55,7 @@ def test_kinds_of_tensors():
 
 
 def test_what_torch_itself_saves(tmp_path):
-    """Where PyTorch is there: both formats, of random tensors."""
+    """If PyTorch is installed: both formats, of random tensors."""
     torch = pytest.importorskip("torch")
     state = {"a": torch.randn(3, 4, 5).transpose(0, 2), "b": torch.randint(9, (7,)), "c": torch.randn(6, 2).bfloat16()}
     for new in (True, False):
@@ -76,7 +76,7 @@ class Call:
 
 
 class Global(str):
-    """Stands for MODULE.NAME in a pickle, which need not exist here."""
+    """Represents MODULE.NAME in a pickle, which need not exist here."""
 
 
 class Storage:
@@ -131,7 +131,7 @@ def archive(path, tree, numbers=4, compression=zipfile.ZIP_STORED, raw=None):
 
 
 def test_the_writer_of_these_tests(tmp_path):
-    """A sound file by it is read: what follows is refused for what it holds."""
+    """A valid file written by it is read: the following ones are refused for their contents."""
     path = archive(tmp_path / "x.pth", {"w": Tensor(Storage(4), 1, (3,), (1,))})
     np.testing.assert_array_equal(read_torch(path)["w"], [1, 2, 3])
 
@@ -150,7 +150,7 @@ def commands(marker):
 
 @pytest.mark.parametrize("name", ["system", "eval", "getattr", "method", "unpickler"])
 def test_code_is_refused_by_name_and_not_run(tmp_path, name):
-    """In a zip archive, in the older format, and in a bare pickle; beside sound tensors, too."""
+    """In a zip archive, in the older format, and in a bare pickle; together with valid tensors, too."""
     marker = tmp_path / "was_here"
     bad, sentence = commands(marker)[name]
     tree = {"model": {"w": Tensor(Storage(4), 0, (4,), (1,))}, "optimizer": bad}
@@ -205,7 +205,7 @@ def test_shapes_that_lie(tmp_path, tensor, numbers):
 
 
 def test_a_training_checkpoint(tmp_path):
-    """As PyTorch's ImageNet example saves it: the weights one level down, a lone tensor beside them."""
+    """As PyTorch's ImageNet example saves it: the weights one level down, and a single tensor with them."""
     tensor = Tensor(Storage(4), 0, (4,), (1,))
     tree = {
         "epoch": 90,
@@ -219,7 +219,7 @@ def test_a_training_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_objects_beside_the_weights(tmp_path, protocol):
-    """As the official evaluate.py keeps its best accuracies, and what others do: read past, and nothing of it is made."""
+    """As the official evaluate.py keeps its best accuracies, and other cases: skipped, without making any such object."""
     best = argparse.Namespace(top1=np.float64(71.3), top5=0.0)
     counts = collections.defaultdict(list, {"a": [1]})
     tree = {
@@ -249,7 +249,7 @@ def test_a_default_dict_of_tensors(tmp_path):
 
 
 def test_placeholders_keep_nothing(tmp_path):
-    """An object's own way of being set up is not taken, whatever a file says: its class is another's."""
+    """An object's own way to restore itself is never used, for any file."""
     marker = tmp_path / "was_here"
     namespace = b"cargparse\nNamespace\n"
     good = pickled({"w": Tensor(Storage(4), 0, (4,), (1,))})[2:-1]
@@ -273,7 +273,7 @@ def test_placeholders_keep_nothing(tmp_path):
 
 
 def test_files_of_another_kind(tmp_path):
-    """Are told what they are, whatever they are called."""
+    """Are recognised by their contents, under any name."""
     tarred = io.BytesIO()
     with tarfile.open(fileobj=tarred, mode="w") as file:
         file.addfile(tarfile.TarInfo("x"))
@@ -302,7 +302,7 @@ def test_files_of_another_kind(tmp_path):
 
 
 def test_no_tensors(tmp_path):
-    """What holds no state dict, or something else in one, is told what it holds."""
+    """The error for a file without a valid state dict says what it holds."""
     good = Tensor(Storage(4), 0, (4,), (1,))
     for tree, sentence in (
         ([good], "a list instead of a dict"),
@@ -319,7 +319,7 @@ def test_no_tensors(tmp_path):
 
 
 def test_broken_files(tmp_path):
-    """Cut off at any place, compressed, or no such file at all: a sentence."""
+    """Cut off at any place, compressed, or another kind of file: an error."""
     tree = {"w": Tensor(Storage(4), 0, (4,), (1,))}
     whole = archive(tmp_path / "whole.pth", tree).read_bytes()
     stream = (GOLDEN / "torch_1_13_stream.pth").read_bytes()

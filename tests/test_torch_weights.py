@@ -1,4 +1,4 @@
-"""bt_jax/export/torch_weights.py: every tensor travels, bit for bit, and none unseen."""
+"""bt_jax/export/torch_weights.py: every tensor is converted, bit for bit, and none is ignored silently."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_names_are_torchvisions(golden):
 
 
 def test_a_projector_of_other_names():
-    """Is named, whatever its layers are called."""
+    """Is named, for any names of layers."""
     with pytest.raises(UserError, match="fc1.weight"):
         projector_from_torch({"0.weight": np.zeros((4, 5), np.float32), "fc1.weight": np.zeros((4, 4), np.float32)})
     with pytest.raises(UserError, match="not the weights of a projector"):
@@ -114,7 +114,7 @@ FC = {"fc.weight": np.ones((10, 32), np.float32), "fc.bias": np.zeros(10, np.flo
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "encoder.", "state.model.encoder."])
 def test_an_encoder_behind_any_prefix(prefix):
-    """With its projector and its classifier, where they are there; the loss's own statistics are left aside."""
+    """With its projector and its classifier, if it has them; the loss's statistics are left out."""
     outer = "".join(f"{part}." for part in prefix.split(".")[:-2])
     state = small(prefix) | {f"{prefix}{name}": value for name, value in FC.items()}
     state |= {f"{outer}projector.{name}": value for name, value in PROJECTOR.items()}
@@ -166,7 +166,7 @@ ZEROS = np.zeros((4, 4), np.float32)
     ],
 )  # fmt: skip
 def test_files_of_solo_learn_and_lightly(state, left_out):
-    """The encoder is taken, and what was left out is said."""
+    """The encoder is taken, and the message says what was left out."""
     weights = weights_of_state_dict(state(), "here")
     assert weights.source == (f"here, without its {left_out}" if left_out else "here") and not weights.heads
     expected = weights_of_state_dict(small(), "here").variables
@@ -213,7 +213,7 @@ def test_weights_that_cannot_be_right(name, value, sentence):
 
 
 def test_no_tensor_is_left_unseen():
-    """None, several, of an architecture that there is not, or with tensors that belong to nothing."""
+    """None, several, of an unknown architecture, or with tensors that belong to nothing."""
     for state, sentence in (
         ({"w": np.zeros(3)}, "here holds no ResNet in torchvision's names"),
         (small("online.") | small("target."), r"several encoders \(online.*, target.*\); keep one"),

@@ -1,4 +1,4 @@
-"""bt_jax/version.py: one number, also where files without Python repeat it."""
+"""bt_jax/version.py: the same number in all files."""
 
 import pathlib
 import re

@@ -29,7 +29,7 @@ from bt_jax.runtime import mesh as mesh_lib
 
 @pytest.mark.parametrize(("name", "size", "spec"), [("rocket", 96, VIEW_A), ("astronaut", 32, VIEW_B)])
 def test_whole_views_are_the_hosts_on_the_same_parameters(name, size, spec):
-    """Asked: 2 levels of mean absolute difference. Here of 48 draws, of each and of the worst."""
+    """The mean absolute difference may be 2 levels. Here for 48 draws: of each, and of the worst."""
     n = 48
     photograph = load_photograph(name)[:200, :300]
     sizes = jnp.full((n, 2), jnp.array(photograph.shape[:2]))
@@ -164,7 +164,7 @@ def test_views_do_not_depend_on_devices_or_company():
 
 
 def test_further_views_and_groups_leave_the_others_as_they_were():
-    """And are draws of their own: no two views of an image are equal."""
+    """And are separate draws: no two views of an image are equal."""
     images = np.random.default_rng(0).integers(0, 256, (4, 20, 24, 3), np.uint8)
     examples = np.arange(4, dtype=np.int32)
     alone = made_by(ViewGroup("global", (CROPS, CROPS), 12))(images, examples)["global"]
@@ -184,7 +184,7 @@ def drawn_jigsaws(jigsaw, size, n=200):
 
 
 def test_jigsaw_draws():
-    """Each cell once, in an order that differs from image to image; windows anywhere in their cells, flips of their own."""
+    """Each cell once, in an order that differs from image to image; windows anywhere in their cells, each with its own flip."""
     jigsaw = Jigsaw(ViewSpec(crop_scale=(0.6, 1.0), flip=0.3), cell=11)
     crop, patches = drawn_jigsaws(jigsaw, 8)
     area = crop[:, 2] * crop[:, 3] / (40 * 52)
@@ -201,7 +201,7 @@ def test_jigsaw_draws():
 
 @pytest.mark.parametrize("cell", [8, 11])
 def test_patches_put_back_in_order_are_the_crop(cell):
-    """Where windows fill their cells all of it; else each is the crop's pixels at its window, mirrored where it is so drawn."""
+    """If windows fill their cells, the whole crop; else each patch is the crop at its window, mirrored if so drawn."""
     jigsaw, n = Jigsaw(CROPS, cell=cell), 5
     images = np.random.default_rng(0).integers(0, 256, (n, 40, 52, 3), np.uint8)
     drawn = drawn_jigsaws(jigsaw, 8, n)
@@ -218,7 +218,7 @@ def test_patches_put_back_in_order_are_the_crop(cell):
 
 
 def test_jigsaws_are_the_hosts_on_the_same_parameters():
-    """Colours of its own for each patch."""
+    """Each patch has its own colours."""
     jigsaw, n = Jigsaw(VIEW_B, cell=11, grid=2), 12
     photograph = load_photograph("rocket")[:40, :52]
     drawn = drawn_jigsaws(jigsaw, 8, n)

@@ -21,7 +21,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_operations_are_pillows(golden, operation):
-    """All photographs and values in one batch, each with its own factor; only hue and blur leave a level here or there."""
+    """All photographs and values in one batch, each with its own factor; only hue and blur differ by a level in a few pixels."""
     results, bases, values, expected = golden("augment"), [], [], []
     for key, image in results.items():
         number, name, *value = key.split("_")
@@ -69,7 +69,7 @@ def test_bilinear_crops_are_the_hosts():
 
 
 def test_every_colour_keeps_its_hue_or_turns_as_on_the_host():
-    """A cube of colours, 33 levels a channel: three values in a thousand may differ, and those by little."""
+    """A cube of colours, 33 levels per channel: three values in a thousand may differ, and those by little."""
     levels = np.linspace(0, 255, 33).astype(np.uint8)
     cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(33 * 3, -1, 3)
     shifts = np.array([-0.1, -0.004, 0.0, 0.05, 0.1], np.float32)

@@ -163,7 +163,7 @@ def test_groups_of_views():
 
 
 def test_interpolation_is_the_views_own():
-    """The same draw, bicubic and bilinear, beside each other in a group."""
+    """The same draw, bicubic and bilinear, in one group."""
     image = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
     specs = [ViewSpec(jitter=0.0, grayscale=0.0, blur=0.0, flip=0.0, interpolation=i) for i in ("bicubic", "bilinear")]
     parameters = sample_view(seeds(0, 0, 0, 0), 40, 52, specs[0])
@@ -175,7 +175,7 @@ def test_interpolation_is_the_views_own():
 
 
 def test_further_views_and_groups_leave_the_others_as_they_were():
-    """And are draws of their own: no two views of an image are equal."""
+    """And are separate draws: no two views of an image are equal."""
     image = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
     alone = made(image, ViewGroup("global", (CROPS, CROPS), 12))
     local, patches = ViewGroup("local", (CROPS,) * 6, 12), ViewGroup("patches", Jigsaw(CROPS, cell=13), 12)
@@ -186,7 +186,7 @@ def test_further_views_and_groups_leave_the_others_as_they_were():
 
 
 def test_jigsaw_draws():
-    """Each cell once, in an order that differs from image to image; windows anywhere in their cells, flips of their own."""
+    """Each cell once, in an order that differs from image to image; windows anywhere in their cells, each with its own flip."""
     jigsaw, n = Jigsaw(ViewSpec(crop_scale=(0.6, 1.0), flip=0.3), cell=11), 200
 
     @tf.autograph.experimental.do_not_convert
@@ -211,7 +211,7 @@ def test_jigsaw_draws():
 
 @pytest.mark.parametrize("cell", [8, 11])
 def test_patches_put_back_in_order_are_the_crop(cell):
-    """Where windows fill their cells all of it; else each is the crop's pixels at its window, mirrored where it is so drawn."""
+    """If windows fill their cells, the whole crop; else each patch is the crop at its window, mirrored if so drawn."""
     image = tf.constant(np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8))
     jigsaw = Jigsaw(CROPS, cell=cell)
     drawn = sample_jigsaw(lambda patch: seeds(0, 5, 0, patch), 40, 52, jigsaw, 8)

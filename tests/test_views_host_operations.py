@@ -39,13 +39,13 @@ def test_operations_are_pillows(golden, operation, compiled):
 
 
 def test_packing_loses_nothing():
-    """Every level of every channel comes back, in its place."""
+    """Every level of every channel comes back unchanged."""
     image = np.random.default_rng(0).permutation(np.repeat(np.arange(256, dtype=np.uint8), 3)).reshape(16, 16, 3)
     np.testing.assert_array_equal(operations.unpacked(operations.packed(image)), image)
 
 
 def test_every_colour_keeps_its_hue_or_turns_as_pillow_turns_it():
-    """A cube of colours, 33 levels a channel, through Pillow's own HSV: equal."""
+    """A cube of colours, 33 levels per channel, through Pillow's own HSV: equal."""
     levels = np.linspace(0, 255, 33).astype(np.uint8)
     cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(33 * 3, -1, 3)
     for shift in (-0.1, -0.004, 0.0, 0.05, 0.1):

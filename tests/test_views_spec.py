@@ -36,7 +36,7 @@ def test_batch_spec():
 
 
 def test_groups_are_what_they_are_given():
-    """A list of draws will do; groups compare and hash, as what is compiled for them is kept by them."""
+    """Draws may be a list; groups compare and hash, as compiled programs are cached by them."""
     assert LOCAL.draws == (ViewSpec(blur=0.5),) * 3 and LOCAL.num_views == 3
     assert ViewGroup("local", (ViewSpec(blur=0.5),) * 3, 16) == LOCAL
     assert hash(LOCAL) == hash(ViewGroup("local", (ViewSpec(blur=0.5),) * 3, 16))
@@ -72,7 +72,7 @@ def test_groups_that_do_not_go_together():
 
 
 def test_draw_numbers_are_all_different():
-    """The first group's views are numbered as they always were."""
+    """The first group's views keep their numbers."""
     numbers = [draw_number(group, view) for group, view in itertools.product(range(64), range(MAX_VIEWS + 2))]
     assert len(np.unique(numbers)) == len(numbers)
     assert max(numbers) < 2**15, "as order.draw_seed asks"

@@ -20,7 +20,7 @@ from bt_jax.tasks.transfer import transfer
 
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory):
-    """80 images a split; image i is of classes i % 20 and (i + 1) % 20, and of (i + 2) % 20 only difficult objects."""
+    """80 images per split; image i is of classes i % 20 and (i + 1) % 20, and of (i + 2) % 20 only difficult objects."""
     root = tmp_path_factory.mktemp("VOCdevkit")
     top = root / "VOC2007"
     (top / "JPEGImages").mkdir(parents=True)
@@ -159,7 +159,7 @@ def test_transfer_by_a_linear_classifier(judged, tmp_path):
 
 
 def test_a_full_disk(judged, devkit, tmp_path, monkeypatch, capsys):
-    """The numbers are printed before the file fails, and a sentence says so."""
+    """The numbers are printed before the file fails, and a message says so."""
     config = evaluation_of(judged[1], "transfer")
     config.transfer.update(protocol="svm", svm_costs=(0.1,))
     config.data = data_of(devkit)

@@ -54,7 +54,7 @@ def test_what_changes_no_weight_may_differ(workdir):
     "content", [b'{"seed": 0', b"[]", b"null", b"7", b'"text"', b"{}", b"", b"\xff", b'{"task": []}', b"[" * 99999]
 )
 def test_unreadable_config(workdir, content):
-    """A sentence that names the file, and the file stays."""
+    """An error names the file, and the file stays."""
     workdir.mkdir()
     (workdir / "config.json").write_bytes(content)
     with pytest.raises(
@@ -66,7 +66,7 @@ def test_unreadable_config(workdir, content):
 
 @pytest.mark.parametrize("task", ["pretrain", "linear", "old"])
 def test_an_odd_config(workdir, task):
-    """Whatever value stands in it, of a config of today or of earlier: it is the same run, or a sentence says why not."""
+    """For any value in a config of today or of before: it is the same run, or an error says why not."""
     workdir.mkdir()
     good = json.loads(config_lib.to_json(config_lib.default(task if task != "old" else "pretrain")))
     if task == "old":
@@ -93,7 +93,7 @@ def test_workdir_that_cannot_be_written(tmp_path):
 
 
 def test_a_config_older_than_a_field(workdir):
-    """A run whose config was written before a field came goes on: it had the default."""
+    """A run whose config was written before a field existed resumes: it had the default."""
     config = config_lib.default()
     claim_workdir(config, workdir, write=True)
     old = json.loads((workdir / "config.json").read_text())
@@ -116,7 +116,7 @@ with held(epath.Path(sys.argv[1])):
 
 
 def test_one_run_at_a_time(workdir):
-    """A second one is told the host and the process of the first; when that is killed, the next comes in at once."""
+    """A second one gets the host and the process of the first; when that is killed, the next can start at once."""
     with subprocess.Popen([sys.executable, "-c", HOLD, str(workdir)], stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout.readline() == "in\n"
@@ -139,7 +139,7 @@ def elsewhere(beats):
 
 
 def test_a_holder_on_another_host(workdir, monkeypatch):
-    """Is refused when it gives a sign of life while it is watched, and taken for gone when it gives none."""
+    """The workdir is refused if the holder gives a sign of life while it is watched, and free if it gives none."""
     monkeypatch.setattr(workdir_lib, "SILENT_SECONDS", 0.5)
     workdir.mkdir()
     path = workdir / "holder.json"
@@ -159,7 +159,7 @@ def test_a_holder_on_another_host(workdir, monkeypatch):
 
 
 def test_signs_of_life(workdir, monkeypatch):
-    """The holder counts up; a workdir that vanishes meanwhile does not end the run by itself."""
+    """The holder counts up; a workdir that disappears does not end the run by itself."""
     monkeypatch.setattr(workdir_lib, "BEAT_SECONDS", 0.05)
     with held(workdir):
         path = workdir / "holder.json"

@@ -46,7 +46,7 @@ def test_half_a_line_is_removed(path):
 
 
 def test_lines_that_were_lost_come_back(path):
-    """From a checkpoint's history, where the file has fewer; or in place of all that the file has."""
+    """From a checkpoint's history, if the file has fewer; or instead of everything in the file."""
     history = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": None}]
     path.write_text('{"step": 1, "loss": 2.5}\n{"step": 3}\n')
     JsonLines(path, start_step=2, history=history).close()
@@ -124,7 +124,7 @@ def test_tensorboard_holds_the_scalars(tmp_path):
 
 
 def test_tensorboard_without_what_a_place_takes(monkeypatch):
-    """A sentence, before a run begins."""
+    """An error, before a run begins."""
 
     def absent(*_, **__):
         raise ImportError("'google-cloud-storage' must be installed in order to use the 'gs://' protocol")

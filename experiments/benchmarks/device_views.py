@@ -1,12 +1,12 @@
-"""Images a second of views made on the device, beside the host pipeline where TensorFlow is installed; an image is two views.
+"""Images per second of views made on the device, and by the host if TensorFlow is installed; an image is two views.
 
     python experiments/benchmarks/device_views.py                              32×32 (CIFAR-10's), batch 512
     python experiments/benchmarks/device_views.py --size 224 --batch-size 128 --stored 512
 
-Both take turns on the same images in memory and the same distributions, so that whatever else the machine does hits both;
+Both take turns on the same images in memory and the same distributions, so that other load on the machine affects both;
 the ratio is the median of the turns' ratios. With `--blur` the views have the paper's blur, which the CIFAR-10 recipe leaves
-out. On an accelerator the host's rate is that of its own cores and does not count the way to the device. What views cost a
-training step is told by train_step.py.
+out. On an accelerator the host's rate is that of its cores alone, without the transfer to the device. train_step.py measures
+what views cost in a training step.
 """
 
 import argparse

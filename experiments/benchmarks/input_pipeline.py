@@ -1,12 +1,12 @@
-"""Images a second of the input pipeline, an image being two views of 224×224, by stage and beside the official transform.
+"""Images per second of the input pipeline by stage, and of the official transform; an image is two views of 224×224.
 
     python experiments/benchmarks/input_pipeline.py DIR
     python experiments/benchmarks/input_pipeline.py DIR --peer torchvision --peer-python /usr/bin/python3
 
 DIR is an image folder, DIR/train/<class>/*.JPEG. All stages use as many threads as there are cores; the peer as many
-worker processes. Ours and the peer take turns, so that whatever else the machine does hits both; the ratio is the median
-of the turns' ratios. The peer runs in a Python of its own, which has torchvision and need not have TensorFlow. Files are
-read once before, so that what is measured is work and not the disk.
+worker processes. Ours and the peer take turns, so that other load on the machine affects both; the ratio is the median
+of the turns' ratios. The peer runs in a separate Python, which has torchvision and need not have TensorFlow. Files are
+read once before, so that the disk is not measured.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def stages(config) -> dict:
 
 
 def rate_of_stage(source: FolderSource, function, config, count: int) -> float:
-    """Images a second over `count` images, after as many threads' worth of warming up."""
+    """Images per second over `count` images, after 16 that do not count."""
     paths = tf.data.Dataset.from_tensor_slices(source.paths).repeat().enumerate()
     dataset = datasets.in_parallel(paths, lambda i, path: function(path, i), config)
     options = tf.data.Options()
@@ -91,7 +91,7 @@ class Ours:
 
 
 class Peer:
-    """The official transform in a process of its own, told when to work."""
+    """The official transform in a separate process, which works on request."""
 
     def __init__(self, python: str, folder: str, batch_size: int, workers: int):
         script = pathlib.Path(__file__).parent / "input_pipeline_torchvision.py"

@@ -1,9 +1,9 @@
-"""The official transform (Pillow and torchvision, a process a core), as the peer of input_pipeline.py.
+"""The official transform (Pillow and torchvision, one process per core), as the peer of input_pipeline.py.
 
     python input_pipeline_torchvision.py FOLDER BATCH_SIZE WORKERS
 
-Prints its name, then for each number of images read from standard input how many it made a second. Written after the
-paper's appendix A; needs torch, torchvision and Pillow only.
+Prints its name, then for each number of images read from standard input how many it made per second. Written from the
+paper's appendix A; needs only torch, torchvision and Pillow.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""What the scripts beside this file share."""
+"""What the scripts in this folder share."""
 
 import contextlib
 import pathlib
@@ -8,7 +8,7 @@ import subprocess
 
 @contextlib.contextmanager
 def disk(path: pathlib.Path, size: str):
-    """A disk of so many bytes at a path, for as long as the context lasts; takes the right to mount."""
+    """A disk of so many bytes at a path, for as long as the context lasts; needs the right to mount."""
     shutil.rmtree(path, ignore_errors=True)  # of an earlier command
     path.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)

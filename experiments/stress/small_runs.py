@@ -1,4 +1,4 @@
-"""Runs of a few seconds that stand for long ones; the other scripts in this folder start, signal and examine them.
+"""Runs of a few seconds that represent long ones; the other scripts in this folder start, signal and examine them.
 
 Libraries are imported once, and each run is a fork of this process: a separate process that can be killed, without the seconds
 that a start takes. Compiled programs are cached in a folder, so that all runs of a script use the same ones.

@@ -1,10 +1,10 @@
-"""What a machine can do to a command: odd names of folders, a library that is missing, output that cannot be printed, full
-disks, damaged files, signals. Each case is a process of its own, and prints a line: what was done, what the command said, and
-whether that was right.
+"""Commands under adverse conditions: odd names of folders, a missing library, output that cannot be printed, full disks,
+damaged files, signals. Each case runs in a separate process and prints a line: what was done, what the command said, and whether
+that was right.
 
     python experiments/stress/surroundings.py DIR [CASE …]
 
-On Linux; as root, disks of a few MB are made for it (tmpfs).
+For Linux, as root: the cases with full disks mount disks of a few MB (tmpfs).
 """
 
 import argparse
@@ -38,7 +38,7 @@ WITHOUT_TENSORFLOW = "import sys; sys.modules['tensorflow'] = None; import main;
 
 
 class Command:
-    """`python main.py` in a process of its own; its two streams go to files, or to where they are told."""
+    """`python main.py` in a separate process; its output and errors go to files unless `stdout` and `stderr` are given."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ def names(folder: pathlib.Path) -> bool:
 
 
 def missing(folder: pathlib.Path) -> bool:
-    """TensorFlow cannot be imported: told before anything is written, where it is needed."""
+    """TensorFlow cannot be imported: where it is needed, a message says so before anything is written."""
     right = True
     (folder / "images").mkdir(exist_ok=True)
     for split in ("train", "test"):
@@ -180,7 +180,7 @@ def _picture(folder: pathlib.Path) -> pathlib.Path:
 
 
 def output(folder: pathlib.Path) -> bool:
-    """Encodings that lack letters, a name that is not UTF-8, readers that go away, a full disk under the log, a closed terminal."""
+    """Encodings that lack letters, a name that is not UTF-8, readers that exit, a full disk under the log, a closed terminal."""
     right = True
 
     def done(case: str, command: Command, workdir: pathlib.Path, parts: tuple[str, ...] = ()) -> bool:
@@ -247,7 +247,7 @@ def output(folder: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def terminal(folder: pathlib.Path, *arguments: str):
-    """A command on a terminal of its own: (the command, what it has shown so far, a function that closes the terminal)."""
+    """A command on its own terminal: (the command, what it has shown so far, a function that closes the terminal)."""
     ours, its = pty.openpty()
     shown: list[bytes] = []
     command = Command(folder, *arguments, stdin=its, stdout=its, stderr=its, start_new_session=True)
@@ -442,7 +442,7 @@ CASES = (names, missing, output, full, files, signals)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="made for it; must not be there yet")
+    parser.add_argument("folder", type=pathlib.Path, metavar="DIR", help="created for the cases; must not exist yet")
     known = [case.__name__ for case in CASES]
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"all of {', '.join(known)} by default")
     arguments = parser.parse_args()
@@ -450,7 +450,7 @@ def main() -> None:
         parser.error(f"there is no case {unknown[0]}; there are {', '.join(known)}")
     folder = arguments.folder.resolve()
     if folder.exists():
-        parser.error(f"{folder} is there already; name a folder that is not")
+        parser.error(f"{folder} already exists; name a new folder")
     (folder / "said").mkdir(parents=True)
     wanted = [case for case in CASES if not arguments.cases or case.__name__ in arguments.cases]
     results = [case(folder) for case in wanted]
