@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from recipes import relative
 
@@ -49,3 +50,24 @@ def test_rate_comes_after_momentum():
     assert all((u != 0).all() for u in jax.tree.leaves(updates))
     updates, state = transform.update(gradients, state, params)
     assert not any(u.any() for u in jax.tree.leaves(updates))
+
+
+def test_rate_in_momentum_is_the_official_simclr_order():
+    """Against the formulas in float64: v = momentum · v + rate · trust · (g + decay · w), w = w - v; biases plainly."""
+    rng, rates = np.random.default_rng(0), (0.3, 0.5, 0.1)
+    w, b = rng.standard_normal((3, 4)), rng.standard_normal(4)
+    with jax.enable_x64(True):
+        schedule = optax.piecewise_constant_schedule(0.3, {1: 0.5 / 0.3, 2: 0.2})
+        transform = lars(schedule, schedule, weight_decay=0.1, trust_coefficient=0.02, rate_in_momentum=True)
+        params = {"w": jnp.asarray(w), "b": jnp.asarray(b)}
+        state = transform.init(params)
+        velocity = {"w": 0.0, "b": 0.0}
+        for rate in rates:
+            gw, gb = rng.standard_normal((3, 4)), rng.standard_normal(4)
+            updates, state = transform.update({"w": jnp.asarray(gw), "b": jnp.asarray(gb)}, state, params)
+            params = optax.apply_updates(params, updates)
+            u = gw + 0.1 * w
+            velocity["w"] = 0.9 * velocity["w"] + rate * 0.02 * np.linalg.norm(w) / np.linalg.norm(u) * u
+            velocity["b"] = 0.9 * velocity["b"] + rate * gb
+            w, b = w - velocity["w"], b - velocity["b"]
+            assert relative(params["w"], w) < 1e-12 and relative(params["b"], b) < 1e-12

@@ -44,6 +44,17 @@ def test_lars_is_described():
     assert list(optimizer.schedules) == ["weights", "biases"]
 
 
+def test_lars_of_simclr_is_described():
+    config = config_lib.default().optimizer
+    config.update(scaling="sqrt", learning_rate_weights=1.2, learning_rate_biases=1.2, rate_in_momentum=True)
+    optimizer = make_optimizer(config, Facts(num_examples=4096, num_classes=10, batch_size=4096, epochs=20))
+    assert optimizer.description == (
+        "weights 4.8 = 1.2 × √(4096/256), biases 4.8 = 1.2 × √(4096/256),\n"
+        "gradients divided by 1; warm-up 10 epochs, then cosine; the rate enters the momentum"
+    )
+    assert float(optimizer.schedules["weights"](10)) == pytest.approx(4.8)
+
+
 def test_sgd_with_one_rate():
     """Linear warm-up to the peak, then steps at their epochs; the rate is for a batch of 256."""
     optimizer = make_optimizer(SGD, FACTS)

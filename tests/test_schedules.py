@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax.optim.schedules import by_epoch, warmup_cosine
+from bt_jax.optim.schedules import by_epoch, scaled_rate, warmup_cosine
 
 
 def test_golden_schedule(golden):
@@ -31,6 +31,19 @@ def test_schedule_shape():
     assert warmup_cosine(1.0, batch_size=256, steps_per_epoch=1, epochs=2, warmup_epochs=0)(0) == 1
     with pytest.raises(ValueError, match="epochs is 10, but must be more than the warmup_epochs, 10"):
         warmup_cosine(0.2, batch_size=256, steps_per_epoch=1, epochs=10)
+
+
+def test_scaling():
+    """SimCLR's rules agree at its batch of 4096, where they are 0.3 × 4096/256 and 0.075 × √4096; the root favours small ones."""
+    assert scaled_rate(0.3, 4096) == pytest.approx(scaled_rate(0.075 * 16, 4096, "sqrt")) == pytest.approx(4.8)
+    assert scaled_rate(0.3, 256) == scaled_rate(0.3, 256, "sqrt") == 0.3
+    assert scaled_rate(0.3, 64, "sqrt") == pytest.approx(0.15)
+    lengths = {"steps_per_epoch": 10, "epochs": 20, "warmup_epochs": 5}
+    found = warmup_cosine(1.2, batch_size=1024, scaling="sqrt", **lengths)
+    expected = warmup_cosine(2.4, batch_size=256, **lengths)
+    assert [float(found(step)) for step in (0, 20, 50, 199)] == [float(expected(step)) for step in (0, 20, 50, 199)]
+    with pytest.raises(ValueError, match="scaling is 'root', but must be 'linear' or 'sqrt'"):
+        scaled_rate(0.2, 256, "root")
 
 
 def test_by_epoch():

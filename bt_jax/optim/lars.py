@@ -11,8 +11,9 @@ def lars(
     weight_decay: float = 1e-6,
     momentum: float = 0.9,
     trust_coefficient: float = 0.001,
+    rate_in_momentum: bool = False,
 ) -> optax.GradientTransformation:
-    """Layer-wise adaptive learning rates with momentum, in the official program's order.
+    """Layer-wise adaptive learning rates with momentum, by default in the order of the official Barlow Twins program.
 
     For a parameter w with gradient g at step k:
 
@@ -22,25 +23,31 @@ def lars(
         w = w - rate(k) · m                                      (learning rate)
 
     Parameters with at most one axis (biases, batch-norm scales and shifts) are neither decayed nor adapted, and use
-    `learning_rate_biases`; all others use `learning_rate_weights`. `optax.lars` applies the learning rate before the
-    momentum, which is a different optimizer when the rate changes. Norms are those of the whole parameter, however it is
+    `learning_rate_biases`; all others use `learning_rate_weights`. Norms are those of the whole parameter, however it is
     sharded.
+
+    With `rate_in_momentum` the last two lines are m = momentum · m + rate(k) · u and w = w - m, as in You et al., in
+    `optax.lars` and in SimCLR's official code: another optimizer as long as the rate changes.
 
     Args:
       learning_rate_weights, learning_rate_biases: numbers, or schedules of the step, counted from 0.
-      weight_decay, momentum, trust_coefficient: as above.
+      weight_decay, momentum, trust_coefficient, rate_in_momentum: as above.
 
     Returns:
       A transformation whose `update` needs the parameters; its state has one array of each parameter's shape.
 
-    Source: You et al. 2017, arXiv 1708.03888; official main.py, class LARS, with the filters that it passes.
+    Source: You et al. 2017, arXiv 1708.03888; official main.py of Barlow Twins, class LARS, with the filters that it passes;
+    google-research/simclr, lars_optimizer.py.
     """
+    rates = (
+        optax.masked(optax.scale_by_learning_rate(learning_rate_weights), _weights),
+        optax.masked(optax.scale_by_learning_rate(learning_rate_biases), _biases),
+    )
+    trace = optax.trace(decay=momentum)
     return optax.chain(
         optax.masked(optax.add_decayed_weights(weight_decay), _weights),
         optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), _weights),
-        optax.trace(decay=momentum),
-        optax.masked(optax.scale_by_learning_rate(learning_rate_weights), _weights),
-        optax.masked(optax.scale_by_learning_rate(learning_rate_biases), _biases),
+        *((*rates, trace) if rate_in_momentum else (trace, *rates)),
     )
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from bt_jax.facts import Facts
 from bt_jax.optim.lars import lars
-from bt_jax.optim.schedules import by_epoch, warmup_cosine
+from bt_jax.optim.schedules import by_epoch, scaled_rate, warmup_cosine
 from bt_jax.optim.sgd import sgd
 
 
@@ -60,7 +60,7 @@ def make_optimizer(settings: ConfigDict | Mapping[str, Any], facts: Facts) -> Op
     so its gradient is that of the global batch divided by W, which is 16 in the run with 73.5 %; here it is the true gradient.
     For weights the trust ratio cancels a constant factor, but it changes the step of 1-D parameters, and the proportion of
     weight decay in u. To reproduce that run, set gradient_divisor = 16; otherwise it is 1, and learning_rate_biases and
-    weight_decay have their usual meaning.
+    weight_decay have their usual meaning. `rate_in_momentum` and `scaling` are explained in `lars` and `scaled_rate`.
 
     sgd: PyTorch's, with one learning rate for all parts, or one for each of `learning_rates`.
 
@@ -94,6 +94,7 @@ def _lars(fields: dict[str, Any], facts: Facts):
             epochs=facts.epochs,
             warmup_epochs=fields["warmup_epochs"],
             end_factor=fields["end_factor"],
+            scaling=fields.get("scaling", "linear"),
         )
         for kind, base_rate in rates.items()
     }
@@ -103,12 +104,15 @@ def _lars(fields: dict[str, Any], facts: Facts):
         weight_decay=fields["weight_decay"],
         momentum=fields["momentum"],
         trust_coefficient=fields["trust_coefficient"],
+        rate_in_momentum=fields.get("rate_in_momentum", False),
     )
     divisor = fields["gradient_divisor"]
     if divisor != 1:
         transformation = optax.chain(optax.scale(1 / divisor), transformation)
-    words = ", ".join(f"{kind} {_scaled(rate, facts)}" for kind, rate in rates.items())
+    words = ", ".join(f"{kind} {_scaled(rate, facts, fields.get('scaling', 'linear'))}" for kind, rate in rates.items())
     description = f"{words},\ngradients divided by {divisor:g}; warm-up {fields['warmup_epochs']} epochs, then cosine"
+    if fields.get("rate_in_momentum", False):
+        description += "; the rate enters the momentum"
     return transformation, schedules, description
 
 
@@ -169,8 +173,9 @@ def described_schedule(settings: Mapping[str, Any] | ConfigDict) -> str:
     return f"×{settings['decay_factor']:g} after epochs {epochs}"
 
 
-def _scaled(rate: float, facts: Facts) -> str:
-    return f"{rate * facts.batch_size / 256:g} = {rate:g} × {facts.batch_size}/256"
+def _scaled(rate: float, facts: Facts, scaling: str = "linear") -> str:
+    factor = f"{facts.batch_size}/256" if scaling == "linear" else f"√({facts.batch_size}/256)"
+    return f"{scaled_rate(rate, facts.batch_size, scaling):g} = {rate:g} × {factor}"
 
 
 _BUILDERS = {"lars": _lars, "sgd": _sgd}

@@ -9,6 +9,21 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+SCALINGS = ("linear", "sqrt")
+
+
+def scaled_rate(base_rate: float, batch_size: int, scaling: str = "linear") -> float:
+    """The learning rate for a batch, from that for a batch of 256: × N/256 with "linear", × √(N/256) with "sqrt".
+
+    Source: Goyal et al. 2017, arXiv 1706.02677; Chen et al. 2020, arXiv 2002.05709, appendix B.1, for "sqrt".
+
+    Raises:
+      ValueError: another scaling.
+    """
+    if scaling not in SCALINGS:
+        raise ValueError(f"scaling is {scaling!r}, but must be 'linear' or 'sqrt'.")
+    return base_rate * batch_size / 256 if scaling == "linear" else base_rate * math.sqrt(batch_size / 256)
+
 
 def warmup_cosine(
     base_rate: float,
@@ -18,10 +33,11 @@ def warmup_cosine(
     epochs: int,
     warmup_epochs: int = 10,
     end_factor: float = 1e-3,
+    scaling: str = "linear",
 ) -> optax.Schedule:
     """The official schedule: linear from 0 to the peak during the warm-up, then half a cosine down.
 
-        peak = base_rate · batch_size / 256
+        peak = base_rate · batch_size / 256                           or base_rate · √(batch_size / 256), see scaled_rate
         rate(k) = peak · k / warm-up steps                            during the warm-up
         rate(k) = peak · (q + end_factor · (1 - q)),  q = (1 + cos(π s)) / 2
 
@@ -36,13 +52,14 @@ def warmup_cosine(
       batch_size: images per step over all devices.
       steps_per_epoch, epochs, warmup_epochs: lengths; with 0 warm-up epochs the rate starts at the peak.
       end_factor: the final rate as a fraction of the peak.
+      scaling: "linear" or "sqrt".
 
     Returns:
       A function of the step (Python, numpy or traced integer, from 0) that returns a () array: float32, or float64 with
       `jax_enable_x64`.
 
     Raises:
-      ValueError: epochs not more than warmup_epochs, or steps_per_epoch below 1.
+      ValueError: epochs not more than warmup_epochs, steps_per_epoch below 1, or another scaling.
 
     Source: official main.py, adjust_learning_rate.
     """
@@ -50,7 +67,7 @@ def warmup_cosine(
         raise ValueError(f"epochs is {epochs}, but must be more than the warmup_epochs, {warmup_epochs}.")
     if steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch is {steps_per_epoch}, but must be at least 1.")
-    peak = base_rate * batch_size / 256
+    peak = scaled_rate(base_rate, batch_size, scaling)
     warmup = warmup_epochs * steps_per_epoch
     decay = epochs * steps_per_epoch - warmup
 

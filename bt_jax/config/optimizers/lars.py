@@ -2,7 +2,7 @@
 
 from bt_jax.config.field import Field, Group
 from bt_jax.config.optimizers.shared import longer_than_its_warmup, name_field
-from bt_jax.config.rules import above_zero, at_least, below_one, between
+from bt_jax.config.rules import above_zero, anything, at_least, below_one, between, one_of
 
 GROUP = Group(
     "optimizer",
@@ -12,18 +12,28 @@ GROUP = Group(
         "learning_rate_weights": Field(
             0.2,
             at_least(0, float),
-            "Peak learning rate of weights for a batch of 256; scaled by batch_size / 256",
+            "Peak learning rate of weights for a batch of 256; for others see scaling",
         ),
         "learning_rate_biases": Field(
             0.0048,
             at_least(0, float),
-            "Peak learning rate of 1-D parameters (biases, batch-norm scales), scaled likewise",
+            "Peak learning rate of 1-D parameters (biases, batch-norm scales) for a batch of 256, scaled likewise",
+        ),
+        "scaling": Field(
+            "linear",
+            one_of(("linear", "sqrt")),
+            "How learning rates grow with the batch: by batch_size / 256 (linear) or by its square root (sqrt)",
         ),
         "weight_decay": Field(1e-6, at_least(0, float), "Weight decay, for weights only"),
         "momentum": Field(0.9, below_one, "Momentum"),
         "trust_coefficient": Field(0.001, above_zero, "A weight's step is scaled by this times ‖weight‖ / ‖update‖"),
         "warmup_epochs": Field(10, at_least(0), "Epochs in which learning rates rise from 0 to their peak"),
         "end_factor": Field(1e-3, between(0, 1), "The final learning rate as a fraction of the peak"),
+        "rate_in_momentum": Field(
+            False,
+            anything,
+            "Whether the learning rate is applied before the momentum, as in SimCLR's official code, and not after it",
+        ),
         "gradient_divisor": Field(
             1.0,
             above_zero,
