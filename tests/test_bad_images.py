@@ -56,7 +56,7 @@ def test_others_stand_in_for_bad_images(tmp_path, light_views):
 
 @pytest.mark.parametrize("kind", ["text", "empty", "cut", "gone"])
 def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
-    """The batches before it are delivered; then a message names it alone, as it is more than a thousandth of all."""
+    """The batches before it are delivered; then a message names it alone, if none may be bad; else another stands in."""
     folder = tmp_path / "train" / "a"
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
@@ -69,7 +69,8 @@ def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
         bad.unlink()
     else:
         bad.write_bytes({"text": b"not an image at all", "empty": b"", "cut": whole[: len(whole) // 2]}[kind])
-    batches = pipeline.train_batches(source, data_config(), PAIR, seed=3, batch_size=4, rows=np.arange(4))
+    none = data_config(max_bad_fraction=0.0)
+    batches = pipeline.train_batches(source, none, PAIR, seed=3, batch_size=4, rows=np.arange(4))
     assert len(next(batches)["label"]) == len(next(batches)["label"]) == 4
     with pytest.raises(
         UserError, match=rf"{bad} cannot be read as an image \(.+\); repair or remove it, or raise"
@@ -77,7 +78,12 @@ def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
         next(batches)
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match=str(bad)):
-        evaluate(source, batch_size=4)
+        evaluate(source, batch_size=4, max_bad_fraction=0.0)
+    assert len(take(source, 4, batch_size=4)) == 4 and source.place(next(iter(source.bad))) == str(bad)
+    others = folder / f"{permutation(3, 0, 16)[2]:02d}.jpg"
+    others.write_bytes(b"neither")
+    with pytest.raises(UserError, match=r"and so cannot .*, which is 0.001 of 16, and one image at least"):
+        take(source, 4, batch_size=4)
 
 
 def test_no_traceback_is_shown_for_a_bad_image(tmp_path):

@@ -80,7 +80,7 @@ def test_bad_command(monkeypatch, tmp_path, arguments, sentence):
 
 
 def test_bad_folder(monkeypatch, tmp_path):
-    """Missing, empty, with one class, with stray files, with a file that is not an image."""
+    """Missing, empty, with one class, with several files that are not images where one may be."""
     missing = tmp_path / "nowhere"
     assert f"there is no image folder {missing / 'train'} ({missing} does not exist)" in run(
         monkeypatch, *folder_run(missing, tmp_path / "run")
@@ -93,16 +93,13 @@ def test_bad_folder(monkeypatch, tmp_path):
     assert "has 1 class(es), but the kNN monitor needs at least 2" in run(
         monkeypatch, *folder_run(one, tmp_path / "run")
     )
-    stray = image_folder(tmp_path / "stray")
-    (stray / "train" / "cat" / "notes.txt").write_text("hello")
-    assert "1 stray file(s) or folder(s) are there: cat/notes.txt" in run(
-        monkeypatch, *folder_run(stray, tmp_path / "run")
-    )
     assert not (tmp_path / "run").exists()
     broken = image_folder(tmp_path / "broken")
-    (broken / "train" / "dog" / "3.png").write_text("no image")
+    for name in ("2.png", "3.png"):
+        (broken / "train" / "dog" / name).write_text("no image")
     found = run(monkeypatch, *folder_run(broken, tmp_path / "run"))
-    assert f"{broken / 'train' / 'dog' / '3.png'} cannot be read as an image" in found
+    assert f"{broken / 'train' / 'dog'}/" in found and "cannot be read as an image" in found
+    assert "raise data.max_bad_fraction, which is 0.001 of 16, and one image at least." in found
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,20 @@ def test_a_fingerprint_tells_other_examples(monkeypatch):
     assert few != ArraySource("mine", images[::-1], labels).fingerprint
 
 
+@pytest.mark.parametrize(
+    ("count", "fraction", "bad"), [(16, 0.001, 1), (16, 0.0, 0), (40, 0.05, 2), (2000, 0.001, 2), (1, 0.5, 0)]
+)
+def test_how_many_images_may_be_bad(count, fraction, bad):
+    """The fraction, and at least one unless it is 0, which is said; never all."""
+    source = ArraySource("mine", images_of(1).repeat(count, 0), np.zeros(count, int))
+    for number in range(bad):
+        source.exclude({number: "why"}, fraction)
+    small = f"; data.max_bad_fraction, {fraction:g} of {count}, allows one image at least"
+    assert source.allowance == (small if bad > fraction * count else "")
+    with pytest.raises(UserError, match=r"image 0 of mine cannot be read as an image \(why\)"):
+        source.exclude({bad: "why"}, fraction)
+
+
 def test_labels_beyond_the_classes():
     with pytest.raises(UserError, match="run from 0 to 3; they must lie in 0 to 1"):
         ArraySource("mine", images_of(2), np.array([0, 3]), ("cat", "dog"))

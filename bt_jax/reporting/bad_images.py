@@ -17,7 +17,9 @@ class BadImages:
     def tell(self, *, epoch_ends: bool) -> None:
         for i, source in enumerate(self._sources):
             for example, why in list(source.bad.items())[self._named[i] :]:
-                self._say(f"{source.place(example)} cannot be read as an image ({why}); it is left out")
+                self._say(
+                    f"{source.place(example)} cannot be read as an image ({why}); it is left out{source.allowance}"
+                )
             self._named[i] = len(source.bad)
             if source.bad and epoch_ends:
                 self._say(f"{len(source.bad)} of {len(source)} images in {source.name} left out")

@@ -23,7 +23,7 @@ def summary(config: ConfigDict, setup: Setup, start: Start) -> str:
         "devices": f"{count} × {devices[0].device_kind}, {facts.batch_size // count} images each; "
         f"{processes} process{'es' if processes > 1 else ''}"
         + (f"; each of the projector's layers on {split}" if split > 1 else ""),
-        "data": f"{source.name}: {len(source)} images, {source.num_classes} classes; {described_views(method.view_groups)}"
+        "data": f"{source.name}: {source.described()}; {described_views(method.view_groups)}"
         + (f"\n{setup.feed.words}" if setup.feed.words else ""),
         "encoder": f"{config.model.arch}, {method.encoder.num_features} features, {encoder / 1e6:.2f} M parameters of "
         f"{total / 1e6:.2f} M; computes in {config.dtype}",

@@ -1,7 +1,7 @@
 """The images: their source and size, and where their views are made."""
 
 from bt_jax.config.field import Field, Group, contradiction
-from bt_jax.config.rules import anything, at_least, between, is_number, one_of, values
+from bt_jax.config.rules import anything, at_least, below_one, between, is_number, one_of, values
 
 SOURCES = ("photographs", "tfds", "folder", "arrays")
 
@@ -21,6 +21,16 @@ def _files_need_a_place(source, data_dir):
     return None
 
 
+@contradiction("data.source", "data.labels", "data.test_fraction")
+def _labels_and_parts_are_of_folders(source, labels, test_fraction):
+    if source == "folder":
+        return None
+    name, value = ("labels", labels) if labels != "auto" else ("test_fraction", test_fraction)
+    if (labels, test_fraction) != ("auto", 0):
+        return f"data.{name} is {value!r}, but it is only for images in files, when data.source is 'folder'"
+    return None
+
+
 @contradiction("data.eval_resize", "data.image_size")
 def _resize_before_the_crop(eval_resize, image_size):
     if 0 < eval_resize < image_size:
@@ -37,12 +47,35 @@ DATA = Group(
         "data_dir": Field(
             "",
             anything,
-            "TFDS folder, image folder, or .npz file with x_train, y_train, x_test and y_test, depending on the source",
+            "Depending on the source: a folder of images of any layout, a list of them (.txt or .csv), or several of these "
+            "separated by commas; a TFDS folder; an .npz file with x_train, y_train, x_test and y_test",
             resume="free",
             own=True,
         ),
-        "train_split": Field("train", lambda v: None if v else "must name a split", "Split to train on"),
+        "train_split": Field(
+            "train",
+            lambda v: None if v else "must name a split",
+            "Split to train on; a folder without splits is taken as a whole, any other if this is '.'",
+        ),
         "test_split": Field("test", anything, "Split to test on; empty for none, which rules out the kNN monitor"),
+        "labels": Field(
+            "auto",
+            lambda v: None if v else "must be 'auto', 'none', 'folders', or name a CSV file",
+            "Where labels of images in files come from: none, folders (each folder of the split is a class), a CSV file with the "
+            "columns path and label, or auto: the list's labels if it has any, else folders if all images are in folders",
+            resume="free",  # the fingerprint of the data tells whether they are the same
+        ),
+        "test_fraction": Field(
+            0.0,
+            below_one,
+            "Fraction of the images in files that are set aside as test images, by a hash of their paths, if there is no "
+            "folder data.test_split",
+        ),
+        "exif_orientation": Field(
+            False,
+            anything,
+            "Whether images are turned as their EXIF data say, as for photographs of phones; torchvision does not",
+        ),
         "image_size": Field(224, at_least(8), "Height and width of a view, in pixels"),
         "eval_resize": Field(
             256,
@@ -63,7 +96,8 @@ DATA = Group(
         "max_bad_fraction": Field(
             0.001,
             between(0, 1),
-            "Fraction of the images that may fail to decode; other images replace them, and they are reported",
+            "Fraction of the images that may fail to decode, of a small set one image at least unless it is 0; other images "
+            "replace them, and they are reported",
             resume="free",
         ),
         "in_memory_bytes": Field(
@@ -102,5 +136,5 @@ DATA = Group(
         "photographs.train_per_class": Field(300, at_least(1), "For the source photographs: train crops per class"),
         "photographs.test_per_class": Field(60, at_least(1), "For the source photographs: test crops per class"),
     },
-    (_tfds_needs_a_name, _files_need_a_place, _resize_before_the_crop),
+    (_tfds_needs_a_name, _files_need_a_place, _labels_and_parts_are_of_folders, _resize_before_the_crop),
 )

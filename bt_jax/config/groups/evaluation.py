@@ -11,9 +11,9 @@ def needs_an_encoder(task, init_from):
     return None
 
 
-@contradiction("task", "data.test_split")
-def needs_a_test_split(task, test_split):
-    if test_split == "":
+@contradiction("task", "data.test_split", "data.test_fraction")
+def needs_a_test_split(task, test_split, test_fraction):
+    if test_split == "" and not test_fraction:
         return f"data.test_split is empty, but must name the labelled split that {task} tests on"
     return None
 

@@ -9,9 +9,9 @@ def pairs_rule(v: int) -> str | None:
     return None if v == 0 or v >= 2 else "must be 0, or an integer of at least 2"
 
 
-@contradiction("monitor.every_epochs", "data.test_split")
-def _monitor_needs_a_test_split(every, test_split):
-    if every > 0 and test_split == "":
+@contradiction("monitor.every_epochs", "data.test_split", "data.labels", "data.test_fraction")
+def _monitor_needs_a_test_split(every, test_split, labels, test_fraction):
+    if every > 0 and test_split == "" and labels != "none" and not test_fraction:
         return "data.test_split is empty, but must name a split when monitor.every_epochs is not 0"
     return None
 

@@ -23,9 +23,10 @@ class Source:
 
     Attributes:
       name: for people.
-      class_names: in the order of the labels.
+      class_names: in the order of the labels; () without labels, which are then -1.
       notices: a sentence for each thing that was skipped.
       bad: the examples that turned out not to decode, and why; others stand in for them.
+      allowance: words about the bad images of a small set, of which more than data.max_bad_fraction may be bad; or "".
       stable_examples: whether a number names the same image in every epoch.
     """
 
@@ -34,11 +35,18 @@ class Source:
     def __init__(self, name: str, length: int, class_names: tuple[str, ...], notices: tuple[str, ...] = ()):
         self.name, self.class_names, self.notices = name, class_names, notices
         self.bad: dict[int, str] = {}
+        self.allowance = ""
         self._length = length
 
     @property
     def num_classes(self) -> int:
+        """0 without labels."""
         return len(self.class_names)
+
+    def described(self) -> str:
+        """How many images and classes there are: `48 213 images, no labels`."""
+        images = f"{counted(len(self))} image{'s' * (len(self) != 1)}"
+        return f"{images}, {self.num_classes} classes" if self.class_names else f"{images}, no labels"
 
     def __len__(self) -> int:
         return self._length
@@ -76,6 +84,10 @@ class Source:
         """Where an example is, for people."""
         return f"image {example} of {self.name}"
 
+    def path(self, example: int) -> str:
+        """An example's name in files of results: a path relative to `data.data_dir`, or its number where there are no files."""
+        return str(example)
+
     def check_there(self) -> None:
         """Raises UserError if the images as a whole are no longer where they were: then no single image is bad."""
 
@@ -83,19 +95,23 @@ class Source:
         """Records examples that do not decode, with the reasons.
 
         Raises:
-          UserError: they are now more than `max_fraction` of all; names them.
+          UserError: they are now more than `max_fraction` of all, and more than one; names them.
         """
         self.check_there()
         bad = self.bad | found
-        if len(bad) > max_fraction * len(self) or len(bad) == len(self):
+        least = 1 if max_fraction else 0  # a thousandth of a small set is no image
+        if len(bad) > max(max_fraction * len(self), least) or len(bad) == len(self):
             first, why = next(iter(bad.items()))
             others = [self.place(example) for example in bad if example != first]
             more = f", and so cannot {some(others)}" if others else ""
+            allowed = f"{max_fraction:g} of {len(self)}" + (", and one image at least" if max_fraction else "")
             raise UserError(
                 f"{self.place(first)} cannot be read as an image ({why}){more}; repair or remove "
-                f"{'them' if others else 'it'}, or raise data.max_bad_fraction, which is {max_fraction:g} of {len(self)}."
+                f"{'them' if others else 'it'}, or raise data.max_bad_fraction, which is {allowed}."
             )
         self.bad = bad
+        if len(bad) > max_fraction * len(self):
+            self.allowance = f"; data.max_bad_fraction, {max_fraction:g} of {len(self)}, allows one image at least"
 
 
 class IndexedSource(Source):
@@ -222,6 +238,11 @@ def import_tfds() -> Any:
     return import_part("tensorflow_datasets", use="data.source 'tfds'", name="TFDS", package="tensorflow-datasets")
 
 
+def counted(n: int) -> str:
+    """`5100`, `48 213`."""
+    return f"{n:,}".replace(",", " ") if n >= 10_000 else str(n)
+
+
 def numbers_as_names(name: str, *labels: np.ndarray) -> tuple[str, ...]:
     """A class for each number from 0 to the highest label, of arrays of any integer type.
 
@@ -238,6 +259,9 @@ def numbers_as_names(name: str, *labels: np.ndarray) -> tuple[str, ...]:
             f"{name}: a label is {highest}, but there are {images} labels; number the classes from 0, without gaps."
         )
     return tuple(str(i) for i in range(highest + 1))
+
+
+USUAL_SPLITS = frozenset(("train", "training", "test", "val", "validation", "valid"))  # names of folders
 
 
 def other_split(split: str, there: Iterable[str], use: str) -> str:

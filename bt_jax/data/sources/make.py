@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from bt_jax.data.sources.arrays import array_source
 from bt_jax.data.sources.base import ArraySource, Source, import_tfds
 from bt_jax.data.sources.folder import FolderSource
+from bt_jax.data.sources.layout import has_split, is_whole
 from bt_jax.data.sources.photographs import PHOTOGRAPHS, photograph_crops
 from bt_jax.errors import UserError
 
@@ -20,14 +21,22 @@ def make_source(config: ConfigDict, split: str) -> Source:
       UserError: it does not exist, or is not what it should be.
     """
     name = config[f"{split}_split"]
-    if not name:
+    if not name and not (split == "test" and config.source == "folder" and config.test_fraction):
         raise UserError(f"data.{split}_split is empty; name the {split} split, or set monitor.every_epochs to 0.")
     if config.source == "photographs":
         crops = config.photographs
         images, labels = photograph_crops(split, size=crops.size, per_class=crops[f"{split}_per_class"])
         return ArraySource(f"crops of {len(PHOTOGRAPHS)} photographs, {split}", images, labels, tuple(PHOTOGRAPHS))
     if config.source == "folder":
-        return FolderSource(config.data_dir, name, config.cache_bytes, use=split)
+        return FolderSource(
+            config.data_dir,
+            name,
+            config.cache_bytes,
+            use=split,
+            other=config.test_split if split == "train" else config.train_split,
+            labels=config.labels,
+            test_fraction=config.test_fraction,
+        )
     if config.source == "arrays":
         return array_source(config.data_dir, name, split)
     if config.source == "tfds":
@@ -36,3 +45,20 @@ def make_source(config: ConfigDict, split: str) -> Source:
 
         return tfds_source(config, name, split)
     raise UserError(f"data.source is {config.source!r}; it must be photographs, tfds, folder or arrays.")
+
+
+def test_source(config: ConfigDict, train: Source) -> Source | None:
+    """The source of the test images; None if a set has none and need not: without labels, or a folder without splits.
+
+    Args:
+      config: `config.data` of a run.
+      train: the source of the train images.
+
+    Raises:
+      UserError: as `make_source`.
+    """
+    if config.source == "folder" and not config.test_fraction and not has_split(config.data_dir, config.test_split):
+        need_not = train.num_classes < 2 or is_whole(config.data_dir, config.train_split)
+        if need_not:
+            return None
+    return make_source(config, "test")

@@ -24,7 +24,7 @@ from bt_jax.data.sources.base import (
     StreamSource,
     other_split,
 )
-from bt_jax.data.sources.folder import listing
+from bt_jax.data.sources.listing import listing
 from bt_jax.data.tensorflow_import import tf
 from bt_jax.errors import UserError, first_line, some
 from bt_jax.parts import import_part
