@@ -1,5 +1,8 @@
 """bt_jax/engine/checkpoint.py: what was saved comes back bit for bit, and a damaged checkpoint is skipped."""
 
+import json
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,6 +157,75 @@ def test_what_else_a_run_knows(tmp_path, mesh):
     checkpoints.close()
 
 
+def test_every_changed_byte_of_the_notes_is_seen(tmp_path, mesh):
+    """At each place, one bit and all eight: they say what was saved, or they are not read. So with the score."""
+    checkpoints = Checkpoints(epath.Path(tmp_path))
+    run = {"config": {"seed": 3}, "data": {"epoch": 1}, "history": [{"step": 1, "loss": 2.5}], "seconds": 1.5}
+    checkpoints.save(1, state_at(1, mesh), run=run, score=0.25)
+    checkpoints.close()
+    folder = epath.Path(tmp_path / "checkpoints")
+    for item, expected in (("run", checkpoint._notes(folder, 1)), ("score", 0.25)):
+        path = tmp_path / "checkpoints" / "1" / item / "metadata"
+        whole, seen = path.read_bytes(), 0
+        for place in range(len(whole)):
+            for bits in (1 << place % 8, 255):
+                path.write_bytes(whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :])
+                if item == "score":
+                    found = checkpoint._score(folder, 1)
+                    assert found in (expected, None), place
+                    seen += found is None
+                    continue
+                try:
+                    found = checkpoint._notes(folder, 1)
+                except ValueError as error:
+                    seen += 1
+                    assert len(str(error).splitlines()) == 1
+                else:
+                    assert found == expected, place
+        assert seen > 1.9 * len(whole)
+        path.write_bytes(whole)
+    assert {name: value for name, value in expected_notes(folder).items() if name != "fingerprints"} == run
+
+
+def expected_notes(folder):
+    return checkpoint._notes(folder, 1)
+
+
+def test_notes_that_were_changed(tmp_path, mesh):
+    """Make a checkpoint a damaged one; notes and scores of before, which have no hash, are read."""
+
+    def state(step):
+        found = state_at(step, mesh)
+        return {**found, "params": {"encoder": found["params"]}}
+
+    for step in (1, 2):
+        checkpoints = Checkpoints(epath.Path(tmp_path))
+        checkpoints.save(step, state(step), run={"seconds": 1.5}, score=0.5)
+        checkpoints.close()
+    paths = [tmp_path / "checkpoints" / "2" / item / "metadata" for item in ("run", "score")]
+    notes, score = (json.loads(path.read_text()) for path in paths)
+    for content in ({**notes, "seconds": 9}, {n: v for n, v in notes.items() if n != "sha256"}):
+        paths[0].write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"step 2: its notes were changed or damaged after they were written"):
+            checkpoint.restore_networks(epath.Path(tmp_path), {"params": {"w": jnp.zeros((5, 3))}}, 2)
+    checkpoints = Checkpoints(epath.Path(tmp_path))
+    _, step, (notice,) = checkpoints.restore_newest(like(state(0)))
+    checkpoints.close()
+    assert step == 1 and "checkpoint 2 cannot be read (its notes were changed or damaged" in notice
+    (tmp_path / "damaged_checkpoints" / "2").rename(tmp_path / "checkpoints" / "2")
+    old = {name: value for name, value in notes.items() if name not in ("sealed", "sha256")}
+    for path, content in zip(paths, (old, {"score": 0.5}), strict=True):
+        path.write_text(json.dumps(content))
+    checkpoints = Checkpoints(epath.Path(tmp_path))
+    assert checkpoints.restore_newest(like(state(0)))[1:] == (2, [])
+    assert checkpoints.run_of(2) == {"seconds": 1.5} and checkpoints._scores == {1: 0.5, 2: 0.5}
+    checkpoints.close()
+    for odd in (float("nan"), float("inf"), "0.9", None, [], True, 10**400):
+        paths[1].write_text(json.dumps({"score": odd}))
+        assert checkpoint._score(epath.Path(tmp_path / "checkpoints"), 2) is None
+    assert score["score"] == 0.5
+
+
 def test_leftovers_of_killed_saves_go(tmp_path, mesh):
     save(tmp_path, mesh, [1])
     half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-1"
@@ -210,7 +282,12 @@ def test_the_first_is_read_back(tmp_path, mesh, monkeypatch, capfd):
     assert len(looked) == 1
     monkeypatch.setattr(checkpoint, "fingerprints_on_host", lambda state: {n: v + 1 for n, v in right(state).items()})
     checkpoints = Checkpoints(epath.Path(tmp_path / "turned"))
+    checkpoints.check()
     checkpoints.save(1, state_at(1, mesh))
+    with pytest.raises(UserError, match="the checkpoint of step 1 was written to .*, but cannot be read back"):
+        for _ in range(1000):  # as after every step
+            checkpoints.check()
+            time.sleep(0.02)
     with pytest.raises(
         UserError, match="the checkpoint of step 1 was written to .*, but cannot be read back .*fingerprint"
     ):

@@ -159,3 +159,14 @@ def test_a_loss_that_is_not_finite_stops_it(config, tmp_path):
     with pytest.raises(UserError, match=r"the loss is not finite at step \d+ .*Lower the rates in sgd"):
         run(training(config, tmp_path / "run", {"classifier": 1e30, "encoder": 1e30}))
     assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_other_test_images_are_not_resumed_with(config, tmp_path):
+    """As their numbers would be mixed with those of before; and so with other images to train on."""
+    from bt_jax.data.subsets import take
+
+    test = make_source(config.data, "test")
+    run(training(config, tmp_path, FROZEN))
+    with pytest.raises(UserError, match="checkpoint 4 was saved .the fingerprint of the test images was .* and is now"):
+        run(training(config, tmp_path, FROZEN, test=take(test, np.arange(len(test))[::-1], "turned round")))
+    assert run(training(config, tmp_path, FROZEN, test=test))["final"]["images"] == len(test)

@@ -317,6 +317,26 @@ def test_an_encoder_of_ones_own(tmp_path):
         again(arch="resnet18")
 
 
+@pytest.mark.parametrize(
+    ("group", "field", "odd"),
+    [
+        ("model", "width", 10**9), ("model", "width", True), ("model", "width", -1), ("model", "small_images", 3),
+        ("model", "stem_stride", 0), ("data", "image_size", 10**9), ("data", "image_size", float("nan")),
+        ("data", "mean", [0.5, 0.5]), ("data", "mean", ["x", 0, 0]), ("data", "std", [1, 1, 0]), ("data", "std", [1, 1, -1]),
+    ],
+)  # fmt: skip
+def test_numbers_in_a_config_that_no_encoder_has(run, tmp_path, group, field, odd):
+    """Are refused before anything is made from them, also where no checkpoint tells otherwise."""
+    config = json.loads((run[0] / "config.json").read_text())
+    config[group][field] = odd
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    name = {"image_size": "input_size"}.get(field, field)
+    with pytest.raises(
+        bt_jax.UserError, match=f"config.json is not the config of a run .its field {name} is .*, but must"
+    ):
+        bt_jax.load_encoder(tmp_path)
+
+
 def test_the_projector_comes_along(run):
     """And a single checkpoint may be named, with or without the run around it."""
     workdir, _, state = run

@@ -1,11 +1,12 @@
 """bt_jax/runtime/files.py: small files, whole or as they were."""
 
 import errno
+import json
 
 import pytest
 from etils import epath
 
-from bt_jax.runtime.files import read_object, write_whole
+from bt_jax.runtime.files import read_object, sealed, write_whole
 
 
 def test_the_old_stays_where_the_new_cannot_be_written(tmp_path, monkeypatch):
@@ -51,3 +52,13 @@ def test_an_object(tmp_path):
     path = epath.Path(tmp_path / "file")
     write_whole(path, '{"a": [1]}')
     assert read_object(path) == {"a": [1]}
+
+
+def test_a_seal(tmp_path):
+    """Holds after JSON, whatever the order; any change shows."""
+    content = {"b": [1, 0.1, None, float("nan")], "a": {"x": "é"}}
+    found = json.loads(json.dumps(sealed(content, "sha256")))
+    assert sealed(found, "sha256")["sha256"] == found["sha256"] and sorted(found) == ["a", "b", "sha256"]
+    assert sealed(dict(reversed(found.items())), "sha256")["sha256"] == found["sha256"]
+    for other in ({"a": {"x": "e"}}, {"b": [True, 0.1, None, float("nan")]}, {"c": 1}):
+        assert sealed({**found, **other}, "sha256")["sha256"] != found["sha256"]

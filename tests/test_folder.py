@@ -157,7 +157,28 @@ def test_a_link_that_leaves_the_folder(folder, tmp_path):
     [
         ({"format": 2}, "has format 2, but this bt_jax reads format 1"),
         ({"width": "4"}, "its field width has the wrong type"),
-        ({"mean": [1]}, "its field mean or std has the wrong type"),
+        ({"mean": [1]}, "its field mean is .1., but must be three numbers"),
+        ({"mean": [0.5, 0.5, float("nan")]}, "its field mean is .0.5, 0.5, nan., but must be three numbers"),
+        ({"mean": [0.5, 0.5, 10**400]}, "its field mean is .* but must be three numbers"),
+        ({"std": [1, 1, 0]}, "its field std is .1, 1, 0., but must be three positive numbers"),
+        ({"std": [1, -1, 1]}, "but must be three positive numbers"),
+        ({"std": [True, 1, 1]}, "but must be three positive numbers"),
+        ({"width": True}, "its field width has the wrong type"),
+        ({"width": -4}, "its field width is -4, but must be an integer from 1 to 65536"),
+        ({"width": 10**9}, "its field width is 1000000000, but must be"),
+        ({"width": 10**400}, "its field width is 1000.*…, but must be"),
+        ({"stem_stride": 0}, "its field stem_stride is 0, but"),
+        ({"input_size": 10**9}, "its field input_size is 1000000000, but must be an integer from 1 to 65536"),
+        ({"input_size": 0}, "its field input_size is 0, but"),
+        ({"input_size": float("nan")}, "its field input_size has the wrong type"),
+        ({"small_images": 1}, "its field small_images has the wrong type"),
+        ({"step": -1}, "its field step is -1, but must be an integer of at least 0, or null"),
+        ({"step": True}, "its field step has the wrong type"),
+        ({"dtype": "int32"}, "its field dtype is 'int32', but must be a float type such as float32"),
+        ({"format": True}, "has format True, but this bt_jax reads format 1"),
+        ({"heads": 3}, "its field heads is no list of names"),
+        ({"heads": [["x"]]}, "its field heads is no list of names"),
+        ({"features": 10**9}, "was changed or damaged after it was written"),
         ({"arch": "resnet19"}, "did you mean 'resnet18'"),
         ({"width": 8}, "does not have the variables of the resnet18 that"),
         ({"sha256": "0" * 64}, "have the sha256 .* instead of 000000000000… in"),
@@ -168,6 +189,23 @@ def test_a_link_that_leaves_the_folder(folder, tmp_path):
 def test_a_description_that_is_wrong(folder, tmp_path, fields, sentence):
     with pytest.raises(UserError, match=sentence):
         read_folder(changed(folder, tmp_path, **fields))
+
+
+def test_the_description_in_a_safetensors_file(folder, tmp_path):
+    """The same, before anything is made from it."""
+    tensors, metadata = export_folder.read_safetensors(folder / "encoder.safetensors")
+    known = json.loads(metadata["bt_jax"])
+    path = epath.Path(tmp_path / "encoder.safetensors")
+    for text in (
+        json.dumps(known | {"input_size": 10**9}),
+        json.dumps(known | {"std": [0, 0, 0]}),
+        "[" * 100_000,
+        "[]",
+    ):
+        export_folder.write_safetensors(path, tensors, {"bt_jax": text})
+        with pytest.raises(UserError, match="has a damaged description") as found:
+            bt_jax.load_encoder(path)
+        assert len(str(found.value)) < 400
 
 
 def test_damaged_weights(folder, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from contextlib import nullcontext
 
 import flax.linen as nn
@@ -14,7 +15,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bt_jax.data.views.spec import ViewGroup, ViewSpec
-from bt_jax.engine import loop
+from bt_jax.engine import checkpoint, loop
+from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.due import Cadence
 from bt_jax.engine.loop import Look, run_steps
 from bt_jax.engine.run import started
@@ -160,6 +162,25 @@ def test_what_is_not_finite_is_never_saved(tmp_path):
         run(tmp_path, method=TwoNumbers(ends=3))
     assert saved(tmp_path) == [2]
     assert records(tmp_path)[-1]["step"] == 4 and records(tmp_path)[-1]["loss"] is None
+
+
+def test_a_first_checkpoint_that_cannot_be_read_back(tmp_path, monkeypatch):
+    """Ends the run before its next step, and not at its next save."""
+    failed, made = threading.Event(), []
+    read_back = Checkpoints._read_back_first
+
+    def told(self):
+        try:
+            read_back(self)
+        finally:
+            failed.set()
+
+    monkeypatch.setattr(Checkpoints, "_read_back_first", told)
+    monkeypatch.setattr(checkpoint, "fingerprints_on_host", lambda state: {"params/encoder/w": -1})
+    before = {2: lambda: failed.wait(60), 3: lambda: made.append(3)}
+    with pytest.raises(UserError, match="the checkpoint of step 2 was written to .*, but cannot be read back"):
+        run(tmp_path, before=before, cadence=Cadence(save_steps=2))
+    assert failed.is_set() and not made and saved(tmp_path) == []
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path):

@@ -46,6 +46,34 @@ def test_the_place_in_the_data():
         check_data(data_position(4, FACTS, "ab"), 4, FACTS, "cd")
 
 
+def test_the_test_images():
+    """Are compared where a resumed run must have the same."""
+    data = data_position(4, FACTS, "ab", "xy")
+    assert data["test_fingerprint"] == "xy" and "test_fingerprint" not in data_position(4, FACTS, "ab")
+    check_data(data, 4, FACTS, "ab", "xy")
+    check_data(data, 4, FACTS, "ab")
+    check_data(data_position(4, FACTS, "ab"), 4, FACTS, "ab", "xy")  # of a version that did not save it
+    with pytest.raises(UserError, match="saved .the fingerprint of the test images was xy and is now zz., so the run"):
+        check_data(data, 4, FACTS, "ab", "zz")
+
+
+@pytest.mark.parametrize("odd", [-1, 10**9, float("nan"), "24", True, None, [24] * 1000])
+def test_odd_numbers_in_the_data(odd):
+    with pytest.raises(UserError, match="images was .* and is now 24") as found:
+        check_data(data_position(4, FACTS, "ab") | {"images": odd}, 4, FACTS, "ab")
+    assert len(str(found.value)) < 250
+
+
+@pytest.mark.parametrize("odd", [-1, -1.5, 10**400, 1e300, float("nan"), float("inf"), True, "3"])
+def test_odd_numbers(odd):
+    """Times that no run takes, and records without a step or with what is no number, count as missing."""
+    assert RunNotes.from_json({"seconds": odd}).seconds == 0
+    good = {"step": 3, "epoch": 1.5, "loss": None}
+    assert RunNotes.from_json({"history": [good, {"step": odd} if odd != 10**400 else {}]}).history == (good,)
+    if odd not in (-1, -1.5, 1e300):
+        assert RunNotes.from_json({"history": [{"step": 3, "loss": odd}, good]}).history == (good,)
+
+
 @pytest.mark.parametrize("odd", [None, 3, "x", [], [1], {}])
 def test_odd_notes(odd):
     """What is damaged counts as missing."""

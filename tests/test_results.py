@@ -140,6 +140,24 @@ def test_tables_of_odd_files(tmp_path):
         path.unlink()
 
 
+@pytest.mark.parametrize("odd", [-0.1, 1.5, 10**9, 10**400, float("nan"), float("inf")])
+def test_numbers_that_no_evaluation_has(tmp_path, odd):
+    """A message that names the file."""
+    for task in ("linear", "knn", "transfer"):
+        ran = {
+            "linear": {"final": {"top1": odd, "top5": 1}},
+            "knn": {"top1": {"5": odd}},
+            "transfer": {"map_voc07": odd},
+        }
+        health = {"rankme": 3.0, "mean_correlation": 0.1, "dead_features": 1}
+        result = result_of(task, [{"seed": 0}], labels=6, percent=None, per_class=2)
+        result["runs"] = [{"seed": 0, "health": health, "map_all_points": 0.5, **ran[task]}]
+        (tmp_path / f"{task}.json").write_text(json.dumps(result))
+        with pytest.raises(UserError, match=f"{task}.json cannot be used for a table .*not between 0 and 1"):
+            table.main([str(tmp_path)], lambda _: None)
+        (tmp_path / f"{task}.json").unlink()
+
+
 GONE = object()
 
 

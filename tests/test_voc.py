@@ -57,12 +57,11 @@ def test_official_folders(devkit):
     assert source.place(3).endswith("000003.jpg")
 
 
-def test_tfds(tmp_path):
-    """Objects, difficult or not, from a set with the features of voc/2007."""
+def store(root, found, classes=CLASSES):
+    """A set with the features of voc/2007 in TFDS's format; for each image its objects, (label, whether difficult)."""
     import tensorflow_datasets as tfds
 
-    objects = {"label": tfds.features.ClassLabel(names=CLASSES), "is_difficult": np.bool_}
-    found = [[(3, False), (3, True)], [(5, True)], []]
+    objects = {"label": tfds.features.ClassLabel(names=classes), "is_difficult": np.bool_}
     examples = [
         (i, {"image": np.full((8, 8, 3), i, np.uint8), "objects": [{"label": c, "is_difficult": d} for c, d in one]})
         for i, one in enumerate(found)
@@ -74,11 +73,17 @@ def test_tfds(tmp_path):
             {"image": tfds.features.Image(), "objects": tfds.features.Sequence(objects)}
         ),
         split_datasets={"train": examples},
-        data_dir=tmp_path,
+        data_dir=root,
         description="for tests",
     )
-    data = data_of(tmp_path)
+    data = data_of(root)
     data.update(source="tfds", name="tiny_voc", train_split="train", image_size=8, eval_resize=0)
+    return data
+
+
+def test_tfds(tmp_path):
+    """Objects, difficult or not, from a set with the features of voc/2007."""
+    data = store(tmp_path, [[(3, False), (3, True)], [(5, True)], []])
     source = voc_source(data, "train")
     batch = next(eval_batches(source, data, batch_size=3, rows=np.arange(3)))
     rows = {
@@ -90,6 +95,29 @@ def test_tfds(tmp_path):
     data.test_split = "test"
     with pytest.raises(UserError, match="has no split 'test'; it has train"):
         voc_source(data, "test")
+
+
+@pytest.mark.parametrize("count", [10**12, 4, 2, 0])
+def test_tfds_counts_that_files_do_not_bear_out(tmp_path, count):
+    """A message, before memory is allocated for that many images, and no row for an image that is not there."""
+    data = store(tmp_path, [[(3, False)], [(5, True)], []])
+    path = tmp_path / "tiny_voc" / "1.0.0" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0]["shardLengths"] = [str(count)]
+    path.write_text(json.dumps(info))
+    expected = {10**12: "too few for the 1000000000000 examples", 0: "split 'train' of TFDS tiny_voc has no examples"}
+    with pytest.raises(
+        UserError, match=expected.get(count, f"tiny_voc in .* cannot be read .*expected to contain {count} elements")
+    ):
+        voc_source(data, "train")
+
+
+def test_tfds_classes_that_voc_has_not(tmp_path):
+    data = store(tmp_path, [[(3, False)], [(5, True), (20, False)]], (*CLASSES, "zebra"))
+    with pytest.raises(
+        UserError, match="image 1 of TFDS tiny_voc, train has labels from 5 to 20; those of VOC run from 0"
+    ):
+        voc_source(data, "train")
 
 
 def test_lists_that_are_wrong(devkit, tmp_path):

@@ -58,7 +58,18 @@ def test_lines_that_were_lost_come_back(path):
 
 
 @pytest.mark.parametrize(
-    "damage", [b'{"step": 2, "lo\xffs": 1.5}', b"", b"[]", b"7", b'{"loss": 1.5}', b'{"step": "2"}', b"\0\0", None]
+    "damage",
+    [
+        b'{"step": 2, "lo\xffs": 1.5}',
+        b"",
+        b"[]",
+        b"7",
+        b'{"loss": 1.5}',
+        b'{"step": "2"}',
+        b'{"step": -2}',
+        b"\0\0",
+        None,
+    ],
 )
 def test_a_damaged_line_comes_back(path, damage):
     """From the checkpoint's history, with a notice that names it; without a history the line is left out."""

@@ -3,9 +3,9 @@
 WORKDIR/checkpoints/<step>/ holds
 
     state/   a whole `TrainState`
-    run/     JSON: the rest of a run's state (its config, position in the data, metrics, seconds), and a fingerprint of
-             every array in state/
-    score/   JSON: how good the state is, if that was measured
+    run/     JSON: the rest of a run's state (its config, position in the data, metrics, seconds), a fingerprint of every
+             array in state/, and the sha256 of all that; checkpoints from before 44d13bb do not have the sha256
+    score/   JSON: how good the state is, if that was measured, with a sha256 too
 
 A step folder gets its name only when it is complete, so a run killed while saving resumes from the previous step. File
 systems and Orbax notice files that are cut off, but not flipped bits: hence the fingerprints. Checkpoints that cannot be
@@ -13,6 +13,7 @@ read, or differ from what was saved, are moved to WORKDIR/damaged_checkpoints an
 """
 
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,7 @@ from bt_jax.engine.state import shape_differences
 from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax, steps_in
 from bt_jax.errors import UserError, some
 from bt_jax.runtime import processes
-from bt_jax.runtime.files import read_object
+from bt_jax.runtime.files import read_object, sealed
 from bt_jax.runtime.paths import absolute
 
 
@@ -61,6 +62,7 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._read_back_first),
         )
         self._saved = False
+        self._unreliable: UserError | None = None  # why the first could not be read back
         self._first: tuple[int, Mapping[str, int], Any] | None = None  # to be read back: step, fingerprints, structure
         self._read: set[int] = set()  # steps that were read back
         try:
@@ -86,9 +88,9 @@ class Checkpoints:
             return
         # A copy, as it is written while training continues.
         notes = json.loads(json.dumps({**(run or {}), "fingerprints": fingerprints(state)}, default=list))
-        items = {"state": ocp.args.StandardSave(state), "run": ocp.args.JsonSave(notes)}
+        items = {"state": ocp.args.StandardSave(state), "run": ocp.args.JsonSave(_sealed(notes))}
         if score is not None:
-            items["score"] = ocp.args.JsonSave({"score": float(score)})
+            items["score"] = ocp.args.JsonSave(_sealed({"score": float(score)}))
             self._scores[step] = float(score)
         if not self._saved:
             self._saved, self._first = True, (step, notes["fingerprints"], jax.tree.map(lambda _: 0, state))
@@ -121,7 +123,22 @@ class Checkpoints:
         (step, expected, like), self._first = self._first, None
         names = str(step), f"{step}.orbax-checkpoint-tmp"
         written = next(p for p in self.folder.iterdir() if p.name == names[0] or p.name.startswith(names[1]))
-        self._compare_with_disk(step, written, expected, like)
+        try:
+            self._compare_with_disk(step, written, expected, like)
+        except UserError as error:
+            self._unreliable = error  # for `check`
+            raise
+
+    def check(self) -> None:
+        """Checks, in no time, that the first checkpoint of this start was not found unreadable; for every step.
+
+        Only the first process knows. Orbax itself tells at the next save, which may be hours away.
+
+        Raises:
+          UserError: it cannot be read back, or differs from what was saved.
+        """
+        if self._unreliable is not None:
+            raise self._unreliable
 
     def read_back(self, step: int, like: Any) -> None:
         """Reads a complete checkpoint back on the host of the first process, and compares it with what was saved.
@@ -238,14 +255,33 @@ class _Best:
 def _notes(folder: epath.Path, step: int) -> dict[str, Any]:
     """The JSON of `run`, {} if the checkpoint has none; read directly, without the barriers of a restore."""
     item = folder / str(step) / "run"
-    return read_object(item / "metadata") if item.exists() else {}
+    return _unsealed(read_object(item / "metadata")) if item.exists() else {}
 
 
 def _score(folder: epath.Path, step: int) -> float | None:
     try:
-        return float(json.loads((folder / str(step) / "score" / "metadata").read_text())["score"])
-    except (OSError, ValueError, KeyError, TypeError):  # not measured, or damaged: it cannot be among the best
+        score = _unsealed(read_object(folder / str(step) / "score" / "metadata"))["score"]
+    except (OSError, ValueError, KeyError):  # not measured, or damaged: it cannot be among the best
         return None
+    return score if isinstance(score, float) and math.isfinite(score) else None
+
+
+def _sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its sha256, and with a word that says so, as a flipped bit may be in the name "sha256" itself."""
+    return sealed({**content, "sealed": True}, "sha256")
+
+
+def _unsealed(found: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_sealed`; what has neither of its two entries is returned as it is.
+
+    Raises:
+      ValueError: it is not what was sealed.
+    """
+    if "sealed" not in found and "sha256" not in found:
+        return found
+    if sealed(found, "sha256") != found:
+        raise ValueError("its notes were changed or damaged after they were written, as their sha256 shows")
+    return {name: value for name, value in found.items() if name not in ("sealed", "sha256")}
 
 
 def steps_on_disk(workdir: epath.Path) -> list[int]:

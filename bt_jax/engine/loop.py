@@ -74,6 +74,7 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
     waiting = None  # (step, metrics) that are still being computed
     try:
         for step, batch in batches:
+            run.checkpoints.check()
             with jax.transfer_guard("disallow"):
                 state, metrics = program(state, batch)
             if waiting is not None:

@@ -54,7 +54,7 @@ class Run:
         self.session.check()
         notes = RunNotes(
             config=self.setup.config,
-            data=data_position(step, self.setup.facts, self.setup.fingerprint),
+            data=data_position(step, self.setup.facts, *self.setup.fingerprints),
             looked=looked,
             history=tuple(self.reporter.history()),
             seconds=self.seconds(),
@@ -134,5 +134,5 @@ def restored_or_new(setup: Setup, checkpoints: Checkpoints, fresh: Fresh | None 
         return Start(state, 0, RunNotes(), notices + sentences)
     notes = RunNotes.from_json(checkpoints.run_of(step))
     notes.check_config(setup.config, setup.workdir)  # config.json may be lost, or changed by hand
-    check_data(notes.data, step, setup.facts, setup.fingerprint)
+    check_data(notes.data, step, setup.facts, *setup.fingerprints)
     return Start(state, step, notes, notices)

@@ -27,6 +27,7 @@ class Setup:
       workdir: the folder for checkpoints and metrics.
       seed: for the parameters, the order of images and their views.
       sources: the training set, then others whose unreadable images are reported too.
+      test: the one of them that the result is measured on, if a resumed run must have the same; None otherwise.
       cadence: when it saves and looks.
       checkpoint, log, profile: these groups of the config.
       dtype: of the computation, by name.
@@ -49,11 +50,13 @@ class Setup:
     dtype: str
     config: Mapping[str, Any]
     advice: str
+    test: Source | None = None
 
     @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the training set, by which a resumed run recognises it."""
-        return self.sources[0].fingerprint if self.sources else ""
+    def fingerprints(self) -> tuple[str, str | None]:
+        """The fingerprints of the training set and of `test`, by which a resumed run recognises them."""
+        train = self.sources[0].fingerprint if self.sources else ""
+        return train, None if self.test is None else self.test.fingerprint
 
     def check_parts(self) -> None:
         """Raises UserError if a package is missing that the run would need only later."""

@@ -82,6 +82,7 @@ class ClassifierTraining:
             feed=make_feed(train, config.data, method.view_groups, mesh=mesh, seed=seed, facts=facts, labelled=True),
             mesh=mesh,
             sources=(train, test),
+            test=test,
             cadence=Cadence(save_epochs=config.checkpoint.every_epochs, look_epochs=config.sgd.evaluate_every_epochs),
             checkpoint=config.checkpoint,
             log=config.log,

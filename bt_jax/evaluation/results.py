@@ -41,6 +41,15 @@ def _numbers(run: Result, prefix: str = "") -> dict[str, float]:
     return found
 
 
+def check_fractions(result: Result) -> None:
+    """Raises ValueError for an accuracy or a precision in a result that is not between 0 and 1."""
+    for run in result["runs"]:
+        for name, value in _numbers(run).items():
+            is_fraction = {"top1", "top5"} & set(name.split(".")) or name.startswith("map_")
+            if is_fraction and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {str(value)[:20]}, which is not between 0 and 1")
+
+
 def make_result(
     config: ConfigDict, *, protocol: str, data: Result, checkpoint: Result | None, runs: list[Result]
 ) -> Result:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from bt_jax import console
 from bt_jax.errors import UserError, first_line
-from bt_jax.evaluation.results import Result, mean_and_spread, read_results, summary_of_runs
+from bt_jax.evaluation.results import Result, check_fractions, mean_and_spread, read_results, summary_of_runs
 
 PAPER = "paper (ImageNet, ResNet-50)"
 # Table 2: top-1 at 1 % and 10 % of the labels, then top-5.
@@ -161,8 +161,9 @@ def main(folders: Sequence[str], say: Callable[[str], None] = console.say) -> No
     results = [(folder, result) for folder in folders for result in read_results(folder)]
     for folder, result in results:
         try:
+            check_fractions(result)
             tables(merged([(folder, result)]))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             why = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(
                 f"{folder}/{result['task']}.json cannot be used for a table ({why}); rerun the evaluation."

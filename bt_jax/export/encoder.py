@@ -20,7 +20,7 @@ from bt_jax.errors import UserError, first_line
 from bt_jax.export.folder import read_exported_safetensors, read_folder
 from bt_jax.export.torch_files import read_torch
 from bt_jax.export.torch_weights import see_sound, weights_of_state_dict
-from bt_jax.export.weights import EncoderWeights, sha256_of
+from bt_jax.export.weights import EncoderWeights, check_description, sha256_of
 from bt_jax.import_path import is_import_path
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime.paths import as_path
@@ -246,6 +246,7 @@ def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
             std=tuple(data.std),
             config_hash=config_lib.fingerprint(config),
         )
+        check_description(weights)
         shapes = None if is_import_path(weights.arch) else weights.shapes()
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not the config of a run ({error}).") from None

@@ -34,9 +34,9 @@ from bt_jax.export.torch_weights import (
     to_torch,
     weights_of_state_dict,
 )
-from bt_jax.export.weights import EncoderWeights, Tree, sha256_of
+from bt_jax.export.weights import EncoderWeights, Tree, check_description, sha256_of
 from bt_jax.import_path import is_import_path
-from bt_jax.runtime.files import write_whole
+from bt_jax.runtime.files import read_object, sealed, write_whole
 from bt_jax.runtime.paths import absolute
 
 FORMAT = 1  # of encoder.json; increases when older versions cannot read it
@@ -147,18 +147,20 @@ def read_folder(folder: epath.Path) -> EncoderWeights:
     """
     path = folder / "encoder.json"
     try:
-        description = json.loads(path.read_text())
+        description = read_object(path)
         weights = _described(description, {})
         shapes = None if is_import_path(weights.arch) else weights.shapes()
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{path} is not the description of an export ({first_line(error)}).") from None
-    if description.get("format") != FORMAT:
+    if type(description.get("format")) is not int or description["format"] != FORMAT:
         raise UserError(f"{path} has format {description.get('format')!r}, but this bt_jax reads format {FORMAT}.")
     files = description.get("files")
     if not isinstance(files, dict) or "encoder" not in files:
         raise UserError(f"{path} lists no encoder among its files.")
     shapes = shapes or weights.shapes()  # of a user's class; a failed import raises its own UserError
     heads = description.get("heads", ("projector", "classifier"))  # exports of 57dd817 and before do not list them
+    if not isinstance(heads, (list, tuple)) or not all(isinstance(name, str) for name in heads):
+        raise UserError(f"{path} is not the description of an export (its field heads is no list of names).")
     parts = {name: _inside(folder, files[name]) for name in ("encoder", *heads) if name in files}
     trees = {name: _cast(_read_tree(part), "float32") for name, part in parts.items()}
     found = jax.tree.map(lambda x: (x.shape, x.dtype), trees["encoder"])
@@ -188,7 +190,7 @@ def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
     try:
         description = json.loads(ours["bt_jax"])
         described = _described(description, {})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has a damaged description ({first_line(error)}); export it again.") from None
     if (described.arch, described.width, described.small_images) != (weights.arch, weights.width, weights.small_images):
         raise UserError(f"{path} describes a {described.arch}, but has the weights of a {weights.arch}.")
@@ -225,10 +227,7 @@ def _hashes(description: dict, field: str) -> dict[str, str]:
 
 
 def _sealed(description: dict) -> dict:
-    """The description with a hash of its content."""
-    said = {name: value for name, value in description.items() if name != "description_sha256"}
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
-    return said | {"description_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return sealed(description, "description_sha256")
 
 
 def _sha256_of_file(path: epath.Path) -> str:
@@ -317,14 +316,14 @@ def _cast(tree: Tree, dtype: str) -> Tree:
 
 def _described(description: dict, trees: dict[str, Tree]) -> EncoderWeights:
     fields = {name: description[name] for name in _FIELDS}
-    wrong = [name for name, value in fields.items() if not isinstance(value, _FIELDS[name])]
-    if wrong or not all(
-        len(fields[n]) == 3 and all(type(x) in (int, float) for x in fields[n]) for n in ("mean", "std")
-    ):
-        raise ValueError(f"its field {wrong[0] if wrong else 'mean or std'} has the wrong type")
+    wrong = [name for name, value in fields.items() if type(value) not in _FIELDS[name]]
+    if wrong:
+        raise ValueError(f"its field {wrong[0]} has the wrong type")
     fields |= {name: tuple(fields[name]) for name in ("mean", "std")}
     heads = {name: tree for name, tree in trees.items() if name != "encoder"}
-    return EncoderWeights(**fields, variables=trees.get("encoder", {}), heads=heads)
+    weights = EncoderWeights(**fields, variables=trees.get("encoder", {}), heads=heads)
+    check_description(weights)
+    return weights
 
 
 def _inside(folder: epath.Path, name: Any) -> epath.Path:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -83,6 +84,34 @@ class EncoderWeights:
         """A copy without these heads."""
         dropped = set(heads)
         return dataclasses.replace(self, heads={name: v for name, v in self.heads.items() if name not in dropped})
+
+
+def check_description(weights: EncoderWeights) -> None:
+    """Checks what a file says of an encoder, before anything is made from it.
+
+    Raises:
+      ValueError: no encoder has such a number, or it has the wrong type; in words for a sentence.
+    """
+    for name, most in {"width": 2**16, "stem_stride": 16, "input_size": 2**16}.items():
+        value = getattr(weights, name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"its field {name} is {_shown(value)}, but must be an integer from 1 to {most}")
+    if type(weights.small_images) is not bool:
+        raise ValueError(f"its field small_images is {_shown(weights.small_images)}, but must be true or false")
+    if weights.step is not None and (type(weights.step) is not int or weights.step < 0):
+        raise ValueError(f"its field step is {_shown(weights.step)}, but must be an integer of at least 0, or null")
+    most = sys.float_info.max  # JSON's integers have no limit
+    for name, low in {"mean": -most, "std": 1 / most}.items():
+        value = getattr(weights, name)
+        if len(value) != 3 or not all(type(x) in (int, float) and low <= x <= most for x in value):
+            what = "positive numbers" if name == "std" else "numbers"
+            raise ValueError(f"its field {name} is {_shown(list(value))}, but must be three {what}")
+    if weights.dtype not in ("float32", "bfloat16", "float16", "float64"):
+        raise ValueError(f"its field dtype is {_shown(weights.dtype)}, but must be a float type such as float32")
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}…"
 
 
 def encoder_shapes(module: nn.Module, size: int = 32) -> Tree:

@@ -88,7 +88,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and type(found.get("step")) is int else None
+    return found if isinstance(found, dict) and type(found.get("step")) is int and found["step"] >= 0 else None
 
 
 def check_tensorboard(folder: epath.Path) -> None:

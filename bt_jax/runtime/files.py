@@ -1,8 +1,10 @@
 """Small files of a run: written completely or not at all, and checked when they are read."""
 
 import contextlib
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -49,3 +51,10 @@ def read_object(path: epath.Path) -> dict[str, Any]:
         kind = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}.get(type(found), "a number")
         raise ValueError(f"it holds {kind} instead of an object")
     return found
+
+
+def sealed(content: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """The content, to be written as JSON, with a sha256 of the rest of it in `field`."""
+    said = {name: value for name, value in content.items() if name != field}
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    return said | {field: hashlib.sha256(text.encode()).hexdigest()}

@@ -182,7 +182,12 @@ def _check_counts(builder: Any, split: str) -> None:
             f"TFDS {builder.name} in {builder.data_path} claims {classes} classes for {images} images; correct its "
             "features.json."
         )
-    for file in info.splits[split].file_instructions:
+    check_files(builder, split)
+
+
+def check_files(builder: Any, split: str) -> None:
+    """Raises UserError if dataset_info.json counts more examples than the files of a split have room for."""
+    for file in builder.info.splits[split].file_instructions:
         path = epath.Path(file.filename)
         if not path.exists():
             continue  # its reader reports that

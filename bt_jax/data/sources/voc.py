@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bt_jax.data.sources.base import EncodedSource, Source, StreamSource, import_tfds
-from bt_jax.errors import UserError, some
+from bt_jax.errors import UserError, first_line, some
 from bt_jax.runtime.paths import as_path
 
 CLASSES = (
@@ -75,11 +75,25 @@ class VocStream(StreamSource):
     """TFDS `voc/2007`; attributes as of `VocFolder`."""
 
     def __init__(self, builder: Any, split: str):
+        """Raises UserError if the files hold other classes, or not as many examples as dataset_info.json counts."""
+        from bt_jax.data.tensorflow_import import tf
+
         super().__init__(f"TFDS {builder.name}, {split}", builder.info.splits[split].num_examples, CLASSES)
         self._builder, self._split = builder, split
         self.targets = np.full((len(self), len(CLASSES)), -1, np.int8)
-        for row, example in zip(self.targets, self._dataset().as_numpy_iterator(), strict=True):
-            labels, difficult = example["objects"]["label"], example["objects"]["is_difficult"]
+        try:
+            found = [example["objects"] for example in self._dataset().as_numpy_iterator()]
+        except tf.errors.OpError as error:  # TFDS counts them too
+            raise UserError(
+                f"TFDS {builder.name} in {builder.data_path} cannot be read ({first_line(error)})."
+            ) from None
+        for number, (row, objects) in enumerate(zip(self.targets, found, strict=True)):
+            labels, difficult = objects["label"], objects["is_difficult"]
+            if len(labels) and not 0 <= min(labels) <= max(labels) < len(CLASSES):
+                raise UserError(
+                    f"image {number} of {self.name} has labels from {min(labels)} to {max(labels)}; those of VOC run from "
+                    f"0 to {len(CLASSES) - 1}."
+                )
             row[labels[difficult]] = 0
             row[labels[~difficult]] = 1
 
@@ -114,7 +128,7 @@ def voc_source(config: ConfigDict, split: str) -> Source:
     if config.source != "tfds":
         raise UserError(f"data.source is {config.source!r}; VOC comes from 'folder' (the official folders) or 'tfds'.")
     import_tfds()
-    from bt_jax.data.sources.tfds import prepared_builder
+    from bt_jax.data.sources.tfds import check_files, prepared_builder
 
     builder = prepared_builder(config)
     features = builder.info.features
@@ -127,7 +141,11 @@ def voc_source(config: ConfigDict, split: str) -> Source:
             f"TFDS {builder.name} is stored as array_record; VOC is read from tfrecord, or from the official folders."
         )
     try:
-        return VocStream(builder, name)
+        count = builder.info.splits[name].num_examples  # a slice is a split too
     except (KeyError, ValueError):
         splits = ", ".join(builder.info.splits)
         raise UserError(f"TFDS {builder.name} has no split {name!r}; it has {splits}.") from None
+    if count == 0:
+        raise UserError(f"split {name!r} of TFDS {builder.name} has no examples.")
+    check_files(builder, name)
+    return VocStream(builder, name)
