@@ -67,6 +67,10 @@ def folder_run(root, workdir, *more):
         (["--epochs=2"], "error: there is no option --epochs; fields of the config are changed by --config.epochs=VALUE."),
         (["--weight_decay=2"], "error: there is no option --weight_decay; fields of the config are changed by --config.optimizer.w"),
         (["--confg=x"], "confg"),
+        (["--config.data.source=folder", "--config.data.data_dir=s3://b/x"], "error: data.data_dir, s3://b/x, "),
+        (["--config.data.source=arrays", "--config.data.data_dir=az://b/x.npz"], "error: data.data_dir, az://b/x.npz, "),
+        (["--config.data.source=tfds", "--config.data.name=x", "--config.data.data_dir=s3://b/x"], "error: data.data_dir, s3://b/x, "),
+        (["--config.task=knn", "--config.init_from=s3://b/x"], "error: init_from, s3://b/x, "),
         (["--config.batch_size=100"], "does not divide among 8 devices; the nearest that do: 96 or 104"),
         (["--config.monitor.batch_size=100"], "monitor.batch_size is 100"),
         (["--config.batch_size=8000"], "fewer than a batch of 8000; set batch_size to at most 5100"),
@@ -250,6 +254,15 @@ def test_a_process_exits_with_status_one():
         "error: the config is wrong: epochs is 0, but must be an integer of at least 1"
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help(tmp_path, option):
+    """The options, with the commands of the docstring above them; nothing is done."""
+    command = [sys.executable, str(main.QUICKSTART.parents[1] / "main.py"), option]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert "--config=configs/resnet50_imagenet.py" in done.stdout and "--workdir: Folder of the run" in done.stdout
+    assert done.stderr == "" and not list(tmp_path.iterdir())
 
 
 def test_ctrl_c_before_anything_was_saved():

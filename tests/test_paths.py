@@ -1,5 +1,9 @@
 """bt_jax/runtime/paths.py: what is written under a name is found under it, or the name is refused."""
 
+import importlib.machinery
+import sys
+import types
+
 import pytest
 
 from bt_jax.errors import UserError
@@ -51,3 +55,41 @@ def test_parents_count(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "a\\b")
     with pytest.raises(UserError, match="tensorstore"):
         as_folder("run", "--workdir")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package"), [("s3", "s3fs"), ("az", "adlfs"), ("hf", "huggingface_hub"), ("gs", "gcsfs")]
+)
+def test_object_stores_without_their_package(monkeypatch, scheme, package):
+    """What to install; with it, and with TensorFlow where that has such a file system, the path itself."""
+    name = f"{scheme}://bucket/x"
+    spec = importlib.machinery.ModuleSpec("tensorflow", None)
+    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(__spec__=spec))
+    monkeypatch.delitem(sys.modules, "tensorflow_io", raising=False)
+    monkeypatch.delenv("EPATH_USE_TF", raising=False)
+    if scheme != "gs":
+        with pytest.raises(UserError, match=f"data.data_dir, {name}, cannot be reached through TensorFlow, .*; pip install "
+                                            f"{package}, and set the environment variable EPATH_USE_TF=false"):  # fmt: skip
+            as_path(name, "data.data_dir")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tensorflow_io", types.ModuleType("tensorflow_io"))
+        assert str(as_path(name, "data.data_dir")) == name
+    monkeypatch.setitem(sys.modules, package, None)
+    sentence = f"data.data_dir, {name}, needs {package}, which cannot be imported .*; pip install {package}."
+    with monkeypatch.context() as patch:
+        patch.setenv("EPATH_USE_TF", "false")
+        with pytest.raises(UserError, match=sentence):
+            as_path(name, "data.data_dir")
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # not installed
+    with pytest.raises(UserError, match=sentence):
+        as_path(name, "data.data_dir")
+    monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    assert str(as_path(name, "data.data_dir")) == name
+
+
+def test_stores_that_take_no_checkpoints():
+    for name in ("az://bucket/run", "hf://bucket/run"):
+        with pytest.raises(
+            UserError, match=f"--workdir, {name}, cannot hold checkpoints or weights; .* gs:// or s3://."
+        ):
+            as_folder(name, "--workdir")

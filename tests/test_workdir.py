@@ -175,3 +175,25 @@ def test_a_holder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="the workdir .* cannot be written"):
         held(epath.Path(tmp_path / "file" / "run")).__enter__()
+
+
+def test_an_object_store_that_cannot_be_written(monkeypatch):
+    """Whatever its library raises, in the first line of what that says; a bug stays one."""
+    workdir = epath.Path("gs://bucket/run")
+    error = RuntimeError("Unable to locate credentials\n\twhen reading gs://bucket/run")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(epath.gpath.PosixGPath, "mkdir", fail)
+    for write in (lambda: held(workdir).__enter__(), lambda: workdir_lib.write_config(config_lib.default(), workdir)):
+        with pytest.raises(
+            UserError, match="the workdir gs://bucket/run cannot be written: Unable to locate credentials.$"
+        ):
+            write()
+    for write in (
+        lambda: held(epath.Path("run")).__enter__(),
+        lambda: workdir_lib.write_config(config_lib.default(), epath.Path("run")),
+    ):
+        with pytest.raises(RuntimeError, match="Unable to locate"):
+            write()

@@ -1,15 +1,20 @@
 """Paths from users, and errors for those that a library would misinterpret."""
 
 import glob
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
 from bt_jax.errors import UserError
+from bt_jax.parts import import_part
 
-SCHEMES = ("gs", "s3", "az", "hf")  # of the object stores that epath supports
+# The object stores that epath supports, each with the package that it needs wherever it does not use TensorFlow.
+SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
+_WITH_ARRAYS = ("gs", "s3")  # that tensorstore, the library that writes arrays, supports
 _Local: Any = type(epath.Path("/"))
 
 
@@ -32,11 +37,13 @@ def as_path(text: str | os.PathLike, what: str) -> epath.Path:
       what: the path's name for errors, such as "--workdir" or "init_from".
 
     Raises:
-      UserError: the URL has an unknown scheme, or epath would take the local path for a URL.
+      UserError: the URL has an unknown scheme, or one that needs a package that is missing; or epath would take the local
+        path for a URL.
     """
     text = os.path.expanduser(os.fspath(text))
     scheme, remote, _ = text.partition("://")
     if remote and scheme in SCHEMES:
+        _check_reader(scheme, f"{what}, {text},")
         return epath.Path(text)
     if remote:
         known = ", ".join(f"{s}://" for s in SCHEMES)
@@ -47,12 +54,36 @@ def as_path(text: str | os.PathLike, what: str) -> epath.Path:
     return _Literal(text)
 
 
+def _check_reader(scheme: str, subject: str) -> None:
+    """Raises UserError if epath lacks what it reads and writes an object store with; no server is asked.
+
+    It uses TensorFlow wherever that is installed, unless a variable says otherwise, and else fsspec. TensorFlow has gs://, and
+    the others only once tensorflow_io is imported.
+    """
+    wanted = os.environ.get("EPATH_USE_TF", "").lower() not in ("false", "no", "f", "0")
+    if not wanted or importlib.util.find_spec("tensorflow") is None:
+        name = SCHEMES[scheme]
+        import_part(name, use=subject, name=name)
+    elif scheme != "gs" and "tensorflow_io" not in sys.modules:
+        raise UserError(
+            f"{subject} cannot be reached through TensorFlow, which such paths go through if it is installed; pip install "
+            f"{SCHEMES[scheme]}, and set the environment variable EPATH_USE_TF=false."
+        )
+
+
 def as_folder(text: str | os.PathLike, what: str) -> epath.Path:
     """Like `as_path`, for a folder that checkpoints can be written to.
 
     Raises:
-      UserError: as `as_path`, or a library would change or cannot read the name of the folder, or of one above it.
+      UserError: as `as_path`, or a library would change or cannot read the name of the folder, or of one above it, or
+        cannot write to such an object store.
     """
+    scheme = os.fspath(text).partition("://")[0]
+    if "://" in os.fspath(text) and scheme in SCHEMES and scheme not in _WITH_ARRAYS:
+        known = " or ".join(f"{s}://" for s in _WITH_ARRAYS)
+        raise UserError(
+            f"{what}, {text}, cannot hold checkpoints or weights; choose a local folder, or one in {known}."
+        )
     path = as_path(text, what)
     if "://" in str(path):
         whole, bad, why = str(path), "[]*?", "which object stores' libraries take for a pattern"

@@ -69,8 +69,8 @@ def write_config(config: ConfigDict, workdir: epath.Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_whole(workdir / "config.json", to_json(config))
-    except OSError as error:
-        raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}.") from None
+    except Exception as error:
+        raise _cannot_write(workdir, error) from None
 
 
 def _differences(there: ConfigDict, config: ConfigDict) -> list[str]:
@@ -107,12 +107,20 @@ def held(workdir: epath.Path) -> Iterator["Holder"]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         holder = Holder(workdir / "holder.json")
-    except OSError as error:
-        raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}.") from None
+    except Exception as error:
+        raise _cannot_write(workdir, error) from None
     try:
         yield holder
     finally:
         holder.leave()
+
+
+def _cannot_write(workdir: epath.Path, error: Exception) -> Exception:
+    """The error for a user; the same one if it is a UserError, or a bug. Object stores' libraries raise types of their own."""
+    if isinstance(error, UserError) or not (isinstance(error, OSError) or "://" in str(workdir)):
+        return error
+    why = getattr(error, "strerror", None) or first_line(error)
+    return UserError(f"the workdir {workdir} cannot be written: {why.rstrip('.')}.")
 
 
 class Holder:

@@ -28,6 +28,7 @@ from bt_jax.data.sources.listing import listing
 from bt_jax.data.tensorflow_import import tf
 from bt_jax.errors import UserError, first_line, some
 from bt_jax.parts import import_part
+from bt_jax.runtime.paths import as_path
 
 _INT32 = np.iinfo(np.int32)  # labels beyond it are clipped, so that they stay outside the classes
 _RECORD_BYTES = 16  # of an empty record, in both formats at least
@@ -213,6 +214,8 @@ def prepared_builder(config: ConfigDict) -> Any:
 def _builder(config: ConfigDict) -> Any:
     if not config.name:
         raise UserError("data.name is empty; it must name a TFDS data set, for example cifar10.")
+    if config.data_dir:
+        as_path(config.data_dir, "data.data_dir")
     try:
         return tfds.builder(config.name, data_dir=config.data_dir or None)
     except tfds.core.registered.DatasetNotFoundError:
