@@ -7,9 +7,10 @@ from bt_jax.losses.barlow_twins import barlow_twins_loss
 from bt_jax.version import __version__
 
 if TYPE_CHECKING:
+    from bt_jax.evaluation.neighbours import neighbours
     from bt_jax.export.encoder import load_encoder
 
-__all__ = ["UserError", "__version__", "barlow_twins_loss", "load_encoder"]
+__all__ = ["UserError", "__version__", "barlow_twins_loss", "load_encoder", "neighbours"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from bt_jax.export.encoder import load_encoder
 
         return load_encoder
+    if name == "neighbours":
+        from bt_jax.evaluation.neighbours import neighbours
+
+        return neighbours
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

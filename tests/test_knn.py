@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bt_jax.evaluation.knn import _nearest, _search, knn_accuracy, knn_predict
+from bt_jax.evaluation.knn import _search, knn_accuracy, knn_predict, nearest
 
 
 def reference(train, labels, test, num_classes, k, temperature):
@@ -82,7 +82,7 @@ def test_the_devices_make_no_difference():
     labels = rng.integers(0, 5, 700)
     for m in (1, 7, 1000):
         found = [
-            list(_nearest(train, test[:m], k=9, block=256, train_block=64, mesh=mesh)) for mesh in meshes()
+            list(nearest(train, test[:m], k=9, block=256, train_block=64, mesh=mesh)) for mesh in meshes()
         ]  # fmt: skip
         for one, eight in zip(*found, strict=True):
             for a, b in zip(one, eight, strict=True):

@@ -9,7 +9,8 @@ from bt_jax import config as config_lib
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.views.spec import ViewGroup, ViewSpec
 from bt_jax.errors import UserError
-from bt_jax.evaluation.monitor import KnnMonitor
+from bt_jax.evaluation.health import health
+from bt_jax.evaluation.monitor import FeatureMonitor, KnnMonitor
 from bt_jax.evaluation.pairs import Pairs
 from bt_jax.models.inputs import Inputs
 
@@ -108,3 +109,25 @@ def test_splits_of_different_classes(tmp_path, mesh):
     config.monitor.update(every_epochs=1, batch_size=8)
     with pytest.raises(UserError, match=r"have different classes \(b, c"):
         monitor_of(config, mesh)
+
+
+def test_measures_without_labels(tmp_path, mesh):
+    """Those of the kNN monitor on the same images, and of which images the features are; evenly spread if there are many."""
+    config = config_of(tmp_path, [0, 1] * 10, [0, 1] * 4)
+    method, knn = small_method(mesh), monitor_of(config, mesh)
+    params, model_state, _ = method.init(jax.random.key(0), spec_of(method, 8))
+    variables = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
+
+    def monitor(source):
+        pairs = pairs_of(config, mesh, make_source(config.data, "train"), count=16, batch_size=8)
+        inputs = Inputs.of(config.data, "float32")
+        how = {"encoder": method.encoder, "inputs": inputs, "pairs": pairs, "mesh": mesh}
+        return FeatureMonitor(config.monitor, config.data, source=source, **how)
+
+    expected = knn.report(variables)
+    del expected["knn_accuracy"]
+    assert monitor(knn.test).report(variables) == expected
+    config.monitor.test_examples = 5
+    features, examples = monitor(make_source(config.data, "train")).features(variables)
+    assert features.shape[0] == 5 and examples.tolist() == [0, 4, 8, 12, 16]
+    assert health(features).keys() == {"rankme", "mean_correlation", "dead_features"}

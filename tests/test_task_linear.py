@@ -1,8 +1,11 @@
 """bt_jax/tasks/linear.py: the task from its command to its file."""
 
 import json
+import pkgutil
 
+import numpy as np
 import pytest
+from PIL import Image
 from recipes import evaluation_of, no_room_for
 
 import bt_jax
@@ -71,6 +74,22 @@ def test_nothing_to_judge(config):
     config.init_from = ""
     with pytest.raises(UserError, match="init_from is empty, but must name the encoder that linear evaluates"):
         config_lib.check(config)
+
+
+@pytest.mark.parametrize("task", ["linear", "finetune", "knn", "transfer"])
+def test_images_without_labels(judged, tmp_path, task):
+    """Whatever needs labels says so, and leaves nothing behind."""
+    for i in range(3):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    config = evaluation_of(judged[1], task)
+    config.data.update(source="folder", data_dir=str(tmp_path / "images"), test_fraction=0.5)
+    run = pkgutil.resolve_name(f"bt_jax.tasks.{task}:{task}")
+    with pytest.raises(
+        UserError, match=f"images has no labels, but the task {task} needs them; data.labels says where"
+    ):
+        run(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_weights_than_at_the_beginning(config, judged, tmp_path):

@@ -305,6 +305,44 @@ def test_images_that_do_not_decode_are_named_once(small_run, tmp_path, capsys):
     assert said.count("1 of 24 images in") == 2
 
 
+@pytest.mark.parametrize("layout", ["none", "classes", "test"])
+def test_without_labels_all_the_way(small_run, tmp_path, capsys, layout):
+    """A folder of images, with classes but without test images, or with test images without labels: the same command runs to its
+    end, shows what can be seen, says in a sentence what cannot, and resumes; the page of neighbours has images of the set.
+    """
+    rng = np.random.default_rng(0)
+    names = {"none": ["1", "x/2"], "classes": ["a/1", "b/2"], "test": ["train/1", "test/2"]}[layout]
+    for i in range(24):
+        file = tmp_path / "images" / f"{names[i % 2]}{i:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
+    small_run.data.update(source="folder", data_dir=str(tmp_path / "images"))
+    small_run.monitor.judge_at_end = layout != "classes"
+    images = 12 if layout == "test" else 24
+    classes = "2 classes by folders" if layout == "classes" else "no labels"
+    workdir = tmp_path / "run"
+    result = task.pretrain(small_run, str(workdir))
+    said = capsys.readouterr().out
+    why = "no test images (data.test_fraction would set some aside)" if layout == "classes" else "no labels"
+    for part in (
+        f"{images} images, {classes}; two views", "untrained; alignment", "uniformity", "RankMe ", "neighbours.html",
+        f"has {why}: RankMe, alignment, uniformity and dead features are measured, and no kNN accuracy",
+    ):  # fmt: skip
+        assert part in said, part
+    left_out = "the evaluation at the end is left out: it needs labels, and"
+    assert (left_out in said) == (layout != "classes") and "kNN accuracy  " not in said
+    steps = images // 8
+    looks = [line for line in records(workdir) if "rankme" in line]
+    assert [line["step"] for line in looks] == [0, steps, 2 * steps]
+    assert {"alignment", "uniformity", "dead_features"} <= looks[0].keys() and "knn_accuracy" not in looks[0]
+    assert result["rankme_before"] == looks[0]["rankme"] and result["rankme_after"] == looks[-1]["rankme"]
+    page = (workdir / "neighbours.html").read_text()
+    assert page.count("<tr>") == 12 and ('alt="test/2' in page) == (layout == "test")
+    (workdir / "neighbours.html").unlink()
+    again = task.pretrain(small_run, str(workdir))
+    assert again["rankme_after"] == result["rankme_after"] and (workdir / "neighbours.html").read_text() == page
+
+
 def test_a_signal_while_the_monitor_looks(small_run, tmp_path, monkeypatch, capsys):
     """The evaluation is interrupted and the step saved; after a resume it comes first, and none is reported twice."""
     workdir = tmp_path / "run"

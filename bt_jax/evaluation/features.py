@@ -1,6 +1,6 @@
 """Features of a labelled data set from a frozen encoder, with every image once, on any number of devices."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -100,8 +100,21 @@ class FeatureExtractor:
         Raises:
           NotFiniteFeatures: an image has features that are not finite.
         """
-        features, labels = [], []
-        for number, local in enumerate(batches):
+        parts = list(self.parts(variables, batches, batch_size))
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    def parts(
+        self, variables: Any, batches: Iterable[EvalBatch], batch_size: int, *, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The same batch by batch, with the images' positions in the set; arguments and errors as above.
+
+        Args:
+          first: the number of batches before these.
+
+        Yields:
+          features (n, F) float32, labels (n,) int32 and positions (n,) int64, from 0.
+        """
+        for number, local in enumerate(batches, first):
             batch = mesh_lib.put_batch(self._mesh, batch_size, local)
             f, label, mask = jax.device_get(self._encode(variables, batch))
             bad = np.flatnonzero(mask & ~np.isfinite(f).all(axis=1))
@@ -109,6 +122,4 @@ class FeatureExtractor:
                 mine = np.flatnonzero(mesh_lib.process_rows(self._mesh, batch_size) == bad[0])
                 image = local["image"][mine[0]] if len(mine) else None
                 raise NotFiniteFeatures(number * batch_size + int(bad[0]), image)
-            features.append(f[mask])
-            labels.append(label[mask])
-        return np.concatenate(features), np.concatenate(labels)
+            yield f[mask], label[mask], number * batch_size + np.flatnonzero(mask)

@@ -125,6 +125,11 @@ class Evaluation:
         train, test = self.train, self.test
         for source, all_classes in ((train, True), (test, False)):
             if source.num_classes < 2:
+                if not source.num_classes:
+                    raise UserError(
+                        f"{source.name} has no labels, but the task {self.config.task} needs them; data.labels says where they "
+                        "come from."
+                    )
                 raise UserError(
                     f"{source.name} has {source.num_classes} class(es), but an evaluation needs at least 2."
                 )

@@ -68,7 +68,7 @@ def knn_predict(
     if not (_finite(train_features) and _finite(test_features)):
         raise ValueError("some features are not finite; the encoder's weights or its input must be wrong.")
     predicted = np.zeros((len(ks), m), np.int32)
-    found = _nearest(train_features, test_features, k=max(ks), block=block, train_block=train_block, mesh=mesh)
+    found = nearest(train_features, test_features, k=max(ks), block=block, train_block=train_block, mesh=mesh)
     for rows, similarity, index in found:
         # On the host, in float64: some accelerators sum scattered numbers in a varying order.
         weights = np.exp((similarity.astype(np.float64) - 1) / temperature)  # -1 keeps it from overflowing
@@ -109,10 +109,14 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, *, k=
     return right.tolist() if predicted.ndim > 1 else float(right)
 
 
-def _nearest(
+def nearest(
     train_features: np.ndarray, test_features: np.ndarray, *, k: int, block: int, train_block: int, mesh: Mesh | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each block of test images: their rows (b,), decreasing similarities (b, k), and train images (b, k)."""
+    """The k nearest train images of each test image, by cosine similarity; arguments as for `knn_predict`.
+
+    Yields:
+      For each block of test images: their rows (b,), decreasing similarities (b, k) float32, and train images (b, k) int32.
+    """
     if mesh is None:
         mesh = jax.make_mesh(
             (1,), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1]

@@ -1,4 +1,4 @@
-"""Monitors an encoder during training: the accuracy of a kNN classifier, and label-free measures of the features."""
+"""Monitors an encoder during training: label-free measures of the features and, with labels, the accuracy of a kNN classifier."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax.data.eval_batches import eval_batches
+from bt_jax.data.order import evenly
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
 from bt_jax.errors import UserError
@@ -21,10 +22,63 @@ from bt_jax.runtime import mesh as mesh_lib
 Labelled = tuple[np.ndarray, np.ndarray]  # features (n, F) and labels (n,)
 
 
-class KnnMonitor:
+class FeatureMonitor:
+    """Label-free measures of an encoder's features (bt_jax/evaluation/health.py), which show a collapse.
+
+    Attributes:
+      source: whose images are measured, evenly spread over it.
+      words: what is not measured, and why; "" if all is.
+    """
+
+    def __init__(
+        self,
+        settings: ConfigDict,
+        data: ConfigDict,
+        *,
+        encoder: nn.Module,
+        inputs: Inputs,
+        source: Source,
+        pairs: Pairs | None,
+        mesh: Mesh,
+        words: str = "",
+    ):
+        """Args:
+        settings: `config.monitor` of a run; data: `config.data`.
+        pairs: the pairs of views for alignment and uniformity; None to leave these out.
+
+        Raises:
+          UserError: the batch does not divide among the devices.
+        """
+        mesh_lib.check_batch_size(mesh, settings.batch_size, "monitor.batch_size")
+        self.source, self.words = source, words
+        self._settings, self._data, self._mesh = settings, data, mesh
+        self._inputs, self._pairs = inputs, pairs
+        self._extract = FeatureExtractor(frozen(encoder), mesh, inputs)
+
+    def report(self, variables: Any) -> dict[str, float]:
+        """The measures of `bt_jax.evaluation.health.health` by name, of an encoder with these variables."""
+        return health(self.features(variables)[0], self._views(variables))
+
+    def features(self, variables: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Features (n, F) float32 of the images that are measured, and their numbers in `source`, (n,) int64."""
+        settings = self._settings
+        batches = self._batches(self.source, settings.test_examples)
+        features, _, places = zip(*self._extract.parts(variables, batches, settings.batch_size), strict=True)
+        return np.concatenate(features), evenly(len(self.source), settings.test_examples)[np.concatenate(places)]
+
+    def _views(self, variables: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        return self._pairs.features(self._extract, variables) if self._pairs is not None else None
+
+    def _batches(self, source: Source, limit: int):
+        size = self._settings.batch_size
+        rows = mesh_lib.process_rows(self._mesh, size)
+        return eval_batches(source, self._data, batch_size=size, rows=rows, limit=limit)
+
+
+class KnnMonitor(FeatureMonitor):
     """kNN accuracy of an encoder on labelled subsets: train images vote on the classes of test images.
 
-    It also reports label-free measures, which show a collapse before an accuracy does (bt_jax/evaluation/health.py).
+    It also reports label-free measures, which show a collapse before an accuracy does.
     """
 
     def __init__(
@@ -35,51 +89,49 @@ class KnnMonitor:
         encoder: nn.Module,
         inputs: Inputs,
         train: Source,
+        test: Source | None = None,
         pairs: Pairs | None,
         mesh: Mesh,
     ):
-        """Args:
-        settings: `config.monitor` of a run; data: `config.data`.
-        pairs: the pairs of views for alignment and uniformity; None to leave these out.
+        """Args as for `FeatureMonitor`, and:
+        train, test: the images that vote, and those that are classified; by default the test split of `data`.
 
         Raises:
           UserError: the batch does not divide among the devices, there are fewer than two classes, or the splits' classes
             differ.
         """
-        self._settings, self._data, self._train, self._mesh = settings, data, train, mesh
-        self.test = make_source(data, "test")
-        mesh_lib.check_batch_size(mesh, settings.batch_size, "monitor.batch_size")
-        for source in (train, self.test):
+        test = make_source(data, "test") if test is None else test
+        super().__init__(settings, data, encoder=encoder, inputs=inputs, source=test, pairs=pairs, mesh=mesh)
+        self.test, self._train = test, train
+        for source in (train, test):
             if source.num_classes < 2:
+                has = f"{source.num_classes} class(es)" if source.num_classes else "no labels"
                 raise UserError(
-                    f"{source.name} has {source.num_classes} class(es), but the kNN monitor needs at least 2; "
-                    "set monitor.every_epochs to 0 to train without it."
+                    f"{source.name} has {has}, but the kNN monitor needs at least 2 classes; set monitor.every_epochs to 0 to "
+                    "train without it, or data.labels to 'none'."
                 )
-        if train.class_names != self.test.class_names:
-            odd = sorted(set(train.class_names) ^ set(self.test.class_names))
+        if train.class_names != test.class_names:
+            odd = sorted(set(train.class_names) ^ set(test.class_names))
             raise UserError(
-                f"{train.name} and {self.test.name} have different classes ({', '.join(odd[:3])}…); "
+                f"{train.name} and {test.name} have different classes ({', '.join(odd[:3])}…); "
                 "use splits with the same classes, or set monitor.every_epochs to 0."
             )
-        self._inputs, self._pairs = inputs, pairs
-        self._extract = FeatureExtractor(frozen(encoder), mesh, inputs)
 
     def __call__(self, variables: Any) -> float:
         """The accuracy, 0 to 1, of an encoder with these variables."""
-        return self._accuracy(*self._features(self._extract, variables))
+        return self._accuracy(*self._both(self._extract, variables))
 
     def report(self, variables: Any) -> dict[str, float]:
         """The accuracy as `knn_accuracy`, and the measures of `bt_jax.evaluation.health.health` by name."""
-        train, test = self._features(self._extract, variables)
-        views = self._pairs.features(self._extract, variables) if self._pairs is not None else None
-        return {"knn_accuracy": self._accuracy(train, test), **health(test[0], views)}
+        train, test = self._both(self._extract, variables)
+        return {"knn_accuracy": self._accuracy(train, test), **health(test[0], self._views(variables))}
 
     def raw_pixels(self) -> float:
         """The accuracy, 0 to 1, with the normalised pixels as features."""
         extract = FeatureExtractor(raw_pixels, self._mesh, self._inputs)
-        return self._accuracy(*self._features(extract, None))
+        return self._accuracy(*self._both(extract, None))
 
-    def _features(self, extract: FeatureExtractor, variables: Any) -> tuple[Labelled, Labelled]:
+    def _both(self, extract: FeatureExtractor, variables: Any) -> tuple[Labelled, Labelled]:
         settings = self._settings
         train = extract(variables, self._batches(self._train, settings.train_examples), settings.batch_size)
         return train, extract(variables, self._batches(self.test, settings.test_examples), settings.batch_size)
@@ -88,8 +140,3 @@ class KnnMonitor:
         settings, mesh = self._settings, self._mesh
         k, temperature = min(settings.k, len(train[0])), settings.temperature
         return knn_accuracy(*train, *test, num_classes=self._train.num_classes, k=k, temperature=temperature, mesh=mesh)
-
-    def _batches(self, source: Source, limit: int):
-        size = self._settings.batch_size
-        rows = mesh_lib.process_rows(self._mesh, size)
-        return eval_batches(source, self._data, batch_size=size, rows=rows, limit=limit)

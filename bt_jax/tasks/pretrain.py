@@ -23,24 +23,27 @@ from bt_jax import config as config_lib
 from bt_jax import console
 from bt_jax.data.feed import make_feed
 from bt_jax.data.sources.base import Source
-from bt_jax.data.sources.make import make_source
+from bt_jax.data.sources.make import make_source, test_source
 from bt_jax.engine.due import Cadence
 from bt_jax.engine.loop import Look, run_steps
 from bt_jax.engine.run import Run, started
-from bt_jax.engine.session import Session, session
+from bt_jax.engine.session import session
 from bt_jax.engine.setup import Setup
-from bt_jax.evaluation.monitor import KnnMonitor
+from bt_jax.engine.state import TrainState
+from bt_jax.evaluation.monitor import FeatureMonitor, KnnMonitor
 from bt_jax.evaluation.pairs import Pairs
 from bt_jax.export.init_from import start_from
 from bt_jax.facts import Facts
 from bt_jax.methods import Method, check_source, make_method
 from bt_jax.models.inputs import Inputs
 from bt_jax.optim import make_optimizer
+from bt_jax.parts import import_part
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
 from bt_jax.runtime.files import write_whole
 from bt_jax.runtime.paths import as_folder
 from bt_jax.tasks.judge_at_end import judge_at_end
+from bt_jax.tasks.neighbours_page import write_page
 from bt_jax.tasks.summary import farewell, summary
 
 
@@ -67,16 +70,18 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
         with session(config, setup.workdir) as held:
             with started(setup, held, fresh=functools.partial(start_from, config)) as run:
                 run.reporter.say(summary(config, setup, run.start))
-                run_steps(run, None if monitor is None else _looker(config, setup, monitor))
+                if monitor is not None and monitor.words:
+                    run.reporter.say(f"note      {monitor.words}")
+                state = run_steps(run, None if monitor is None else _looker(config, setup, monitor))
                 run.finish()
-                result = _result(config, run, monitor)
+                result = _result(config, run, monitor) | _neighbours(config, run, monitor, state)
                 run.reporter.say(farewell(setup, result))
             if held.is_first:
                 write_whole(setup.workdir / "pretrain.json", json.dumps(result, indent=2) + "\n")
         return result
 
 
-def prepare(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> tuple[Setup, KnnMonitor | None]:
+def prepare(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> tuple[Setup, FeatureMonitor | None]:
     """The setup and the monitor of a config, on a mesh; nothing is written.
 
     Raises:
@@ -88,16 +93,8 @@ def prepare(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> tuple[Setup,
     check_source(method, source)
     monitor, sources = None, [source]
     if config.monitor.every_epochs:
-        monitor = KnnMonitor(
-            config.monitor,
-            config.data,
-            encoder=method.encoder,
-            inputs=Inputs.of(config.data, config.dtype),
-            train=source,
-            pairs=_pairs(config, method, source, mesh),
-            mesh=mesh,
-        )
-        sources.append(monitor.test)
+        monitor = _monitor(config, method, source, mesh)
+        sources += [monitor.source] if monitor.source is not source else []
     counts = {f"split {i}": [f"{len(s)} images, {s.num_classes} classes", s.fingerprint] for i, s in enumerate(sources)}
     processes.agree("data", counts)
     feed = make_feed(
@@ -135,12 +132,35 @@ def prepare(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> tuple[Setup,
     return setup, monitor
 
 
+def _monitor(config: ConfigDict, method: Method, source: Source, mesh: Mesh) -> FeatureMonitor:
+    """With labels and test images that of kNN; else what can be seen without them."""
+    test = test_source(config.data, source)
+    common: dict[str, Any] = {
+        "encoder": method.encoder,
+        "inputs": Inputs.of(config.data, config.dtype),
+        "pairs": _pairs(config, method, source, mesh),
+        "mesh": mesh,
+    }
+    if test is not None and source.num_classes:
+        return KnnMonitor(config.monitor, config.data, train=source, test=test, **common)
+    if config.monitor.neighbours:
+        import_part("PIL.Image", use="monitor.neighbours", name="Pillow", otherwise="set monitor.neighbours=0")
+    lacks = "no test images (data.test_fraction would set some aside)" if source.num_classes else "no labels"
+    words = (
+        f"{source.name} has {lacks}: RankMe, alignment, uniformity and dead features are measured, and no kNN accuracy"
+    )
+    return FeatureMonitor(config.monitor, config.data, source=test or source, words=words, **common)
+
+
 def _pairs(config: ConfigDict, method: Method, source: Source, mesh: Mesh) -> Pairs | None:
     """Two views of each image from the method's distributions, for alignment and uniformity."""
     if method.alignment is None or not config.monitor.pairs:
         return None
     name, first, second = method.alignment
     group = next(group for group in method.view_groups if group.name == name)
+    # A set that is smaller than a batch has no pairs; without labels there would be little else to see.
+    small = len(source) // mesh.size * mesh.size
+    size = config.monitor.batch_size if source.num_classes or not small else min(config.monitor.batch_size, small)
     return Pairs(
         source,
         config.data,
@@ -148,28 +168,29 @@ def _pairs(config: ConfigDict, method: Method, source: Source, mesh: Mesh) -> Pa
         (first, second),
         seed=config.seed,
         count=config.monitor.pairs,
-        batch_size=config.monitor.batch_size,
+        batch_size=size,
         mesh=mesh,
     )
 
 
-def _looker(config: ConfigDict, setup: Setup, monitor: KnnMonitor) -> Callable[..., Look]:
+def _looker(config: ConfigDict, setup: Setup, monitor: FeatureMonitor) -> Callable[..., Look]:
     def look(state, step) -> Look:
         found = monitor.report(state.encoder_variables())
         start = "before training" if config.init_from else "untrained"
         when = start if step == 0 else f"after epoch {step // setup.facts.steps_per_epoch}"
         dead = f", {found['dead_features']} dead" if found["dead_features"] else ""
-        return Look(
-            record=found,
-            sentence=f"kNN accuracy {found['knn_accuracy']:.1%} {when}; RankMe {found['rankme']:.1f} of "
-            f"{setup.method.encoder.num_features}{dead}",
-            score=found["knn_accuracy"],
-        )
+        rank = f"RankMe {found['rankme']:.1f} of {setup.method.encoder.num_features}"
+        if "knn_accuracy" in found:
+            sentence, score = f"kNN accuracy {found['knn_accuracy']:.1%} {when}; {rank}{dead}", found["knn_accuracy"]
+        else:
+            geometry = [f"{name} {found[name]:.3f}" for name in ("alignment", "uniformity") if name in found]
+            sentence, score = f"{rank}{dead} {when}{geometry and '; '}{', '.join(geometry)}", found["rankme"]
+        return Look(record=found, sentence=sentence, score=score)
 
     return look
 
 
-def _result(config: ConfigDict, run: Run, monitor: KnnMonitor | None) -> dict[str, Any]:
+def _result(config: ConfigDict, run: Run, monitor: FeatureMonitor | None) -> dict[str, Any]:
     history, last = run.reporter.history(), {}
     for record in history:
         last |= record
@@ -177,7 +198,10 @@ def _result(config: ConfigDict, run: Run, monitor: KnnMonitor | None) -> dict[st
     knn = [record["knn_accuracy"] for record in history if "knn_accuracy" in record]
     if knn:  # the records are on process 0 only
         result |= {"knn_accuracy_before": knn[0], "knn_accuracy_after": knn[-1]}
-    if monitor is not None and config.data.image_size <= 64:  # all processes take part
+    ranks = [record["rankme"] for record in history if "rankme" in record]
+    if ranks and not knn:
+        result |= {"rankme_before": ranks[0], "rankme_after": ranks[-1]}
+    if isinstance(monitor, KnnMonitor) and config.data.image_size <= 64:  # all processes take part
         result["knn_accuracy_raw_pixels"] = monitor.raw_pixels()
     if config.monitor.judge_at_end:
         result |= _judgement(config, run)
@@ -188,9 +212,12 @@ def _result(config: ConfigDict, run: Run, monitor: KnnMonitor | None) -> dict[st
 
 
 def _judgement(config: ConfigDict, run: Run) -> dict[str, Any]:
-    session: Session = run.session
+    session, source = run.session, run.setup.sources[0]
     found: dict[str, Any] = {}
-    labels = getattr(run.setup.sources[0], "labels", None)
+    if not source.num_classes:
+        run.reporter.say(f"the evaluation at the end is left out: it needs labels, and {source.name} has none")
+        return found
+    labels = getattr(source, "labels", None)
 
     def judge():
         found.update(judge_at_end(config, session, run.setup.mesh, labels=labels, say=run.reporter.say))
@@ -198,5 +225,35 @@ def _judgement(config: ConfigDict, run: Run) -> dict[str, Any]:
     if not session.preemption.finished(judge):
         session.preemption.leave(
             "training is complete, its final evaluation is not", then="the same command runs the evaluation again"
+        )
+    return found
+
+
+def _neighbours(config: ConfigDict, run: Run, monitor: FeatureMonitor | None, state: TrainState) -> dict[str, Any]:
+    """Writes the page of nearest neighbours of a run without labels."""
+    if monitor is None or isinstance(monitor, KnnMonitor) or not config.monitor.neighbours:
+        return {}
+    session, path = run.session, run.setup.workdir / "neighbours.html"
+    found: dict[str, Any] = {}
+
+    def page():
+        features, examples = monitor.features(state.encoder_variables())
+        title = f"{monitor.source.name}, after {run.setup.facts.total_steps} steps of {config.method}"
+        if write_page(
+            path,
+            monitor.source,
+            config.data,
+            features,
+            examples,
+            count=config.monitor.neighbours,
+            title=title,
+            mesh=run.setup.mesh,
+            write=session.is_first,
+        ):
+            found["neighbours"] = str(path)
+
+    if not session.preemption.finished(page):
+        session.preemption.leave(
+            "training is complete, its page of neighbours is not", then="the same command makes the page"
         )
     return found

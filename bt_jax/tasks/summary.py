@@ -69,6 +69,14 @@ def farewell(setup: Setup, result: dict[str, Any]) -> str:
         raw = result.get("knn_accuracy_raw_pixels")
         pixels = "" if raw is None else f", {raw:.1%} on raw pixels"
         lines.append(f"kNN accuracy   {after:.1%} with the trained encoder, {before:.1%} untrained{pixels}")
+    if "rankme_after" in result:
+        metrics, width = result["metrics"], setup.method.encoder.num_features
+        lines.append(f"RankMe         {result['rankme_after']:.1f} of {width}, {result['rankme_before']:.1f} untrained")
+        measures = [f"{name} {metrics[name]:.3f}" for name in ("alignment", "uniformity") if name in metrics]
+        measures.append(f"{metrics['dead_features']} of {width} features dead")
+        lines.append(f"geometry       {', '.join(measures)}")
+    if "neighbours" in result:
+        lines.append(f"neighbours     {result['neighbours']}, the nearest images of some")
     if "linear_top1" in result:
         lines.append(f"linear         {result['linear_top1']:.1%}, a linear classifier on the frozen features")
     if "labels_a_class" in result:

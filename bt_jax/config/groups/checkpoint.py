@@ -26,7 +26,12 @@ CHECKPOINT = Group(
         "keep_every_epochs": Field(
             0, at_least(0), "Checkpoints at multiples of this many epochs are kept forever; 0 for none", resume="free"
         ),
-        "keep_best": Field(1, at_least(0), "Also keep this many checkpoints with the best kNN accuracy", resume="free"),
+        "keep_best": Field(
+            1,
+            at_least(0),
+            "Also keep this many checkpoints with the best kNN accuracy, or without labels the highest RankMe",
+            resume="free",
+        ),
     },
     (_kept_ones_are_saved,),
 )

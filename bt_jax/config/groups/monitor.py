@@ -18,7 +18,7 @@ def _monitor_needs_a_test_split(every, test_split, labels, test_fraction):
 
 MONITOR = Group(
     "monitor",
-    "the accuracy of a kNN classifier, and measures of the features, during training",
+    "measures of the features during training and, with labels, the accuracy of a kNN classifier",
     {
         "every_epochs": Field(
             0, at_least(0), "Measure before training, every so many epochs, and after; 0 for never", resume="free"
@@ -34,6 +34,12 @@ MONITOR = Group(
             1024,
             pairs_rule,
             "Train images with two views each for alignment and uniformity; 0 for neither",
+            resume="free",
+        ),
+        "neighbours": Field(
+            12,
+            at_least(0),
+            "Images with their nearest neighbours on the page neighbours.html that a run without labels ends with; 0 for no page",
             resume="free",
         ),
         "judge_at_end": Field(
