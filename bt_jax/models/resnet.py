@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bt_jax.models.conv import convolution
 from bt_jax.models.norm import ViewBatchNorm
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
@@ -94,12 +95,11 @@ class Conv(nn.Module):
         full = jnp.promote_types(self.dtype, jnp.float32)
         kernel = self.param("kernel", _conv_init, (self.size, self.size, x.shape[-1], self.features), full)
         pad = (self.size - 1) // 2
-        return jax.lax.conv_general_dilated(
+        return convolution(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
+            strides=(self.stride, self.stride),
             padding=((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
 

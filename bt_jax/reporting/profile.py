@@ -50,7 +50,9 @@ def flops_of(function: Callable, *arguments: Any) -> float:
     Args:
       arguments: arrays or `jax.ShapeDtypeStruct`s.
     """
-    cost = jax.jit(function).lower(*arguments).cost_analysis() or {}
+    # As a GPU's program: in a CPU's, convolutions hide in loops whose body would be counted once (bt_jax/models/conv.py).
+    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    cost = lowered.cost_analysis() or {}
     return float((cost[0] if isinstance(cost, list) else cost).get("flops", 0.0))
 
 
