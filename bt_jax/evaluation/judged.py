@@ -34,6 +34,7 @@ from bt_jax.models.encoders import described, in_dtype
 from bt_jax.models.inputs import Inputs
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
+from bt_jax.runtime.machine import more_cores
 from bt_jax.runtime.paths import as_folder
 from bt_jax.runtime.workdir import check_config, write_config
 from bt_jax.version import __version__
@@ -166,12 +167,11 @@ class Evaluation:
     def _say_start(self, protocol: str, seeds: str) -> None:
         config = self.config
         same_encoder(self.workdir, self.judged.facts, write=self.is_first)
-        devices = self.mesh.devices.flat
         facts, width = self.judged.facts, self.judged.module.num_features
         origin = "from scratch; init_from is not used" if facts is None else f"from {facts['source']}"
         lines = {
             "bt_jax": f"{__version__}, JAX {jax.__version__}: {config.task}, {seeds or f'seed {config.seed}'}",
-            "devices": f"{self.mesh.size} × {devices[0].device_kind}",
+            "devices": f"{self.mesh.size} × {self.mesh.devices.flat[0].device_kind}{more_cores(self.mesh)}",
             "encoder": f"{config.model.arch}, {width} features, {origin}",
             "train": f"{self.train.name}: {len(self.train)} images, {self.train.num_classes} classes",
             "test": f"{self.test.name}: {len(self.test)} images",

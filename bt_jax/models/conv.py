@@ -2,8 +2,8 @@
 
 XLA makes the gradient by weights a convolution whose kernel is as large as the image. Accelerators are good at it. On a CPU
 it takes two to four times as long as the forward pass once the batch no longer fits the cache, and for kernels of 1×1 up to
-fifteen times. Measured with JAX 0.10.2 on one core of an AMD EPYC (Zen 4), float32, 256 images, milliseconds (oneDNN is
-PyTorch 2.13; the forward pass for scale):
+fifteen times. Measured with JAX 0.10.2 on one core of an AMD EPYC (Zen 4), float32, 256 images, memory kept as in runs
+(bt_jax/runtime/machine.py), milliseconds; oneDNN is PyTorch 2.13, the forward pass stands for scale:
 
     image, channels, kernel, stride      forward   by weights: XLA   products   oneDNN
     32×32    64 →  64   3×3   1              198               398        270      184

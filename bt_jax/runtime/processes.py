@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from bt_jax import console
 from bt_jax.config import fields_of, flatten
 from bt_jax.errors import Preempted, UserError, first_line
+from bt_jax.runtime import machine
 
 _ENDED = "bt_jax/ended"
 _LOST = ("Gloo", "NCCL", "Socket closed", "Connection closed", "Connection reset")  # in errors of broken collectives
@@ -95,6 +96,13 @@ def start_processes(config: ConfigDict) -> None:
         "resumes from its last checkpoint"
     )
     threading.Thread(target=_listen, daemon=True).start()
+
+
+def alone(config: ConfigDict) -> bool:
+    """Whether `start_processes` will leave this process by itself."""
+    if jax.distributed.is_initialized() or config.coordinator:
+        return False
+    return config.processes == 1 or _cluster(os.environ) is None
 
 
 _TPU_VM = "the TPU pod of this VM"
@@ -191,8 +199,10 @@ def joined(config: ConfigDict, workdir: str) -> Iterator[None]:
     Raises:
       UserError: as `start_processes` and `agree` raise it. On a single host the body's own exceptions pass through.
     """
+    machine.prepare(config, alone=alone(config.mesh))
     start_processes(config.mesh)
     if global_state.num_processes == 1:
+        machine.keep_programs(os.environ)
         yield
         return
     try:

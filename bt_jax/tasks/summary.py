@@ -9,6 +9,7 @@ from bt_jax.engine.run import Start
 from bt_jax.engine.setup import Setup
 from bt_jax.engine.state import count_parameters
 from bt_jax.reporting.progress import duration
+from bt_jax.runtime.machine import more_cores
 from bt_jax.version import __version__
 
 
@@ -21,7 +22,7 @@ def summary(config: ConfigDict, setup: Setup, start: Start) -> str:
     lines = {
         "bt_jax": f"{__version__}, JAX {jax.__version__}: {config.task} with {config.method}, seed {config.seed}",
         "devices": f"{count} × {devices[0].device_kind}, {facts.batch_size // count} images each; "
-        f"{processes} process{'es' if processes > 1 else ''}"
+        f"{processes} process{'es' if processes > 1 else ''}{more_cores(setup.mesh)}"
         + (f"; each of the projector's layers on {split}" if split > 1 else ""),
         "data": f"{source.name}: {source.described()}; {described_views(method.view_groups)}"
         + (f"\n{setup.feed.words}" if setup.feed.words else ""),

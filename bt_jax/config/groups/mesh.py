@@ -28,6 +28,13 @@ MESH = Group(
         "model": Field(
             1, at_least(1), "Devices that share each of a method's large layers and its optimizer state", resume="free"
         ),
+        "cpu_devices": Field(
+            0,
+            at_least(0),
+            "Devices that a CPU counts as; 0 for one per core, or fewer where batches would not divide. Set nothing here if "
+            "XLA_FLAGS or JAX_NUM_CPU_DEVICES does; accelerators ignore it",
+            resume="free",
+        ),
         "coordinator": Field(
             "",
             anything,
