@@ -3,15 +3,20 @@
     python experiments/benchmarks/train_step.py                              ResNet-18 at 32 and ResNet-50 at 224
     python experiments/benchmarks/train_step.py --peer torch                 ... and their ratio to PyTorch
     python experiments/benchmarks/train_step.py --cases resnet18@32:256 --dtypes float32 bfloat16 --check-steps 50
+    python experiments/benchmarks/train_step.py --cases resnet18@32:128 resnet18@48:128/16 --peer torch --no-compile --steps 2
 
-A case is ARCH@SIZE:BATCH. Both sides train on the same synthetic batches, which are on the device already as uint8, and take
-turns, so that other load on the machine affects both; a ratio is the median of the turns' ratios. PyTorch runs channels last,
-compiled, with autocast for bfloat16. The fraction of peak compares the model's FLOPs (counted by XLA before optimising) with the
-device's data sheet. Memory is the total of the compiled program for bt_jax, and the peak allocation for PyTorch, which does not
-report it on a CPU.
+The last is for CPUs. A case is ARCH@SIZE:BATCH, or ARCH@SIZE:BATCH/WIDTH for the quickstart's kind of network: WIDTH channels in
+the first stage, the 7×7 stem, a projector of 512 three times. Both sides train on the same synthetic batches, which are on the
+device already as uint8, and take turns, so that other load on the machine affects both; a ratio is the median of the turns'
+ratios. PyTorch runs channels last, compiled, with autocast for bfloat16. The fraction of peak compares the model's FLOPs
+(counted by XLA before optimising) with the device's data sheet. Memory is the total of the compiled program for bt_jax, and the
+peak allocation for PyTorch, which does not report it on a CPU.
 
-The row "with views" makes the two views in the step, from images on the device; "in eights" runs eight steps per dispatch. With
---check-steps the losses of that many steps are compared between types, on the same batches from the same start.
+The row "forward" is the loss without gradients, with batch statistics as in training; "with views" makes the two views in the
+step, from images on the device; "in eights" runs eight steps per dispatch. On a CPU both sides have all cores, bt_jax by a
+device per core as in runs, unless --devices says otherwise. Freed memory is kept for both (bt_jax/runtime/machine.py), which
+helps PyTorch too; --free-memory leaves it as it would be by default. With --check-steps the losses of that many steps are
+compared between types, on the same batches from the same start.
 """
 
 import argparse
@@ -38,6 +43,7 @@ from bt_jax.facts import Facts
 from bt_jax.methods import make_method
 from bt_jax.optim import make_optimizer
 from bt_jax.reporting.profile import flops_of, peak_flops
+from bt_jax.runtime import machine
 from bt_jax.runtime import mesh as mesh_lib
 
 DEFAULT = ("resnet18@32:512", "resnet18@32:2048", "resnet50@224:128", "resnet50@224:256")
@@ -51,7 +57,7 @@ class Ours:
 
     def __init__(self, case: "Case", dtype: str, batches: list[np.ndarray], *, views: bool = False, together: int = 1):
         config = case.config(dtype)
-        mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+        mesh = mesh_lib.make_mesh(config.mesh, jax.devices() if jax.default_backend() == "cpu" else jax.devices()[:1])
         facts = Facts(1000 * case.batch, 0, case.batch, 100)
         method, optimizer = make_method(config, facts, mesh), make_optimizer(config.optimizer, facts)
         spec = batch_spec(method.view_groups, case.batch)
@@ -67,6 +73,7 @@ class Ours:
             self.deliveries = [delivery for _, delivery in feed.batches(0, max(together, BATCHES))]
         else:
             self.deliveries = [mesh_lib.put_batch(mesh, case.batch, {"views": {"pair": batch}}) for batch in batches]
+        self.method = method
         program = jax.jit(make_program(step, prepare), donate_argnums=0)
         self.steps_of_one = max(1, together)
         self.program = program.lower(self.state, self.deliveries[0]).compile()
@@ -89,20 +96,54 @@ class Ours:
         return kept + found.temp_size_in_bytes
 
 
+class Forward:
+    """The loss without gradients, of the state and the batches of `Ours`."""
+
+    def __init__(self, ours: Ours):
+        def loss(state, batch):
+            rng = jax.random.key(0)
+            return ours.method.loss(state.params, state.model_state, state.method_state, batch, state.step, rng)[0]
+
+        self._ours, self._loss = ours, jax.jit(loss).lower(ours.state, ours.deliveries[0]).compile()
+
+    def turn(self, steps: int) -> None:
+        for n in range(steps):
+            loss = self._loss(self._ours.state, self._ours.deliveries[n % len(self._ours.deliveries)])
+        jax.block_until_ready(loss)
+
+    def memory(self) -> None:
+        """Not counted."""
+
+
+class PeerForward:
+    """The same of the peer."""
+
+    def __init__(self, peer):
+        self._peer = peer
+
+    def turn(self, steps: int) -> None:
+        self._peer.forward_only(steps)
+
+    def memory(self) -> None:
+        """Not counted."""
+
+
 class Case:
-    """ARCH@SIZE:BATCH."""
+    """ARCH@SIZE:BATCH, or ARCH@SIZE:BATCH/WIDTH."""
 
     def __init__(self, text: str, projector: tuple[int, ...] | None):
         try:
             self.arch, _, rest = text.partition("@")
+            rest, narrow, width = rest.partition("/")
             self.size, self.batch = map(int, rest.split(":"))
+            self.width = int(width) if narrow else 64
         except ValueError:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is not a case; write ARCH@SIZE:BATCH, for example resnet50@224:256"
+                f"{text!r} is not a case; write ARCH@SIZE:BATCH or ARCH@SIZE:BATCH/WIDTH, for example resnet50@224:256"
             ) from None
-        self.text, self.small = text, self.size <= 64
-        width = 2048 if self.small else 8192
-        self.projector = projector or (width, width, width)
+        self.text, self.small = text, self.size <= 64 and not narrow
+        sizes = 512 if narrow else 2048 if self.small else 8192
+        self.projector = projector or (sizes, sizes, sizes)
 
     def config(self, dtype: str):
         config = config_lib.default()
@@ -113,9 +154,9 @@ class Case:
             self.size,
         )
         config.data.device_bytes = 2**40  # the batches are on the device already
-        config.model.update(arch=self.arch, small_images=self.small)
+        config.model.update(arch=self.arch, small_images=self.small, width=self.width)
         config.barlow_twins.projector = self.projector
-        if self.small:
+        if self.size <= 64:
             config.barlow_twins.view_a.blur = config.barlow_twins.view_b.blur = 0.0  # as in configs/resnet18_cifar10.py
         return config
 
@@ -144,15 +185,17 @@ def measure(case: Case, dtype: str, arguments: argparse.Namespace) -> dict:
         "step": Ours(case, dtype, batches),
         "with views": Ours(case, dtype, batches, views=True),
     }
+    turns["forward"] = Forward(turns["step"])
     if jax.default_backend() != "cpu":  # XLA's loops are slow on a CPU
         turns["in eights"] = Ours(case, dtype, batches * (TOGETHER // BATCHES), views=True, together=TOGETHER)
     if arguments.peer:
         from train_step_torch import Peer
 
         turns["torch"] = Peer(
-            case.arch, case.small, case.projector, batches, rates=[r * case.batch / 256 for r in RATES], dtype=dtype,
+            case.arch, case.small, case.width, case.projector, batches, rates=[r * case.batch / 256 for r in RATES], dtype=dtype,
             compile=not arguments.no_compile,
         )  # fmt: skip
+        turns["torch fwd"] = PeerForward(turns["torch"])
     seconds = seconds_of(turns, arguments.steps, arguments.turns)
     kind = jax.devices()[0].device_kind
     peak = peak_flops(kind, dtype)
@@ -164,7 +207,7 @@ def measure(case: Case, dtype: str, arguments: argparse.Namespace) -> dict:
         line = f"{case.text:<20} {dtype:<9} {name:<11} {case.batch / each:9.4g} images/s {1e3 * each:9.4g} ms"
         line += "           " if memory is None else f" {memory / 2**30:7.2f} GiB"
         row |= {} if memory is None else {"gib": memory / 2**30}
-        if name != "torch":
+        if name in ("step", "with views", "in eights"):
             rate = turns["step"].flops / each
             row["tflops"] = rate / 1e12
             line += f" {rate / 1e12:7.4g} TFLOP/s" + (f" {rate / peak:6.1%} of peak" if peak else ", peak not known")
@@ -173,10 +216,14 @@ def measure(case: Case, dtype: str, arguments: argparse.Namespace) -> dict:
             share = [v / s - 1 for v, s in zip(seconds[name], seconds["step"], strict=True)]
             row["cost_of_views"] = statistics.median(share)
             line += f"; views cost {statistics.median(share):+.1%} of the step"
-        if name == "torch":
-            ratios = [theirs / ours for theirs, ours in zip(seconds["torch"], seconds["step"], strict=True)]
-            row |= {"ratio": statistics.median(ratios), "ratios": ratios, "version": side.name}
-            line += f" {side.name}; ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        if name in ("torch", "torch fwd"):
+            ours = seconds["step" if name == "torch" else "forward"]
+            ratios = [theirs / mine for theirs, mine in zip(seconds[name], ours, strict=True)]
+            row |= {"ratio": statistics.median(ratios), "ratios": ratios, "version": turns["torch"].name}
+            least = min(seconds[name]) / min(ours)  # what other work on the machine disturbs least
+            row["ratio_of_least"] = least
+            line += f" {turns['torch'].name}; ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
+            line += f"{least:.2f} of the least times"
         found[name] = row
         print(line, flush=True)
     return found
@@ -220,7 +267,12 @@ def main() -> None:
         "--check-steps", type=int, default=0, help="compare the losses of both types over this many steps"
     )
     parser.add_argument("--out", help="a file for the numbers, as JSON")
+    parser.add_argument("--devices", type=int, default=machine.cores(), help="CPU devices; by default one per core")
+    parser.add_argument("--free-memory", action="store_true", help="do not keep memory on a CPU")
     arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", arguments.devices)
+    if not arguments.free_memory and machine.on_cpu():
+        machine.keep_memory(os.environ)
     cases = [Case(text, tuple(arguments.projector or ()) or None) for text in arguments.cases]
     dtypes = arguments.dtypes or (["float32"] if jax.default_backend() == "cpu" else ["bfloat16"])
     if arguments.peer:

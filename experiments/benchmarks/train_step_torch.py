@@ -42,17 +42,17 @@ class Block(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-def resnet(arch: str, small_images: bool) -> tuple[nn.Module, int]:
+def resnet(arch: str, small_images: bool, width: int) -> tuple[nn.Module, int]:
     """The encoder without its classifier, and the number of its features."""
     if small_images:
-        layers = [conv(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU()]
+        layers = [conv(3, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
     else:
-        layers = [conv(3, 64, 7, 2), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    width = 64
+        layers = [conv(3, width, 7, 2), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    first = width
     for stage, count in enumerate(BLOCKS[arch]):
         for i in range(count):
             stride = 2 if stage > 0 and i == 0 else 1
-            block = Block(width, 64 * 2**stage, stride, bottleneck=arch == "resnet50")
+            block = Block(width, first * 2**stage, stride, bottleneck=arch == "resnet50")
             layers.append(block)
             width = block.outputs
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), width
@@ -61,9 +61,9 @@ def resnet(arch: str, small_images: bool) -> tuple[nn.Module, int]:
 class BarlowTwins(nn.Module):
     """Two views -> the loss: D terms of (C_ii - 1)² and λ times the sum of C_ij² over i ≠ j."""
 
-    def __init__(self, arch: str, small_images: bool, projector: tuple[int, ...], lambd: float):
+    def __init__(self, arch: str, small_images: bool, width: int, projector: tuple[int, ...], lambd: float):
         super().__init__()
-        self.encoder, width = resnet(arch, small_images)
+        self.encoder, width = resnet(arch, small_images, width)
         layers = []
         for size in projector[:-1]:
             layers += [nn.Linear(width, size, bias=False), nn.BatchNorm1d(size), nn.ReLU()]
@@ -113,13 +113,13 @@ class Lars(torch.optim.Optimizer):
 class Peer:
     """A training step on batches (N, 2, S, S, 3) uint8, with its cost."""
 
-    def __init__(self, arch, small_images, projector, batches, *, rates, dtype: str, compile: bool):
+    def __init__(self, arch, small_images, width, projector, batches, *, rates, dtype: str, compile: bool):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as JAX does
             torch.backends.cudnn.benchmark = True
             torch.cuda.reset_peak_memory_stats()
-        self.model = BarlowTwins(arch, small_images, projector, 0.0051).to(
+        self.model = BarlowTwins(arch, small_images, width, projector, 0.0051).to(
             self.device, memory_format=torch.channels_last
         )
         self.optimizer = Lars(self.model.parameters(), *rates)
@@ -146,6 +146,14 @@ class Peer:
             self.optimizer.step()
             self.made += 1
         self.loss = float(loss.detach())  # waits for the device
+
+    @torch.no_grad()
+    def forward_only(self, steps: int) -> None:
+        """The losses of as many batches, without gradients, with batch statistics as in training."""
+        for n in range(steps):
+            with self.autocast:
+                loss = self.forward(*self.batches[n % len(self.batches)])
+        float(loss)  # waits for the device
 
     def memory(self) -> int | None:
         """The device's peak of allocated bytes, or None if it is not counted."""
