@@ -62,10 +62,12 @@ def assert_same(found, expected, rows=slice(None)):
             np.testing.assert_array_equal(a[name], b[name][rows], err_msg=name)
 
 
-def evaluate(source, *, batch_size=8, rows=None, limit=None, **fields):
+def evaluate(source, *, batch_size=8, rows=None, limit=None, first=0, **fields):
     rows = np.arange(batch_size) if rows is None else rows
     return list(
-        eval_pipeline.eval_batches(source, data_config(**fields), batch_size=batch_size, rows=rows, limit=limit)
+        eval_pipeline.eval_batches(
+            source, data_config(**fields), batch_size=batch_size, rows=rows, limit=limit, first=first
+        )
     )
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from batches import device_config, noise
+from batches import assert_same, device_config, noise
 
 from bt_jax.data import eval_pipeline
 from bt_jax.data.eval_batches import eval_batches, evaluation_views
@@ -23,6 +23,14 @@ def test_evaluation_is_as_with_tensorflow(resize, size):
             np.testing.assert_array_equal(found["label"][found["mask"]], batch["label"][batch["mask"]])
             difference = np.abs(found["image"].astype(int) - batch["image"])[batch["mask"]]
             assert difference.max(initial=0) <= 1 and np.mean(difference > 0) <= 3e-2
+
+
+def test_beginning_later():
+    found, expected = (
+        list(eval_batches(noise(), device_config(), batch_size=8, rows=np.arange(8), limit=19, first=first))
+        for first in (1, 0)
+    )
+    assert_same(found, expected[1:])
 
 
 def test_images_of_the_right_size_pass_untouched():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from batches import SIZE, array_source, data_config, evaluate, masked, stream
+from batches import SIZE, array_source, assert_same, data_config, evaluate, masked, stream
 
 from bt_jax.data.sources.base import ArraySource
 from bt_jax.data.sources.make import make_source
@@ -43,3 +43,10 @@ def test_stream_evaluates_what_memory_does(tfds_dir):
     assert sorted(in_memory["label"]) == sorted(streamed["label"]) == list(range(37))
     np.testing.assert_array_equal(streamed["image"][:, 5, 5, 0], streamed["label"])
     assert sum(batch["mask"].sum() for batch in evaluate(stream(tfds_dir), limit=11)) == 11
+
+
+@pytest.mark.parametrize("first", [1, 3, 5])
+def test_beginning_later(tfds_dir, first):
+    """The batches from there on, with the masks that they have among all."""
+    for source, limit in ((array_source(37), None), (array_source(50), 37), (stream(tfds_dir), None)):
+        assert_same(evaluate(source, limit=limit, first=first), evaluate(source, limit=limit)[first:])

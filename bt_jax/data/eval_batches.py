@@ -12,7 +12,7 @@ from bt_jax.data.sources.base import ArraySource, Source, import_tensorflow
 
 
 def eval_batches(
-    source: Source, config: ConfigDict, *, batch_size: int, rows: np.ndarray, limit: int | None = None
+    source: Source, config: ConfigDict, *, batch_size: int, rows: np.ndarray, limit: int | None = None, first: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Each image exactly once, in the source's order; the last batch is padded.
 
@@ -24,6 +24,7 @@ def eval_batches(
       batch_size: of the global batch.
       rows: the rows of the global batch to make, (n,), increasing: all of them, or this process's share.
       limit: at most this many images, evenly spread over the source.
+      first: the batch to begin with, from 0; those before it are not made.
 
     Yields:
       {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding or does not
@@ -36,10 +37,10 @@ def eval_batches(
     check_rows(rows, batch_size)
     check_reader(source, config)
     if _in_numpy(source, config):
-        return _of_arrays(source, config, batch_size, rows, limit)
+        return _of_arrays(source, config, batch_size, rows, limit, first)
     from bt_jax.data import eval_pipeline
 
-    return eval_pipeline.eval_batches(source, config, batch_size=batch_size, rows=rows, limit=limit)
+    return eval_pipeline.eval_batches(source, config, batch_size=batch_size, rows=rows, limit=limit, first=first)
 
 
 def check_reader(source: Source, config: ConfigDict) -> None:
@@ -52,9 +53,11 @@ def _in_numpy(source: Source, config: ConfigDict) -> TypeGuard[ArraySource]:
     return config.views == "device" and isinstance(source, ArraySource)
 
 
-def _of_arrays(source: ArraySource, config: ConfigDict, batch_size: int, rows: np.ndarray, limit: int | None):
+def _of_arrays(
+    source: ArraySource, config: ConfigDict, batch_size: int, rows: np.ndarray, limit: int | None, first: int
+):
     shown = evenly(len(source), limit)
-    for start in range(0, len(shown), batch_size):
+    for start in range(first * batch_size, len(shown), batch_size):
         places = start + rows
         mask = places < len(shown)
         images, labels = source.fetch(shown[np.minimum(places, len(shown) - 1)])

@@ -20,7 +20,7 @@ Pipeline = tuple[Callable[[int], tf.data.Dataset], Callable[[int], dict[int, str
 
 
 def eval_batches(
-    source: Source, config: ConfigDict, *, batch_size: int, rows: np.ndarray, limit: int | None = None
+    source: Source, config: ConfigDict, *, batch_size: int, rows: np.ndarray, limit: int | None = None, first: int = 0
 ) -> Iterator[Batch]:
     """As bt_jax.data.eval_batches.eval_batches."""
 
@@ -29,7 +29,7 @@ def eval_batches(
 
     side = config.image_size
     nothing = {"image": np.zeros((0, side, side, 3), np.uint8), "label": np.zeros(0, np.int32)}
-    return _batches(source, config, view, nothing, batch_size, rows, limit)
+    return _batches(source, config, view, nothing, batch_size, rows, limit, first)
 
 
 def canvas_batches(source: Source, config: ConfigDict, *, batch_size: int) -> Iterator[Batch]:
@@ -58,6 +58,7 @@ def _batches(
     batch_size: int,
     rows: np.ndarray,
     limit: int | None,
+    first: int = 0,
 ) -> Iterator[Batch]:
     """Batches of what `load` makes of (image, label), with a mask; `nothing` is such a batch without rows."""
     check_rows(rows, batch_size)
@@ -71,8 +72,13 @@ def _batches(
     else:
         assert isinstance(source, IndexedSource)
         from_batch, bad_in = _of_items(source, config, load, mine, n, count)
-    batches = delivered_batches(from_batch, source, bad_in, config.max_bad_fraction)
-    return _masked(batches, source, mine, count, n, nothing)
+    batches = delivered_batches(
+        lambda delivered: from_batch(first + delivered),
+        source,
+        lambda delivered: bad_in(first + delivered),
+        config.max_bad_fraction,
+    )
+    return _masked(batches, source, mine, range(first, count), n, nothing)
 
 
 def _of_items(
@@ -118,12 +124,12 @@ def _masked(
     batches: Iterator[Batch],
     source: Source,
     mine: np.ndarray,
-    count: int,
+    numbers: range,
     n: int,
     nothing: Batch,
 ) -> Iterator[Batch]:
-    """Exactly `count` batches of n rows, with a mask that is false for padding and for stand-ins."""
-    for number in range(count):
+    """The batches with these numbers, of n rows each, with a mask that is false for padding and for stand-ins."""
+    for number in numbers:
         batch = next(batches, nothing)
         real = len(batch["label"])
         if real < n:

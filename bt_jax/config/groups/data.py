@@ -38,6 +38,13 @@ def _resize_before_the_crop(eval_resize, image_size):
     return None
 
 
+@contradiction("task", "data.image_size")
+def _only_embeddings_take_the_encoders_size(task, image_size):
+    if image_size == 0 and task != "embed":
+        return "data.image_size is 0, but must be an integer of at least 8"
+    return None
+
+
 DATA = Group(
     "data",
     "the images",
@@ -76,7 +83,11 @@ DATA = Group(
             anything,
             "Whether images are turned as their EXIF data say, as for photographs of phones; torchvision does not",
         ),
-        "image_size": Field(224, at_least(8), "Height and width of a view, in pixels"),
+        "image_size": Field(
+            224,
+            lambda v: None if v == 0 else at_least(8)(v),
+            "Height and width of a view, in pixels; in the task embed 0 is the encoder's own, and eval_resize is scaled from 224 to it",
+        ),
         "eval_resize": Field(
             256,
             at_least(0),
@@ -136,5 +147,11 @@ DATA = Group(
         "photographs.train_per_class": Field(300, at_least(1), "For the source photographs: train crops per class"),
         "photographs.test_per_class": Field(60, at_least(1), "For the source photographs: test crops per class"),
     },
-    (_tfds_needs_a_name, _files_need_a_place, _labels_and_parts_are_of_folders, _resize_before_the_crop),
+    (
+        _tfds_needs_a_name,
+        _files_need_a_place,
+        _labels_and_parts_are_of_folders,
+        _resize_before_the_crop,
+        _only_embeddings_take_the_encoders_size,
+    ),
 )

@@ -2,7 +2,7 @@
 
 from bt_jax.config.field import Field, Group, Task
 from bt_jax.config.rules import one_of
-from bt_jax.config.tasks import export, finetune, knn, linear, pod_plan, pretrain, transfer
+from bt_jax.config.tasks import embed, export, finetune, knn, linear, pod_plan, pretrain, transfer
 
 # pod_plan takes the config of a pre-training.
 _ALL = (
@@ -12,6 +12,7 @@ _ALL = (
     finetune.TASK,
     knn.TASK,
     transfer.TASK,
+    embed.TASK,
     export.TASK,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}

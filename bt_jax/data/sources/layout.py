@@ -122,7 +122,7 @@ def _place(top: epath.Path, train: str, test: str, use: str, test_fraction: floa
             raise _no_test(top, f"{top} is a list without splits")
         return _Place(top.parent, top, whole=True, shared=test_fraction > 0)
     top = imagenet.top_of(top)
-    folder = top / split
+    folder = top if split == "." else top / split
     if split and _is_place(folder):
         if use == "train":
             _check_no_class(top, folder)

@@ -1,0 +1,216 @@
+"""The task `embed`: the features of all images of a source, in files; nothing is trained and no label is needed.
+
+Features are computed batch by batch on all devices, and written in pieces, so that memory is bounded and a killed run resumes
+after its last whole piece. At the end the pieces become one file.
+"""
+
+import json
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bt_jax import console
+from bt_jax.data.eval_batches import check_reader, eval_batches
+from bt_jax.data.sources.make import make_source
+from bt_jax.engine.session import Session, session
+from bt_jax.errors import UserError
+from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, frozen
+from bt_jax.evaluation.judged import run_task
+from bt_jax.evaluation.results import same_encoder
+from bt_jax.export.embeddings import Piece, Pieces, check_parquet, check_same, write_npz, write_parquet
+from bt_jax.export.encoder import Encoder, load_encoder
+from bt_jax.models.encoders import in_dtype
+from bt_jax.models.inputs import Inputs
+from bt_jax.reporting.bad_images import BadImages
+from bt_jax.reporting.counter import Counter
+from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.runtime import processes
+from bt_jax.runtime.files import read_object, write_whole
+from bt_jax.version import __version__
+
+Result = dict[str, Any]
+
+
+def embed(config: ConfigDict, workdir: str) -> Result:
+    """Writes the features of the images of `config.data` by the encoder that `config.init_from` names.
+
+    Returns:
+      The content of WORKDIR/embed.json.
+
+    Raises:
+      UserError: bad input; features that are not finite; the workdir holds embeddings of something else.
+      Preempted: the process was asked to stop; whole pieces are kept.
+    """
+    return run_task(config, workdir, embed_images)
+
+
+def embed_images(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
+    """Like `embed`, in joined processes, on a mesh."""
+    embedding = _Embedding(config, workdir, mesh)
+    with session(config, workdir) as held:
+        return embedding.run(held)
+
+
+class _Embedding:
+    """One run of the task."""
+
+    def __init__(self, config: ConfigDict, workdir: epath.Path, mesh: Mesh):
+        """Raises UserError if the encoder or the images are not what they should be; nothing has been written then."""
+        self._config, self._workdir, self._mesh = config, workdir, mesh
+        self._is_first = jax.process_index() == 0
+        self._source = make_source(config.data, "train")
+        check_reader(self._source, config.data)
+        if config.embed.parquet:
+            check_parquet()
+        source, size = self._source, config.features.batch_size
+        processes.agree("data", {"images": [source.described(), source.fingerprint]})
+        mesh_lib.check_batch_size(mesh, size, "features.batch_size")
+        self._encoder = load_encoder(config.init_from)
+        self._data = data_for(config.data, self._encoder)
+        self._piece = -(-config.embed.piece // size) * size
+        self._pieces = Pieces(workdir, self._piece, len(source))
+        self._about = {"images": len(source), "fingerprint": source.fingerprint, "images_per_piece": self._piece}
+        self._facts: Result = {
+            "source": self._encoder.source,
+            "step": self._encoder.step,
+            "sha256": self._encoder.sha256,
+        }
+
+    def run(self, held: Session) -> Result:
+        done = self._workdir / "embed.json"
+        self._say(self._summary())
+        same_encoder(self._workdir, self._facts, write=self._is_first)
+        if done.exists() and (self._workdir / "embeddings.npz").exists():
+            result = read_object(done)
+            check_same({name: result.get(name) for name in self._about}, self._about, self._workdir)
+            wants_more = self._config.embed.parquet and not (self._workdir / "embeddings.parquet").exists()
+            if not wants_more:
+                self._say(
+                    f"complete  {self._workdir / 'embeddings.npz'} has the features of {result['embedded']} images"
+                )
+                return result
+        self._pieces.claim(self._about, write=self._is_first)
+        held.claim()
+        begin = time.monotonic()
+        if not held.preemption.finished(lambda: self._compute(held)):
+            self._leave(held)
+        seconds, result = time.monotonic() - begin, {}
+        if self._is_first:
+            result = self._write(seconds)
+        processes.agree("embeddings", {"written": True}, seconds=3600)
+        if self._is_first:
+            self._pieces.remove()
+        return result
+
+    def _compute(self, held: Session) -> None:
+        """The pieces that are not there yet."""
+        config, source, size = self._config, self._source, self._config.features.batch_size
+        first = int(multihost_utils.broadcast_one_to_all(np.int32(self._pieces.done()))) if jax.process_count() > 1 else (
+            self._pieces.done()
+        )  # fmt: skip
+        if first:
+            self._say(f"resuming  after {min(first * self._piece, len(source))} of {len(source)} images")
+        if first == self._pieces.count:
+            return
+        encoder, dtype = self._encoder, jnp.dtype(config.dtype)
+        inputs = Inputs(self._data.image_size, tuple(encoder.mean), tuple(encoder.std), dtype)
+        extract = FeatureExtractor(frozen(in_dtype(encoder.module, dtype)), self._mesh, inputs)
+        variables = jax.device_put(jax.tree.map(np.asarray, encoder.variables), mesh_lib.everywhere(self._mesh))
+        rows, begin = mesh_lib.process_rows(self._mesh, size), first * self._piece // size
+        batches = eval_batches(source, self._data, batch_size=size, rows=rows, first=begin)
+        bad_images = BadImages([source], console.say)
+        parts: list[tuple[np.ndarray, ...]] = []
+        with Counter(len(source), begin * size, active=self._is_first) as counter:
+            try:
+                for number, part in enumerate(extract.parts(variables, batches, size, first=begin), begin + 1):
+                    parts.append(part)
+                    images = min(number * size, len(source))
+                    counter.advance(images - (number - 1) * size)
+                    if images % self._piece and images < len(source):
+                        continue
+                    held.check()
+                    piece = (images - 1) // self._piece
+                    if self._is_first:
+                        self._pieces.write(piece, _joined(parts))
+                    parts = []
+                    bad_images.tell(epoch_ends=images == len(source))
+                    if images < len(source) and held.preemption.reached(piece):
+                        self._leave(held)
+            except NotFiniteFeatures as error:
+                raise UserError(
+                    f"the features of {source.place(error.place)} are not finite; check the weights that init_from names, "
+                    f"{encoder.source}."
+                ) from None
+
+    def _leave(self, held: Session) -> None:
+        done = min(self._pieces.done() * self._piece, len(self._source))
+        held.preemption.leave(f"the features of {done} of {len(self._source)} images are kept in {self._workdir}")
+
+    def _write(self, seconds: float) -> Result:
+        source, workdir, pieces = self._source, self._workdir, self._pieces.read
+        files = {"npz": "embeddings.npz"}
+        count, width = write_npz(workdir / files["npz"], pieces, source.path, source.class_names)
+        if self._config.embed.parquet:
+            files["parquet"] = "embeddings.parquet"
+            write_parquet(workdir / files["parquet"], pieces, source.path, source.class_names)
+        result = {
+            "task": "embed",
+            "bt_jax": __version__,
+            "checkpoint": self._facts,
+            "data": source.name,
+            **self._about,
+            "embedded": count,
+            "left_out": len(source) - count,
+            "features": width,
+            "image_size": self._data.image_size,
+            "eval_resize": self._data.eval_resize,
+            "files": files,
+            "seconds_of_last_start": round(seconds, 1),
+            "config": self._config.to_dict(),
+        }
+        write_whole(workdir / "embed.json", json.dumps(result, indent=1) + "\n")
+        left = f"; {result['left_out']} that cannot be read are left out" if result["left_out"] else ""
+        lines = [f"\nembedded  {count} images, {width} features each{left}"]
+        lines += [f"{kind:<9} {workdir / name}" for kind, name in files.items()]
+        lines.append(f"to use    python -m bt_jax.evaluation.neighbours {workdir}")
+        self._say("\n".join(lines))
+        return result
+
+    def _summary(self) -> str:
+        config, data, source = self._config, self._data, self._source
+        resize = f"shorter side {data.eval_resize}, centre" if data.eval_resize else "the whole image resized to"
+        lines = {
+            "bt_jax": f"{__version__}, JAX {jax.__version__}: embed",
+            "devices": f"{self._mesh.size} × {self._mesh.devices.flat[0].device_kind}, batches of {config.features.batch_size}",
+            "data": f"{source.name}: {source.described()}",
+            "encoder": f"{self._encoder.arch}, {self._encoder.width} features, from {self._encoder.source}",
+            "images": f"{resize} {data.image_size}×{data.image_size}",
+            "workdir": str(self._workdir),
+        }
+        notices = [f"note      {notice}" for notice in source.notices]
+        return "\n".join([f"{title:<9} {value}" for title, value in lines.items()] + notices)
+
+    def _say(self, text: str) -> None:
+        if self._is_first:
+            console.say(text)
+
+
+def data_for(data: ConfigDict, encoder: Encoder) -> ConfigDict:
+    """`config.data` with the sizes of images for an encoder: with image_size 0 its own, and eval_resize scaled from 224 to it."""
+    data = data.copy_and_resolve_references()
+    if not data.image_size:
+        data.eval_resize = round(data.eval_resize * encoder.input_size / 224)
+        data.image_size = encoder.input_size
+    return data
+
+
+def _joined(parts: list[tuple[np.ndarray, ...]]) -> Piece:
+    features, labels, examples = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return {"features": features, "labels": labels, "examples": examples}
