@@ -65,10 +65,11 @@ def test_features_are_those_of_load_encoder(config, tmp_path, capsys):
     found, encoder = embeddings(tmp_path / "out"), bt_jax.load_encoder(config.init_from)
     names = sorted(f"{'ab'[i % 2]}/{i:02d}.png" for i in range(45))
     assert found["paths"].tolist() == names and found["features"].dtype == np.float32
-    expected = encoder.features(np.stack([by_pillow(tmp_path / "images" / name, encoder) for name in names]))
-    np.testing.assert_allclose(found["features"], expected, atol=1e-3)  # a few pixels differ by a level
+    images = np.stack([by_pillow(tmp_path / "images" / name, encoder) for name in names])
+    np.testing.assert_allclose(found["features"], encoder.features(images), atol=5e-3)
     source, data = make_source(config.data, "train"), task.data_for(config.data, encoder)
     (batch,) = eval_batches(source, data, batch_size=45, rows=np.arange(45))
+    assert np.abs(batch["image"].astype(int) - images).max() <= 1, "a few pixels differ by a level"
     np.testing.assert_allclose(found["features"], encoder.features(batch["image"]), rtol=1e-5, atol=1e-6)
     assert found["labels"].tolist() == [int(name[0] == "b") for name in names]
     assert found["class_names"].tolist() == ["a", "b"]
