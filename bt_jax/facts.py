@@ -5,6 +5,8 @@ from typing import Any
 
 from bt_jax.errors import UserError
 
+_MOST_STEPS = 2**31 - 1  # a state counts its steps in an int32
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
@@ -27,14 +29,20 @@ class Facts:
         """The lengths of a training on `source`, anything with `len()`, `name` and `num_classes`.
 
         Raises:
-          UserError: the source has fewer images than a batch.
+          UserError: the source has fewer images than a batch, or there are more steps than an int32 can count.
         """
         if len(source) < batch_size:
             raise UserError(
                 f"{source.name} has {len(source)} images, fewer than a batch of {batch_size}; "
                 f"set batch_size to at most {len(source)}."
             )
-        return cls(len(source), source.num_classes, batch_size, epochs)
+        facts = cls(len(source), source.num_classes, batch_size, epochs)
+        if facts.total_steps > _MOST_STEPS:
+            raise UserError(
+                f"epochs is {epochs}, which makes {facts.total_steps} steps of {source.name}, but a run has at most "
+                f"{_MOST_STEPS}; set epochs to at most {_MOST_STEPS // facts.steps_per_epoch}."
+            )
+        return facts
 
     @property
     def steps_per_epoch(self) -> int:

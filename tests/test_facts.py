@@ -23,3 +23,11 @@ def test_lengths():
 def test_fewer_than_a_batch():
     with pytest.raises(UserError, match="images has 35 images, fewer than a batch of 36; set batch_size to at most 35"):
         Facts.of(Images(name="images", num_classes=3), batch_size=36, epochs=1)
+
+
+def test_more_steps_than_can_be_counted():
+    images = Images(name="images", num_classes=3)
+    most = (2**31 - 1) // 3
+    assert Facts.of(images, batch_size=10, epochs=most).total_steps < 2**31
+    with pytest.raises(UserError, match=f"epochs is {most + 1}, which makes 2147483649 steps .* at most {most}."):
+        Facts.of(images, batch_size=10, epochs=most + 1)

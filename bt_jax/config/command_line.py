@@ -69,8 +69,29 @@ def sentence(error: Exception) -> str:
         if found := [field for field in fields if error.flagname in (field, field.rpartition(".")[2])]:
             name = error.flagname if error.flagname in found else found[0]
             return f"there is no option --{error.flagname}; fields of the config are changed by --config.{name}=VALUE."
+    if isinstance(error, flags.IllegalFlagValueError) and (words := _wrong_value(str(error))):
+        return words
     text = str(error.__context__ if isinstance(error.__context__, UserError) else error)
     return text.strip().splitlines()[-1].removeprefix("bt_jax.errors.UserError: ") if "Traceback" in text else text
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    tuple: "values in parentheses, such as '(1, 2)', with quotes for the shell",
+}
+
+
+def _wrong_value(text: str) -> str:
+    """What is wrong with a field's value that its parser did not take, by absl's message; "" for other messages."""
+    if not (found := re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)):
+        return ""
+    name, value = found.groups()
+    for task in TASKS:
+        if (field := declared(task).get(name)) and type(field.default) in _KINDS:
+            return f"the config is wrong: {name} is {value!r}, but must be {_KINDS[type(field.default)]}."
+    return ""
 
 
 def _wrong_in(path: str, error: BaseException) -> str:
