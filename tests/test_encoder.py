@@ -197,8 +197,10 @@ def test_a_damaged_checkpoint_is_stepped_over(run, tmp_path):
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(bt_jax.UserError, match="is not the workdir of a run .it has no config.json"):
+    with pytest.raises(bt_jax.UserError, match="nowhere does not exist; name the workdir of a run"):
         bt_jax.load_encoder(tmp_path / "nowhere")
+    with pytest.raises(bt_jax.UserError, match="is not the workdir of a run .it has no config.json"):
+        bt_jax.load_encoder(tmp_path)
     claim_workdir(config_lib.default(), epath.Path(tmp_path), write=True)
     with pytest.raises(bt_jax.UserError, match="has no checkpoint yet"):
         bt_jax.load_encoder(tmp_path)
@@ -397,8 +399,12 @@ def test_official_checkpoint():
 
 def test_no_such_file(tmp_path):
     for name in ("nothing.pth", "nothing"):
-        with pytest.raises(bt_jax.UserError, match="an export folder, or a .pth or .safetensors file"):
+        with pytest.raises(
+            bt_jax.UserError, match=f"{name} does not exist; .* an export folder, or a .pth or .safetensors file"
+        ):
             bt_jax.load_encoder(tmp_path / name)
+    with pytest.raises(bt_jax.UserError, match="has no config.json., an export folder, or a .pth or .safetensors file"):
+        bt_jax.load_encoder(tmp_path)
 
 
 def test_dtype_of_features(run):

@@ -224,6 +224,10 @@ def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
         text = path.read_text() if path.exists() else checkpoint.config_text(workdir, step)
     except OSError:
         text = None
+    if text is None and not workdir.exists():
+        raise UserError(
+            f"{workdir} does not exist; name the workdir of a run, an export folder, or a .pth or .safetensors file."
+        )
     if text is None:
         raise UserError(
             f"{workdir} is not the workdir of a run (it has no config.json), an export folder, or a .pth or .safetensors file."

@@ -225,8 +225,10 @@ class _Zip:
     def __init__(self, file: IO[bytes]):
         self._archive = zipfile.ZipFile(file)
         pickles = [info for info in self._archive.infolist() if info.filename.endswith("/data.pkl")]
+        if not pickles:
+            raise ValueError("it is a zip archive, but without the data.pkl that PyTorch writes")
         if len(pickles) != 1:
-            raise ValueError(f"a zip archive with {len(pickles)} files data.pkl instead of one")
+            raise ValueError(f"it is a zip archive with {len(pickles)} files data.pkl instead of one")
         self._root = pickles[0].filename.removesuffix("data.pkl")
         order = f"{self._root}byteorder"
         big = order in self._archive.namelist() and self._member(order, 10).strip() == b"big"

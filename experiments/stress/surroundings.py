@@ -361,6 +361,14 @@ def files(folder: pathlib.Path) -> bool:
         right &= tell(
             f"files: a line of metrics.jsonl, {case}", command.wait() == 75 and same and note != "no note", note
         )
+    notes = copy("notes") / "checkpoints" / str(step) / "run" / "metadata"
+    content = bytearray(notes.read_bytes())
+    content[content.index(b'"lambd": ') + 9] ^= 1  # of the config's 0.0051
+    notes.write_bytes(content)
+    command, workdir = resumed("notes")
+    note = next((text for text in command.said().splitlines() if "notes were changed" in text), "no note")
+    good = command.wait() == 75 and (workdir / "damaged_checkpoints" / str(step)).is_dir()
+    right &= tell("files: one bit in a checkpoint's notes", good and note != "no note", note)
     for case, content in (("list", b"[]"), ("null", b"null"), ("text", b"hello"), ("bytes", b"\xff")):
         (copy(f"config_{case}") / "config.json").write_bytes(content)
         command, _ = resumed(f"config_{case}")
