@@ -146,8 +146,8 @@ def test_all_faults_are_told_together():
         ("barlow_twins.view_a.crop_scale", (0.5, 0.2), "must be two increasing numbers between"),
         ("barlow_twins.view_b.flip", 1.5, "must be between 0 and 1"),
         ("data.eval_resize", 100, "must be 0 or at least data.image_size"),
-        ("barlow_twins.projector", (), "must be one or more positive integers"),
-        ("barlow_twins.projector", (64, "64"), "must be one or more positive integers"),
+        ("barlow_twins.projector", (64, 0), "must be positive integers, or empty"),
+        ("barlow_twins.projector", (64, "64"), "must be positive integers, or empty"),
         ("model.arch", "resnet5", "did you mean"),
         ("barlow_twins.lambd", float("nan"), "must be a number"),
         ("optimizer.gradient_divisor", 0.0, "must be a positive number"),
@@ -164,6 +164,10 @@ def test_all_faults_are_told_together():
         ("steps_per_dispatch", 8, "must be 1 when data.views is 'host'"),
         ("profile.after", 0, "must be an integer of at least 1"),
         ("checkpoint.every_epochs", 0, "must be an integer of at least 1"),
+        ("barlow_twins.terms", "on", "must be 'both', 'invariance' or 'redundancy'"),
+        ("barlow_twins.temperature", 0.0, "must be a positive number"),
+        ("barlow_twins.mixed", -1.0, "must be a number of at least 0"),
+        ("barlow_twins.predictor", (0,), "must be positive integers, or empty"),
     ],
 )
 def test_wrong_values(name, value, expected):
@@ -173,6 +177,42 @@ def test_wrong_values(name, value, expected):
         config.update_from_flattened_dict({name: value})
     text = complaint(config)
     assert name in text and expected in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"predictor": (64, 128)}, "predictor is 64-128, but its last width must be the embedding's, 8192"),
+        ({"projector": (64,), "projector_batch_norm": False}, "a projector of 1 layer has no batch norm anyway"),
+        ({"symmetrized": True}, "symmetrized is True, which changes nothing without barlow_twins.predictor"),
+        ({"symmetrized": True, "stop_gradient": True}, "which halves the gradient and changes nothing else without"),
+        ({"terms": "redundancy", "lambd": 0.0}, "lambd is 0, so that the loss is 0 when barlow_twins.terms is"),
+        ({"terms": "invariance", "off_diagonals": "auto"}, "off_diagonals is 'auto', but they are not in the loss"),
+        ({"mixed": 4.0, "lambd": 0.0}, "mixed is 4, but its weight is that times barlow_twins.lambd, which is 0"),
+        ({"loss": "cross_entropy", "form": "gram"}, "form is 'gram', but must be 'auto' or 'correlation' when"),
+        ({"temperature": 0.5}, "temperature is 0.5, but is only used when barlow_twins.loss is 'cross_entropy'"),
+        (
+            {"mixed": 1.0, "predictor": (8192,)},
+            "mixed is 1, which goes with the whole loss only, but barlow_twins.pred",
+        ),
+        ({"mixed": 1.0, "normalization": "none"}, "goes with the whole loss only, but barlow_twins.normalization is"),
+        ({"mesh.model": 3, "projector": (9,), "predictor": (8, 9)}, "must divide each of barlow_twins.predictor, 8-9"),
+        ({"mesh.model": 2, "projector": ()}, "mesh.model is 2, but barlow_twins.projector is empty, so that"),
+    ],
+)
+def test_ablations_that_contradict(fields, sentence):
+    """One sentence for each."""
+    config = sound()
+    config.update_from_flattened_dict({n if "." in n else f"barlow_twins.{n}": v for n, v in fields.items()})
+    text = complaint(config)
+    assert sentence in text and ";" not in text
+
+
+def test_ablations_that_go_together():
+    config = sound()
+    config.barlow_twins.update(projector=(), predictor=(64, 2048), stop_gradient=True, symmetrized=True)
+    config.barlow_twins.update(loss="cross_entropy", temperature=0.5, off_diagonals="auto", normalization="features")
+    config_lib.check(config)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,10 @@ def positive_integers(v: tuple) -> str | None:
     return values(None, "positive integers", lambda x: isinstance(x, int) and not isinstance(x, bool) and x > 0)(v)
 
 
+def positive_integers_or_none(v: tuple) -> str | None:
+    return None if tuple(v) == () else positive_integers(v) and "must be positive integers, or empty"
+
+
 def positive_numbers(v: tuple) -> str | None:
     return values(None, "positive numbers", lambda x: is_number(x) and x > 0)(v)
 

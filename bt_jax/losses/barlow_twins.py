@@ -19,6 +19,7 @@ D = 8192 they are 0.27 TFLOP, and six times that is 1.6 % of the 104 TFLOP of a 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,9 @@ DATA_AXIS = "data"
 # FLOPs of float32 products at precision "highest" in the time that the links need for one byte: 33 TFLOP/s over 200 GB/s
 # on TPU v5e, 46 over 300 on TPU v4, 67 over 450 on H100. All are near 150.
 FLOPS_PER_BYTE = 150
+
+# Embeddings, or the part of them on one of several devices, -> the same shape, float32 or float64; called like `standardise`.
+Normalise = Callable[[jax.Array, int, tuple[str, ...], tuple[str, ...]], jax.Array]
 
 
 def barlow_twins_loss(
@@ -74,18 +78,32 @@ def barlow_twins_loss(
       ValueError: embeddings of the wrong rank, of unequal shapes, not floating-point, with fewer than two rows, or with
         rows that do not divide along the mesh; an unknown form; a mesh without an axis "data".
     """
-    z_a, z_b = _checked(z_a, z_b)
+    on, off = on_and_off_diagonal(*checked(z_a, z_b), form=form, mesh=mesh)
+    return on + jnp.asarray(lambd, on.dtype) * off, {"on_diagonal": on, "off_diagonal": off}
+
+
+def on_and_off_diagonal(
+    z_a: jax.Array, z_b: jax.Array, *, form: str, mesh: Mesh | None, normalise: Normalise | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The two parts of the loss, Σ_i (C_ii - 1)² and Σ_{i≠j} C_ij², both ().
+
+    Args:
+      z_a, z_b: from `checked`.
+      normalise: in place of `standardise`.
+
+    Raises:
+      ValueError: for the form or the mesh, as `barlow_twins_loss` does.
+    """
     if form not in FORMS:
         raise ValueError(f"form is {form!r}, but must be one of {', '.join(map(repr, FORMS))}.")
     n, d = z_a.shape
     devices = 1 if mesh is None else _data_devices(mesh, n)
     if form == "auto":
         form = choose_form(n, d, devices)
+    normalise = normalise or standardise
     if mesh is None or mesh.size == 1:
-        on, off = (_gram if form == "gram" else _correlation)(z_a, z_b)
-    else:
-        on, off = (_gram_on_mesh if form == "gram" else _correlation_on_mesh)(z_a, z_b, mesh)
-    return on + jnp.asarray(lambd, on.dtype) * off, {"on_diagonal": on, "off_diagonal": off}
+        return (_gram if form == "gram" else _correlation)(z_a, z_b, normalise)
+    return (_gram_on_mesh if form == "gram" else _correlation_on_mesh)(z_a, z_b, mesh, normalise)
 
 
 def choose_form(n: int, d: int, devices: int = 1) -> str:
@@ -102,8 +120,8 @@ def cross_correlation(z_a: jax.Array, z_b: jax.Array) -> jax.Array:
     Raises:
       ValueError: as `barlow_twins_loss` does.
     """
-    z_a, z_b = _checked(z_a, z_b)
-    return _product("nd,ne->de", _standardise(z_a), _standardise(z_b)) / z_a.shape[0]
+    z_a, z_b = checked(z_a, z_b)
+    return product("nd,ne->de", standardise(z_a), standardise(z_b)) / z_a.shape[0]
 
 
 def expected_loss_at_start(n: int, d: int, lambd: float) -> float:
@@ -136,7 +154,12 @@ def loss_floor(n: int, d: int, lambd: float) -> float:
     return d * m * (d - r) / (r + m * (d - r))
 
 
-def _checked(z_a: jax.Array, z_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+def checked(z_a: jax.Array, z_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two views' embeddings as arrays of one dtype.
+
+    Raises:
+      ValueError: for the embeddings, as `barlow_twins_loss` does.
+    """
     z_a, z_b = jnp.asarray(z_a), jnp.asarray(z_b)
     for name, z in (("z_a", z_a), ("z_b", z_b)):
         if z.ndim != 2:
@@ -162,20 +185,29 @@ def _data_devices(mesh: Mesh, n: int) -> int:
     return devices
 
 
-def _product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+def product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`einsum` at precision "highest"."""
     return jnp.einsum(subscripts, x, y, precision="highest")
 
 
-def _standardise(z: jax.Array, devices: int = 1, axes: tuple[str, ...] = ()) -> jax.Array:
-    """Columns with mean 0 and variance 1 (up to EPS); the rows are split over `devices` along the mesh's `axes`.
+def standardise(
+    z: jax.Array, devices: int = 1, row_axes: tuple[str, ...] = (), column_axes: tuple[str, ...] = ()
+) -> jax.Array:
+    """Columns with mean 0 and variance 1 (up to EPS).
 
     Takes two passes, because E[z²] - E[z]² suffers from cancellation if the mean is large.
+
+    Args:
+      z: (N, D), or inside `jax.shard_map` a part of it.
+      devices: among which the rows are split, along the mesh's `row_axes`.
+      column_axes: along which the columns are split.
     """
+    del column_axes  # each column is by itself
     z = z.astype(jnp.float64 if z.dtype == jnp.float64 else jnp.float32)
     n = z.shape[0] * devices
-    mean = jax.lax.psum(jnp.sum(z, axis=0), axes) / n
+    mean = jax.lax.psum(jnp.sum(z, axis=0), row_axes) / n
     centred = z - mean[None, :]
-    var = jax.lax.psum(jnp.sum(jnp.square(centred), axis=0), axes) / n
+    var = jax.lax.psum(jnp.sum(jnp.square(centred), axis=0), row_axes) / n
     return centred * jax.lax.rsqrt(var + EPS)[None, :]
 
 
@@ -190,15 +222,18 @@ def _columns_here(axes: tuple[str, ...], width: int) -> jax.Array:
     return (jax.lax.axis_index(axes) * width if axes else 0) + jnp.arange(width)
 
 
-def _correlation(z_a: jax.Array, z_b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _correlation_terms(_standardise(z_a), _standardise(z_b), z_a.shape, ())
+def _correlation(z_a: jax.Array, z_b: jax.Array, normalise: Normalise) -> tuple[jax.Array, jax.Array]:
+    a, b = (normalise(z, 1, (), ()) for z in (z_a, z_b))
+    return _correlation_terms(a, b, z_a.shape, ())
 
 
-def _correlation_on_mesh(z_a: jax.Array, z_b: jax.Array, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+def _correlation_on_mesh(
+    z_a: jax.Array, z_b: jax.Array, mesh: Mesh, normalise: Normalise
+) -> tuple[jax.Array, jax.Array]:
     shape, devices = z_a.shape, mesh.shape[DATA_AXIS]
 
     def on_device(z_a, z_b):  # (N/P, D) both
-        a, b = (_standardise(z, devices, (DATA_AXIS,)) for z in (z_a, z_b))
+        a, b = (normalise(z, devices, (DATA_AXIS,), ()) for z in (z_a, z_b))
         return _correlation_terms(a, b, shape, (DATA_AXIS,))
 
     rows, whole = PartitionSpec(DATA_AXIS, None), PartitionSpec()
@@ -219,7 +254,7 @@ def _correlation_terms(
 
 def _correlation_forward(a, b, shape, axes):
     (n, d), width = shape, a.shape[1]
-    total = _product("nd,ne->de", a, b)
+    total = product("nd,ne->de", a, b)
     if axes:  # each device keeps some rows of the sum, and the backward pass gathers them: together one all-reduce
         total = jax.lax.psum_scatter(total, axes, scatter_dimension=0, tiled=True)
     # The only (D, D) array: N·C with a zero diagonal, which both the sum and the gradient need. Subtracting the diagonal's
@@ -236,27 +271,29 @@ def _correlation_backward(shape, axes, residuals, cotangents):
     if axes:
         total = jax.lax.all_gather(total, axes, tiled=True)
     diagonal = (2 / n * on * gap)[None, :]
-    grad_a = 2 / n**2 * off * _product("ne,de->nd", b, total) + diagonal * b
-    grad_b = 2 / n**2 * off * _product("nd,de->ne", a, total) + diagonal * a
+    grad_a = 2 / n**2 * off * product("ne,de->nd", b, total) + diagonal * b
+    grad_b = 2 / n**2 * off * product("nd,de->ne", a, total) + diagonal * a
     return grad_a, grad_b
 
 
 _correlation_terms.defvjp(_correlation_forward, _correlation_backward)
 
 
-def _gram(z_a: jax.Array, z_b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _gram_terms(_standardise(z_a), _standardise(z_b), z_a.shape[1], ())
+def _gram(z_a: jax.Array, z_b: jax.Array, normalise: Normalise) -> tuple[jax.Array, jax.Array]:
+    a, b = (normalise(z, 1, (), ()) for z in (z_a, z_b))
+    return _gram_terms(a, b, z_a.shape[1], ())
 
 
-def _gram_on_mesh(z_a: jax.Array, z_b: jax.Array, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+def _gram_on_mesh(z_a: jax.Array, z_b: jax.Array, mesh: Mesh, normalise: Normalise) -> tuple[jax.Array, jax.Array]:
     d = z_a.shape[1]
     others = tuple(name for name in mesh.axis_names if name != DATA_AXIS)
+    axes = (*others, DATA_AXIS)
 
     def on_device(z_a, z_b):  # (N/P, D/others) both
         # Still in the embeddings' dtype: bfloat16 halves the bytes sent.
         columns = (jax.lax.all_to_all(z, DATA_AXIS, split_axis=1, concat_axis=0, tiled=True) for z in (z_a, z_b))
-        a, b = (_standardise(z) for z in columns)  # (N, D/size of the mesh)
-        return _gram_terms(a, b, d, (*others, DATA_AXIS))
+        a, b = (normalise(z, 1, (), axes) for z in columns)  # (N, D/size of the mesh)
+        return _gram_terms(a, b, d, axes)
 
     rows, whole = PartitionSpec(DATA_AXIS, others or None), PartitionSpec()
     on_mesh = jax.shard_map(on_device, mesh=mesh, in_specs=(rows, rows), out_specs=(whole, whole))
@@ -278,8 +315,8 @@ def _gram_forward(a, b, d, axes):
     gap = diagonal - (_columns_here(axes, width) < d).astype(a.dtype)  # the target of padding is 0
     gram_a, gram_b, on, squares = jax.lax.psum(
         (
-            _product("nd,md->nm", a, a),
-            _product("nd,md->nm", b, b),
+            product("nd,md->nm", a, a),
+            product("nd,md->nm", b, b),
             jnp.sum(jnp.square(gap)),
             jnp.sum(jnp.square(diagonal)),
         ),
@@ -297,8 +334,8 @@ def _gram_backward(d, axes, residuals, cotangents):
     (a, b, gram_a, gram_b, diagonal, gap), (on, off) = residuals, cotangents
     n = a.shape[0]
     on_diagonal = (2 / n * (on * gap - off * diagonal))[None, :]
-    grad_a = 2 / n**2 * off * _product("nm,md->nd", gram_b, a) + on_diagonal * b
-    grad_b = 2 / n**2 * off * _product("nm,md->nd", gram_a, b) + on_diagonal * a
+    grad_a = 2 / n**2 * off * product("nm,md->nd", gram_b, a) + on_diagonal * b
+    grad_b = 2 / n**2 * off * product("nm,md->nd", gram_a, b) + on_diagonal * a
     return grad_a, grad_b
 
 

@@ -20,10 +20,15 @@ class Projector(nn.Module):
     """Linear layers without bias, with batch norm and ReLU after all but the last (official main.py, class BarlowTwins).
 
     Features (N, F) -> embeddings (N, D), or (N, V, F) -> (N, V, D) with batch statistics for each view; D is `sizes[-1]`.
+
+    Attributes:
+      sizes: widths of the layers; without any, embeddings are the features.
+      batch_norm: whether there are batch norms; without them layers have no biases either.
     """
 
     sizes: tuple[int, ...] = (8192, 8192, 8192)
     dtype: Any = jnp.float32
+    batch_norm: bool = True
 
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
@@ -35,12 +40,14 @@ class Projector(nn.Module):
         for i, size in enumerate(self.sizes):
             x = dense(size, name=f"linear{i + 1}")(x)
             if i + 1 < len(self.sizes):
-                x = nn.relu(ViewBatchNorm(dtype=self.dtype, name=f"bn{i + 1}")(x, views=views, train=train))
+                if self.batch_norm:
+                    x = ViewBatchNorm(dtype=self.dtype, name=f"bn{i + 1}")(x, views=views, train=train)
+                x = nn.relu(x)
         return x.reshape(*lead, -1)
 
 
-def projector_partition(path: Sequence[str]) -> PartitionSpec:
-    """How a variable is split along a mesh's axis "model"; not at all if it does not belong to a projector.
+def projector_partition(path: Sequence[str], head: str = "projector", layers_before: int = 0) -> PartitionSpec:
+    """How a variable is split along a mesh's axis "model"; not at all if it does not belong to the head.
 
     Layers alternate. Odd ones are split by outputs: each device computes some of the features completely, including batch
     norm and ReLU, and sends nothing. Even ones are split by inputs, which are already on the right devices, and their
@@ -50,11 +57,13 @@ def projector_partition(path: Sequence[str]) -> PartitionSpec:
     Args:
       path: the names on the path to the variable, such as (…, "projector", "linear1", "kernel"): of a parameter, a running
         statistic, or an optimizer's state for either.
+      head: the name of a `Projector`, which may be another one on top of the projector.
+      layers_before: the number of layers below it that are split, with which its own alternate.
     """
-    if "projector" not in path:
+    if head not in path:
         return PartitionSpec()
-    layer = path[path.index("projector") + 1]
-    by_outputs = int(layer.lstrip("abcdefghijklmnopqrstuvwxyz")) % 2 == 1
+    layer = path[path.index(head) + 1]
+    by_outputs = (int(layer.lstrip("abcdefghijklmnopqrstuvwxyz")) + layers_before) % 2 == 1
     if layer.startswith("linear"):
         return PartitionSpec(None, MODEL_AXIS) if by_outputs else PartitionSpec(MODEL_AXIS, None)
     return PartitionSpec(MODEL_AXIS) if by_outputs else PartitionSpec()
