@@ -1,7 +1,7 @@
 """A narrow ResNet-18 on crops of photographs: training and evaluation in minutes, on a CPU, with nothing to download.
 
-    python main.py                                               Barlow Twins
-    python main.py --config=configs/quickstart.py:supervised     another method, or your own, package.module:Class
+    python main.py                                             Barlow Twins
+    python main.py --config=configs/quickstart.py:simclr       or byol, vicreg, supervised, or your own, package.module:Class
 
 Source:    ours. 17 free photographs and textures that come with scikit-image and scikit-learn, one class per photograph,
            train and test crops from disjoint regions.
@@ -64,4 +64,42 @@ def supervised(config):
     config.optimizer.weight_decay = 5e-4
 
 
-RECIPES = {"barlow_twins": barlow_twins, "supervised": supervised}
+def simclr(config):
+    _plain(config.simclr.view)
+    config.simclr.projector = (512, 128)
+    config.simclr.temperature = 0.2
+    _rates(config, 0.3)
+
+
+def byol(config):
+    for view in (config.byol.view_a, config.byol.view_b):
+        _plain(view)
+    config.byol.projector = (512, 128)
+    config.byol.predictor = (512,)
+    config.byol.target_momentum = 0.95
+    _rates(config, 0.3)
+
+
+def vicreg(config):
+    _plain(config.vicreg.view)
+    config.vicreg.projector = (512, 512, 512)
+    _rates(config, 0.3)
+
+
+def _plain(view):
+    view.crop_scale = (0.2, 1.0)
+    view.grayscale = 0.0
+    view.solarize = 0.0
+    view.blur = 0.0
+
+
+def _rates(config, rate):
+    """LARS with one rate for all parameters, its official order, and the trust coefficient of resnet18_cifar10.py."""
+    config.optimizer.learning_rate_weights = config.optimizer.learning_rate_biases = rate
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.trust_coefficient = 0.02
+    config.optimizer.rate_in_momentum = False
+    config.optimizer.end_factor = 0.001
+
+
+RECIPES = {"barlow_twins": barlow_twins, "simclr": simclr, "byol": byol, "vicreg": vicreg, "supervised": supervised}

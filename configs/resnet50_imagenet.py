@@ -1,10 +1,19 @@
-"""ResNet-50 on ImageNet: Barlow Twins with the official hyper-parameters, or training with labels.
+"""ResNet-50 on ImageNet: Barlow Twins with the official hyper-parameters, or another method with those of its own paper.
 
-    python main.py --config=configs/resnet50_imagenet.py --config.data.data_dir=DIR                  Barlow Twins
-    python main.py --config=configs/resnet50_imagenet.py:supervised --config.data.data_dir=DIR       another method, or
-                                                                                                     package.module:Class
+    python main.py --config=configs/resnet50_imagenet.py --config.data.data_dir=DIR              Barlow Twins
+    python main.py --config=configs/resnet50_imagenet.py:simclr --config.data.data_dir=DIR       or byol, vicreg, supervised,
+                                                                                                 package.module:Class
 
-Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 2.2, and the defaults of the official main.py.
+Source:    Barlow Twins: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2, and the defaults of the official main.py.
+           SimCLR: Chen et al. 2020 (arXiv 2002.05709), appendix B, and google-research/simclr: batches of 4096, 1000 epochs,
+           LARS with the rate inside its momentum, 0.3 × N/256 (the same as 0.075 × √N there; for smaller batches the square
+           root is better: --config.optimizer.scaling=sqrt --config.optimizer.learning_rate_weights=1.2, and _biases), weight
+           decay 1e-6, temperature 0.1, a projector of 2048-128, pixels from 0 to 1. Its official loss is twice the paper's,
+           hence `gradient_divisor = 0.5`.
+           BYOL: Grill et al. 2020 (arXiv 2006.07733), appendix B, and deepmind-research, byol/configs/byol.py: batches of 4096,
+           1000 epochs, 0.2 × N/256, weight decay 1.5e-6, τ from 0.996. For 300 epochs: 0.3, 1e-6 and 0.99.
+           VICReg: Bardes et al. 2022 (arXiv 2105.04906), section 4.2 and appendix C, and facebookresearch/vicreg: batches of
+           2048, 1000 epochs, 0.2 × N/256, weight decay 1e-6.
            Supervised: Goyal et al. 2017 (arXiv 1706.02677): 90 epochs of SGD with Nesterov momentum, learning rate 0.1 for a
            batch of 256 after 5 epochs of warm-up, divided by 10 after 30, 60 and 80, weight decay 1e-4 except for batch norm.
 Data:      TFDS `imagenet2012` (1 281 167 images), prepared by hand; or an image folder:
@@ -12,7 +21,8 @@ Data:      TFDS `imagenet2012` (1 281 167 images), prepared by hand; or an image
 Hardware:  the paper: 32 V100 GPUs, 124 hours. Here any number of devices, with the same arithmetic. Supervised: by the source,
            batches of up to 8192 give the same accuracy; set --config.batch_size=N, and the learning rate follows.
 Expected:  Barlow Twins: 73.2 % top-1 of a linear classifier (paper, Table 1); 73.5 % for the official project's published
-           weights. Supervised: 76.4 % top-1 (the source, for a batch of 256). Neither run has been made with this code.
+           weights. SimCLR: 69.3 % (its Table 6). BYOL: 74.3 % (its Table 1). VICReg: 73.2 % (its Table 1). Supervised: 76.4 %
+           top-1 (the source, for a batch of 256). None of these runs has been made with this code.
 
 The official gradient is the true one divided by the number of GPUs, 16 in the run with 73.5 %. For weights LARS cancels that,
 but not for batch-norm scales and biases: hence `gradient_divisor = 16`.
@@ -68,4 +78,42 @@ def supervised(config):
     config.optimizer.warmup_epochs = 5
 
 
-RECIPES = {"barlow_twins": barlow_twins, "supervised": supervised}
+def simclr(config):
+    config.batch_size = 4096
+    config.data.mean = (0.0, 0.0, 0.0)
+    config.data.std = (1.0, 1.0, 1.0)
+    config.simclr.projector = (2048, 128)
+    config.simclr.temperature = 0.1
+
+    config.optimizer.learning_rate_weights = 0.3
+    config.optimizer.learning_rate_biases = 0.3
+    config.optimizer.weight_decay = 1e-6
+    config.optimizer.warmup_epochs = 10
+    config.optimizer.end_factor = 0.0
+    config.optimizer.rate_in_momentum = True
+    config.optimizer.gradient_divisor = 0.5
+
+
+def byol(config):
+    config.batch_size = 4096
+    config.byol.projector = (4096, 256)
+    config.byol.predictor = (4096,)
+    config.byol.target_momentum = 0.996
+
+    config.optimizer.learning_rate_weights = 0.2
+    config.optimizer.learning_rate_biases = 0.2
+    config.optimizer.weight_decay = 1.5e-6
+    config.optimizer.warmup_epochs = 10
+    config.optimizer.end_factor = 0.0
+
+
+def vicreg(config):
+    config.vicreg.projector = (8192, 8192, 8192)
+
+    config.optimizer.learning_rate_weights = 0.2
+    config.optimizer.learning_rate_biases = 0.2
+    config.optimizer.weight_decay = 1e-6
+    config.optimizer.warmup_epochs = 10
+
+
+RECIPES = {"barlow_twins": barlow_twins, "simclr": simclr, "byol": byol, "vicreg": vicreg, "supervised": supervised}

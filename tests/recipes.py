@@ -15,7 +15,7 @@ from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
 from bt_jax.engine.step import make_train_step
 from bt_jax.facts import Facts
-from bt_jax.methods import BarlowTwins, make_method
+from bt_jax.methods import BYOL, BarlowTwins, SimCLR, VICReg, make_method
 from bt_jax.models import Projector, ResNet
 from bt_jax.models.inputs import Inputs
 from bt_jax.optim import make_optimizer
@@ -77,6 +77,46 @@ def five_steps(mesh, *, form="auto"):
         state, metrics = step(state, mesh_lib.put_batch(mesh, 16, {"views": {"pair": views[rows]}}))
         losses.append(float(metrics["loss"]))
     return state, losses
+
+
+METHOD_CLASSES = {"simclr": SimCLR, "byol": BYOL, "vicreg": VICReg}
+PAIR_METHODS = tuple(METHOD_CLASSES)
+
+
+def pair_method(name, mesh=None, *, dtype="float32", **settings):
+    """A method of two views from its config, with a network of one block for 8 × 8 pixels; `settings` are of its group."""
+    config = config_lib.default(method=name)
+    group = config[name]
+    group.projector = (16, 8)
+    group.update(settings)
+    return METHOD_CLASSES[name].build(
+        group,
+        encoder=ResNet(blocks=(1,), bottleneck=False, small_images=True, width=4, dtype=jnp.dtype(dtype)),
+        inputs=Inputs(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), jnp.dtype(dtype)),
+        facts=Facts(512, 0, batch_size=16, epochs=2),
+        mesh=mesh,
+    )
+
+
+def pair_batches(count=3):
+    """Batches of 16 images: the second view is the first and noise."""
+    rng = np.random.default_rng(4)
+    first = rng.integers(40, 216, (count, 16, 1, 8, 8, 3))
+    views = np.concatenate([first, first + rng.integers(-40, 40, first.shape)], axis=2)
+    return views.astype(np.uint8)
+
+
+def three_steps_of(name, mesh):
+    """(losses, all arrays of the state in one vector) after three steps of `pair_method`, the same for every mesh."""
+    method, optimizer = pair_method(name, mesh), small_optimizer()
+    state = init_state(method, optimizer, 0, spec_of(method), mesh)
+    step = jax.jit(make_train_step(method, optimizer, seed=0), donate_argnums=0)
+    rows, losses = mesh_lib.process_rows(mesh, 16), []
+    for views in pair_batches():
+        state, metrics = step(state, mesh_lib.put_batch(mesh, 16, {"views": {"pair": views[rows]}}))
+        losses.append(float(metrics["loss"]))
+    arrays = jax.device_get((state.params, state.model_state, state.method_state))
+    return losses, np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(arrays)])
 
 
 @dataclasses.dataclass(frozen=True)

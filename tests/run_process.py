@@ -9,7 +9,16 @@ import jax
 import numpy as np
 from batches import rows_of_each_kind
 from etils import epath
-from recipes import SIZES, five_steps, small_method, small_optimizer, spec_of, three_steps_of_two_sizes
+from recipes import (
+    PAIR_METHODS,
+    SIZES,
+    five_steps,
+    small_method,
+    small_optimizer,
+    spec_of,
+    three_steps_of,
+    three_steps_of_two_sizes,
+)
 
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
@@ -49,9 +58,11 @@ def steps(changes, workdir):
         np.savez(folder / f"rows_{jax.process_index()}.npz", **rows_of_each_kind(mesh))
         state, losses = five_steps(mesh)
         two_sizes, of_two_sizes = three_steps_of_two_sizes(mesh)
+        of_methods = {name: three_steps_of(name, mesh) for name in PAIR_METHODS}
         params = jax.device_get(state.params)
         if jax.process_index() == 0:
             np.savez(folder / "two_sizes.npz", losses=two_sizes, params=of_two_sizes)
+            np.savez(folder / "methods.npz", **{name: np.concatenate(found) for name, found in of_methods.items()})
             np.savez(folder / "steps.npz", *jax.tree.leaves(params), losses=losses)
         config.mesh.model = 2
         mesh = mesh_lib.make_mesh(config.mesh)

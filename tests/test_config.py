@@ -77,6 +77,41 @@ def test_supervised_recipe():
     assert (view.crop_scale, view.flip, view.jitter, view.blur, view.solarize) == ((0.08, 1.0), 0.5, 0.0, 0.0, 0.0)
 
 
+def test_recipes_of_the_other_papers():
+    """Chen et al. 2020, appendix B, with the official loss of twice the paper's; Grill et al. 2020, appendix B; Bardes et al.
+    2022, section 4.2.
+    """
+    from configs.resnet50_imagenet import get_config
+
+    names = (
+        "learning_rate_weights", "learning_rate_biases", "weight_decay", "warmup_epochs", "end_factor", "rate_in_momentum",
+        "gradient_divisor", "trust_coefficient", "momentum",
+    )  # fmt: skip
+    expected = {
+        "simclr": (0.3, 0.3, 1e-6, 10, 0.0, True, 0.5, 0.001, 0.9),
+        "byol": (0.2, 0.2, 1.5e-6, 10, 0.0, False, 1.0, 0.001, 0.9),
+        "vicreg": (0.2, 0.2, 1e-6, 10, 1e-3, False, 1.0, 0.001, 0.9),
+    }
+    configs = {method: get_config(method) for method in expected}
+    for method, numbers in expected.items():
+        assert tuple(configs[method].optimizer[name] for name in names) == numbers, method
+        assert configs[method].epochs == 1000
+    assert [configs[method].batch_size for method in expected] == [4096, 4096, 2048]
+    simclr, byol, vicreg = configs["simclr"].simclr, configs["byol"].byol, configs["vicreg"].vicreg
+    assert (simclr.temperature, tuple(simclr.projector)) == (0.1, (2048, 128))
+    assert (configs["simclr"].data.mean, configs["simclr"].data.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    view = simclr.view
+    assert (view.brightness, view.contrast, view.saturation, view.hue) == (0.8, 0.8, 0.8, 0.2)
+    assert (view.jitter, view.grayscale, view.blur, view.solarize, view.crop_scale) == (0.8, 0.2, 0.5, 0.0, (0.08, 1.0))
+    assert (byol.target_momentum, tuple(byol.projector), tuple(byol.predictor)) == (0.996, (4096, 256), (4096,))
+    assert (
+        byol.view_a == config_lib.default().barlow_twins.view_a
+        and byol.view_b == config_lib.default().barlow_twins.view_b
+    )
+    assert (vicreg.invariance, vicreg.variance, vicreg.covariance) == (25.0, 25.0, 1.0)
+    assert tuple(vicreg.projector) == (8192, 8192, 8192) and (vicreg.view.blur, vicreg.view.solarize) == (0.5, 0.1)
+
+
 def test_official_recipe():
     """The numbers of the official main.py and of the paper's section 2.2."""
     from configs.resnet50_imagenet import get_config

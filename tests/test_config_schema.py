@@ -125,7 +125,7 @@ def test_another_optimizer():
     ("arguments", "sentence"),
     [
         ({"task": "lineer"}, "task is 'lineer', but must be .* \\(did you mean 'linear'\\?\\)"),
-        ({"method": "barlow"}, "method is 'barlow', but must be 'barlow_twins', 'supervised' or an import path"),
+        ({"method": "barlow"}, "method is 'barlow', but must be 'barlow_twins', 'simclr', .* or an import path"),
         ({"method": "no_such_package.module:Class"}, "there is no module 'no_such_package'"),
         ({"method": "users_methods:Mien"}, "users_methods has no 'Mien' \\(did you mean 'Mine'\\?\\)"),
         ({"method": "users_methods:Lacking"}, "config_group is 'not a name'.* fields is .* optimizer is missing"),

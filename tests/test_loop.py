@@ -26,6 +26,7 @@ from bt_jax.errors import Preempted, UserError
 from bt_jax.facts import Facts
 from bt_jax.methods.base import Method
 from bt_jax.optim import make_optimizer
+from bt_jax.reporting.progress import Reporter
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime.preemption import Preemption
 
@@ -181,6 +182,28 @@ def test_a_first_checkpoint_that_cannot_be_read_back(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the checkpoint of step 2 was written to .*, but cannot be read back"):
         run(tmp_path, before=before, cadence=Cadence(save_steps=2))
     assert failed.is_set() and not made and saved(tmp_path) == []
+
+
+class Collapsing(TwoNumbers):
+    """Has collapsed in all but its second step."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def collapse(self, metrics):
+        self.asked += 1
+        assert set(metrics) == {"loss"}
+        return "" if self.asked == 2 else "all is the same; change something."
+
+
+def test_a_collapse_is_said_once(tmp_path, monkeypatch):
+    """When it has lasted for some steps without a break, and with the step since when."""
+    monkeypatch.setattr(loop._CollapseWatch, "STEPS", 2)
+    said = []
+    monkeypatch.setattr(Reporter, "say", lambda self, text: said.append(text))
+    run(tmp_path, method=Collapsing())
+    assert [text for text in said if "the same" in text] == ["since step 3 all is the same; change something."]
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path):

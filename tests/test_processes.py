@@ -16,7 +16,7 @@ import pytest
 from batches import rows_of_each_kind
 from etils import epath
 from ml_collections import ConfigDict
-from recipes import five_steps, relative, small_method, three_steps_of_two_sizes
+from recipes import PAIR_METHODS, five_steps, relative, small_method, three_steps_of, three_steps_of_two_sizes
 from run_process import quickstart_of
 
 from bt_jax import config as config_lib
@@ -174,6 +174,9 @@ def test_steps_and_checkpoints_of_two_processes(tmp_path):
         two_sizes, (losses, params) = np.load(tmp_path / "two_sizes.npz"), three_steps_of_two_sizes(one_device)
         np.testing.assert_allclose(two_sizes["losses"], losses, rtol=1e-5)
         assert relative(two_sizes["params"], params) < 1e-5
+        of_methods = np.load(tmp_path / "methods.npz")
+        for name in PAIR_METHODS:
+            assert relative(of_methods[name], np.concatenate(three_steps_of(name, one_device))) < 1e-5, name
         assert all("restored 5 (1 damaged), has [5]" in both.said(i) for i in (0, 1))
         assert (tmp_path / "damaged_checkpoints" / "6").is_dir()
         both.kill(0)

@@ -72,19 +72,22 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
         preemption.leave("nothing new was to be saved")
     batches = setup.feed.batches(before, facts.total_steps)
     waiting = None  # (step, metrics) that are still being computed
+    watch = _CollapseWatch(run)
     try:
         for step, batch in batches:
             run.checkpoints.check()
             with jax.transfer_guard("disallow"):
                 state, metrics = program(state, batch)
             if waiting is not None:
-                _report(run, *waiting)
+                _report(run, watch, *waiting)
             waiting = (step, metrics)
             now = due(before, step, facts, cadence)
             before = step
             leaving = not now.last and preemption.reached(step)
             if now.save or now.look or leaving:
-                _report(run, *waiting, at_once=True)  # first, because a state that is not finite must not be saved
+                _report(
+                    run, watch, *waiting, at_once=True
+                )  # first, because a state that is not finite must not be saved
                 waiting = None
             looked = not now.look or (not leaving and preemption.finished(functools.partial(looks.take, state, step)))
             leaving = leaving or not looked
@@ -122,7 +125,26 @@ class _Looks:
         return self._scored[1] if self._scored[0] == step else None
 
 
-def _report(run: Run, last: int, metrics: Mapping[str, jax.Array], *, at_once: bool = False) -> None:
+class _CollapseWatch:
+    """Says once, in the method's words, that the network has collapsed."""
+
+    STEPS = 20  # in succession that must show it, as embeddings move far in the first steps
+
+    def __init__(self, run: Run):
+        self._run, self._count = run, 0
+
+    def see(self, step: int, values: Mapping[str, float]) -> None:
+        if self._count == self.STEPS:
+            return
+        sentence = self._run.setup.method.collapse(values)
+        self._count = self._count + 1 if sentence else 0
+        if self._count == self.STEPS:
+            self._run.reporter.say(f"since step {step - self.STEPS + 1} {sentence}")
+
+
+def _report(
+    run: Run, watch: _CollapseWatch, last: int, metrics: Mapping[str, jax.Array], *, at_once: bool = False
+) -> None:
     """Reports a dispatch, whose metrics are scalars or have an axis of steps that ends at `last`."""
     names, schedules = run.setup.method.metrics, run.setup.optimizer.schedules
     columns = {name: np.ravel(values) for name, values in jax.device_get(dict(metrics)).items()}
@@ -134,6 +156,7 @@ def _report(run: Run, last: int, metrics: Mapping[str, jax.Array], *, at_once: b
         run.reporter.step(step, values, rates, timed=i == count - 1, at_once=at_once)
         if not all(map(math.isfinite, values.values())):
             raise _not_finite(run, step, values)
+        watch.see(step, values)
 
 
 def _not_finite(run: Run, step: int, values: Mapping[str, float]) -> UserError:

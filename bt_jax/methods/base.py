@@ -138,6 +138,11 @@ class Method(Protocol):
         """The modules on top of the encoder, by their names in `params`; they are exported with it."""
         return {}
 
+    def collapse(self, metrics: Mapping[str, float]) -> str:
+        """A sentence with advice if a step's metrics show that the network collapses, else ""; a run says it once."""
+        del metrics
+        return ""
+
     def loss_flops(self, batch_size: int) -> float:
         """FLOPs of the loss's float32 products (precision "highest") per step and device."""
         del batch_size

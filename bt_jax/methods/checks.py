@@ -17,6 +17,7 @@ _ARGUMENTS = {
     "after_update": 4,
     "partition": 1,
     "heads": 0,
+    "collapse": 1,
     "loss_flops": 1,
     "describe": 1,
 }

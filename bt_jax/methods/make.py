@@ -13,6 +13,9 @@ from bt_jax.models.inputs import Inputs
 # The class of each method; the name is also that of its config group.
 METHODS = {
     "barlow_twins": "bt_jax.methods.barlow_twins:BarlowTwins",
+    "simclr": "bt_jax.methods.simclr:SimCLR",
+    "byol": "bt_jax.methods.byol:BYOL",
+    "vicreg": "bt_jax.methods.vicreg:VICReg",
     "supervised": "bt_jax.methods.supervised:Supervised",
 }
 

@@ -1,8 +1,8 @@
-"""Networks: encoders, the projector and the linear classifier, with batch norm over the global batch."""
+"""Networks: encoders, projectors and the linear classifier, with batch norm over the global batch."""
 
 from bt_jax.models.encoders import check_encoder, make_encoder
-from bt_jax.models.heads import LinearClassifier, Projector
+from bt_jax.models.heads import LinearClassifier, MLPHead, Projector
 from bt_jax.models.norm import ViewBatchNorm
 from bt_jax.models.resnet import ResNet
 
-__all__ = ["LinearClassifier", "Projector", "ResNet", "ViewBatchNorm", "check_encoder", "make_encoder"]
+__all__ = ["LinearClassifier", "MLPHead", "Projector", "ResNet", "ViewBatchNorm", "check_encoder", "make_encoder"]

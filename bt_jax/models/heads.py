@@ -69,6 +69,43 @@ def projector_partition(path: Sequence[str], head: str = "projector", layers_bef
     return PartitionSpec(MODEL_AXIS) if by_outputs else PartitionSpec()
 
 
+class MLPHead(nn.Module):
+    """The projectors and predictors of other methods: linear layers, with batch norm and ReLU after all but the last.
+
+    Features (N, F) -> embeddings (N, D), or (N, V, F) -> (N, V, D) with batch statistics for each view; D is `sizes[-1]`.
+
+    Attributes:
+      sizes: widths of the layers; the last is the embedding's.
+      bias: whether all layers but the last have a bias. (The last has none. Before a batch norm a bias changes nothing, but
+        BYOL and VICReg have it.)
+      norm_output: whether the last layer is followed by a batch norm without shift, as in SimCLR.
+      kernel_init: of the layers; by default PyTorch's.
+    """
+
+    sizes: tuple[int, ...]
+    bias: bool = True
+    norm_output: bool = False
+    kernel_init: nn.initializers.Initializer = _linear_init
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
+        lead = features.shape[:-1]
+        views = lead[1] if len(lead) == 2 else 1
+        x = features.reshape(-1, features.shape[-1])
+        full = jnp.promote_types(self.dtype, jnp.float32)
+        for i, size in enumerate(self.sizes):
+            last = i + 1 == len(self.sizes)
+            dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=full)
+            x = dense(size, use_bias=self.bias and not last, name=f"linear{i + 1}")(x)
+            if not last or self.norm_output:
+                norm = ViewBatchNorm(dtype=self.dtype, shift=not last, name=f"bn{i + 1}")
+                x = norm(x, views=views, train=train)
+            if not last:
+                x = nn.relu(x)
+        return x.reshape(*lead, -1)
+
+
 class LinearClassifier(nn.Module):
     """Features (N, F) -> logits (N, classes), float32 (official evaluate.py: weights normal(0, 0.01), biases zero)."""
 

@@ -28,12 +28,14 @@ class ViewBatchNorm(nn.Module):
     Attributes:
       momentum: the fraction of the running statistics that is kept (0.9 is torch's 0.1).
       zero_init: whether the scale starts at zero, as in the last norm of a residual block.
+      shift: whether there is a bias after the scale.
     """
 
     momentum: float = 0.9
     eps: float = 1e-5
     zero_init: bool = False
     dtype: Any = jnp.float32
+    shift: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, views: int, train: bool) -> jax.Array:
@@ -46,7 +48,8 @@ class ViewBatchNorm(nn.Module):
         full = jnp.promote_types(self.dtype, jnp.float32)
         init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         scale = self.param("scale", init, (channels,), full)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), full)
+        zeros = nn.initializers.zeros
+        bias = self.param("bias", zeros, (channels,), full) if self.shift else jnp.zeros((channels,), full)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), full)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), full)
 

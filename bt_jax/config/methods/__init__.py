@@ -1,12 +1,18 @@
 """The fields of the methods, one module each. A user's method declares its own (imported.py)."""
 
 from bt_jax.config.field import Field, Group, MethodFields
-from bt_jax.config.methods import barlow_twins, supervised
+from bt_jax.config.methods import barlow_twins, byol, simclr, supervised, vicreg
 from bt_jax.config.methods.imported import imported_fields
 from bt_jax.config.rules import one_of_or_import_path
 from bt_jax.errors import UserError
 
-METHODS: dict[str, MethodFields] = {"barlow_twins": barlow_twins.METHOD, "supervised": supervised.METHOD}
+METHODS: dict[str, MethodFields] = {
+    "barlow_twins": barlow_twins.METHOD,
+    "simclr": simclr.METHOD,
+    "byol": byol.METHOD,
+    "vicreg": vicreg.METHOD,
+    "supervised": supervised.METHOD,
+}
 
 _RULE = one_of_or_import_path(METHODS, "my_package.my_module:MyMethod")
 
