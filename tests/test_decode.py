@@ -5,10 +5,12 @@ import re
 import struct
 
 import numpy as np
+import PIL
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps, features
 
+from bt_jax.data import decode as decode_module
 from bt_jax.data.decode import decode
 from bt_jax.errors import first_line
 
@@ -54,6 +56,10 @@ FILES = {
     "grey BMP": encoded(COLOUR, "BMP", "L"),
     "BMP with alpha": encoded(ALPHA, "BMP"),
     "TIFF": encoded(COLOUR, "TIFF"),
+    "PPM": encoded(COLOUR, "PPM"),
+    "PGM": encoded(COLOUR, "PPM", "L"),
+    "JPEG 2000": encoded(COLOUR, "JPEG2000"),
+    **({"AVIF": encoded(COLOUR, "AVIF")} if features.check("avif") else {}),
     "one pixel": encoded(COLOUR[:1, :1], "JPEG"),
     "long and narrow": encoded(np.resize(COLOUR, (50, 10000, 3)), "JPEG"),
     "high and narrow": encoded(np.resize(COLOUR, (10000, 50, 3)), "PNG"),
@@ -73,6 +79,55 @@ def test_pixels_are_pillows(name):
 def test_orientation_is_not_applied():
     """As torchvision's loader: the pixels lie as they are stored."""
     assert decode(tf.constant(FILES["turned JPEG"])).shape == COLOUR.shape
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "CMYK JPEG", "16 bits"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_if_it_is_asked_for(kind, orientation):
+    """As `ImageOps.exif_transpose` does."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    if kind == "16 bits":
+        content = encoded(DEEP, "PNG", exif=exif)
+        high = Image.fromarray((DEEP >> 8).astype(np.uint8)).convert("RGB")
+        expected = np.asarray(_as_exif_says(high, orientation))
+    else:
+        content = encoded(COLOUR, kind.split()[-1], "CMYK" if "CMYK" in kind else None, exif=exif)
+        expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+    for found in (decode, tf.function(decode)):
+        pixels = found(tf.constant(content), exif_orientation=True).numpy()
+        assert pixels.shape == expected.shape and np.abs(pixels.astype(int) - expected).max() <= ("JPEG" in kind)
+
+
+def _as_exif_says(image, orientation):
+    with_tag = Image.Exif()
+    with_tag[0x112] = orientation
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=with_tag)
+    return ImageOps.exif_transpose(Image.open(file))
+
+
+def test_exif_data_that_are_damaged():
+    exif = b"Exif\0\0MM\0*\xff\xff\xff\xff"
+    content = encoded(COLOUR, "JPEG", exif=exif)
+    np.testing.assert_array_equal(decode(tf.constant(content), exif_orientation=True), decode(tf.constant(content)))
+
+
+def test_a_format_that_this_pillow_lacks(monkeypatch):
+    """The reason says so, and not only how the file begins."""
+    opened = decode_module.PIL.Image.open
+    content = encoded(COLOUR, "JPEG2000")
+
+    def unknown(file):
+        if file.getvalue() == content:
+            raise PIL.UnidentifiedImageError("cannot identify image file <_io.BytesIO object>")
+        return opened(file)
+
+    monkeypatch.setattr(decode_module.PIL.Image, "open", unknown)
+    monkeypatch.setattr(decode_module.PIL.features, "check", lambda feature: feature != "jpg_2000")
+    with pytest.raises((tf.errors.OpError, ValueError)) as raised:
+        decode(tf.constant(content))
+    assert re.search("this Pillow, .*, was built without jpg_2000; pip install -U pillow", str(raised.value))
 
 
 def test_grey_png_of_16_bits_keeps_its_high_byte():

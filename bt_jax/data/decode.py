@@ -1,28 +1,40 @@
 """Encoded images to pixels, as Pillow decodes them and `convert("RGB")` converts (the official loader's way).
 
 JPEG and PNG, the usual formats, go through TensorFlow: the same levels as Pillow's, without its lock. The rest (JPEGs in CMYK,
-which TensorFlow inverts by another rule, GIF, BMP, WebP, TIFF, …) goes through Pillow itself. Alpha is dropped, the first of
-several frames is taken, and the EXIF orientation is ignored, as in torchvision. One difference is deliberate, as Pillow's
+which TensorFlow inverts by another rule, GIF, BMP, WebP, TIFF, AVIF, …) goes through Pillow itself. Alpha is dropped, the first of
+several frames is taken, and the EXIF orientation is ignored, as in torchvision, unless it is asked for. One difference is deliberate, as Pillow's
 conversion clips levels above 255, nearly always to white: grey images of 16 bits keep their high byte, as coloured ones do
 (those of 12 bits their highest 8 bits), and those of 32 bits or floats, whose levels have no known range, do not decode.
 """
 
+import functools
 import io
+import warnings
 
 import numpy as np
+import PIL.features
 import PIL.Image
 
 from bt_jax.data.tensorflow_import import tf
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_ORIENTATION = 274  # a tag of EXIF
+_FEATURES = {
+    b"ftypavif": "avif",
+    b"ftypavis": "avif",
+    b"jP  \r\n\x87\n": "jpg_2000",
+}  # of Pillow, by bytes 4 to 12 of a file
 _PNG = b"\x89PNG\r\n\x1a\n"
 
+warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # the image is taken as it is then
 
-def decode(encoded: tf.Tensor) -> tf.Tensor:
+
+def decode(encoded: tf.Tensor, *, exif_orientation: bool = False) -> tf.Tensor:
     """Decodes an image file's bytes.
 
     Args:
       encoded: () string.
+      exif_orientation: whether the image is turned as its EXIF data say.
 
     Returns:
       (H, W, 3) uint8.
@@ -39,28 +51,67 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
         return tf.io.decode_png(encoded, channels=3)
 
     def other():
-        return tf.numpy_function(_by_pillow, [encoded], tf.uint8, stateful=False)
+        by_pillow = functools.partial(_by_pillow, exif_orientation=exif_orientation)
+        return tf.ensure_shape(tf.numpy_function(by_pillow, [encoded], tf.uint8, stateful=False), (None, None, 3))
+
+    def upright(image):
+        return _upright(image, encoded) if exif_orientation else image
 
     is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
 
     def any_jpeg():
-        return tf.cond(tf.io.extract_jpeg_shape(encoded)[2] == 4, other, jpeg)
+        return tf.cond(tf.io.extract_jpeg_shape(encoded)[2] == 4, other, lambda: upright(jpeg()))
 
-    image = tf.cond(tf.io.is_jpeg(encoded), any_jpeg, lambda: tf.cond(is_png, png, other))
+    image = tf.cond(tf.io.is_jpeg(encoded), any_jpeg, lambda: tf.cond(is_png, lambda: upright(png()), other))
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def _by_pillow(encoded: bytes | np.ndarray) -> np.ndarray:
+def _upright(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+    """The image, turned and mirrored by the orientation in the file: transposed from 5 on, then mirrored."""
+    orientation = tf.ensure_shape(tf.numpy_function(_orientation, [encoded], tf.int64, stateful=False), ())
+
+    def among(*orientations):
+        return tf.reduce_any(orientation == tf.constant(orientations, tf.int64))
+
+    image = tf.cond(among(5, 6, 7, 8), lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+    image = tf.cond(among(2, 3, 6, 7), lambda: tf.reverse(image, [1]), lambda: image)
+    return tf.cond(among(3, 4, 7, 8), lambda: tf.reverse(image, [0]), lambda: image)
+
+
+def _orientation(encoded: bytes | np.ndarray) -> np.int64:
+    """The EXIF orientation of a JPEG or PNG, 1 to 8; 1 if it has none that can be read."""
+    encoded = encoded.item() if isinstance(encoded, np.ndarray) else encoded
+    try:
+        with PIL.Image.open(io.BytesIO(encoded)) as image:
+            return np.int64(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # on damaged data Pillow raises nearly anything
+        return np.int64(1)
+
+
+def _by_pillow(encoded: bytes | np.ndarray, *, exif_orientation: bool = False) -> np.ndarray:
     if isinstance(encoded, np.ndarray):  # outside of a graph
         encoded = encoded.item()
     try:
         with PIL.Image.open(io.BytesIO(encoded)) as image:
-            return _in_8_bits(image)
+            pixels = _in_8_bits(image)
+            # A TIFF was turned when its pixels were loaded, and its tag is gone then.
+            orientation = image.getexif().get(_ORIENTATION, 1) if exif_orientation else 1
+            return _turned(pixels, orientation)
     except PIL.UnidentifiedImageError:  # its own text names an object in memory
         what = f"it begins with {encoded[:12]!r}" if encoded else "it is empty"
+        feature = _FEATURES.get(encoded[4:12])
+        if feature and not PIL.features.check(feature):
+            what = f"this Pillow, {PIL.__version__}, was built without {feature}; pip install -U pillow"
         raise ValueError(f"no known image format: {what}") from None
     except Exception as error:  # on damaged files Pillow raises nearly anything
         raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Like `_upright`, for numpy."""
+    pixels = pixels.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else pixels
+    pixels = pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+    return np.ascontiguousarray(pixels[::-1] if orientation in (3, 4, 7, 8) else pixels)
 
 
 def _in_8_bits(image: PIL.Image.Image) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What a source's `fetch` returns, as TensorFlow sees it, and how it becomes an image."""
 
+import functools
 from collections.abc import Callable
 
 from bt_jax.data.decode import decode
@@ -18,6 +19,6 @@ def pixels_of(source: IndexedSource) -> Callable[[tf.Tensor], tf.Tensor]:
     """The function from one such item to its image, (H, W, 3) uint8."""
     if isinstance(source, ArraySource):
         return lambda pixels: pixels
-    if isinstance(source, EncodedSource) and source.gives_paths:
-        return lambda path: decode(tf.io.read_file(path))
-    return decode
+    assert isinstance(source, EncodedSource)
+    turned = functools.partial(decode, exif_orientation=source.exif_orientation)
+    return (lambda path: turned(tf.io.read_file(path))) if source.gives_paths else turned

@@ -29,7 +29,7 @@ class Part(EncodedSource):
     def __init__(self, whole: EncodedSource, name: str, examples: np.ndarray, labels: np.ndarray):
         super().__init__(name, len(examples), whole.class_names, whole.notices)
         self._whole, self.examples, self.labels = whole, examples, labels
-        self.gives_paths = whole.gives_paths
+        self.gives_paths, self.exif_orientation = whole.gives_paths, whole.exif_orientation
 
     def _identity(self) -> Iterator[bytes]:
         yield f"{self._whole.fingerprint} {fingerprint(self.examples)}".encode()

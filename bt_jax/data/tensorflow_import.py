@@ -40,12 +40,19 @@ def _without_chatter() -> Iterator[None]:
 
 # Its oneDNN kernels round differently on different machines, and are no faster on small images.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# Its warnings show a traceback for each image that does not decode; the run names such images itself.
-if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets it to 1 where it is not set
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# Its warnings and errors have a traceback, or lines of the JPEG library, for each image that does not decode; the run names such
+# images itself, and what else goes wrong is raised. It reads its level here once; JAX and XLA keep theirs, and so do processes
+# that are started. JAX sets 1 where nothing is set.
+_LEVEL = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
+if _LEVEL in (None, "1"):
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 with _without_chatter():
     import tensorflow as tf
 
+    if _LEVEL is None:
+        del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+    else:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = _LEVEL
     try:
         for _kind in ("GPU", "TPU"):
             tf.config.set_visible_devices([], _kind)  # it would take all of their memory

@@ -21,13 +21,12 @@ def _files_need_a_place(source, data_dir):
     return None
 
 
-@contradiction("data.source", "data.labels", "data.test_fraction")
-def _labels_and_parts_are_of_folders(source, labels, test_fraction):
-    if source == "folder":
-        return None
-    name, value = ("labels", labels) if labels != "auto" else ("test_fraction", test_fraction)
-    if (labels, test_fraction) != ("auto", 0):
-        return f"data.{name} is {value!r}, but it is only for images in files, when data.source is 'folder'"
+@contradiction("data.source", "data.labels", "data.test_fraction", "data.exif_orientation")
+def _only_files_have_these(source, labels, test_fraction, exif_orientation):
+    given = {"labels": labels != "auto", "test_fraction": test_fraction != 0, "exif_orientation": exif_orientation}
+    if source != "folder" and any(given.values()):
+        names = " and ".join(f"data.{name}" for name, is_given in given.items() if is_given)
+        return f"{names} can be set only for images in files, when data.source is 'folder'"
     return None
 
 
@@ -150,7 +149,7 @@ DATA = Group(
     (
         _tfds_needs_a_name,
         _files_need_a_place,
-        _labels_and_parts_are_of_folders,
+        _only_files_have_these,
         _resize_before_the_crop,
         _only_embeddings_take_the_encoders_size,
     ),

@@ -175,9 +175,11 @@ class EncodedSource(IndexedSource):
 
     Attributes:
       gives_paths: whether `fetch` returns the names of files to be read, rather than their contents.
+      exif_orientation: whether images are turned as their EXIF data say.
     """
 
     gives_paths = False
+    exif_orientation = False
 
     def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """These examples, encoded or as file names, (n,) bytes objects, and their labels, (n,) int32."""

@@ -28,7 +28,7 @@ def make_source(config: ConfigDict, split: str) -> Source:
         images, labels = photograph_crops(split, size=crops.size, per_class=crops[f"{split}_per_class"])
         return ArraySource(f"crops of {len(PHOTOGRAPHS)} photographs, {split}", images, labels, tuple(PHOTOGRAPHS))
     if config.source == "folder":
-        return FolderSource(
+        source = FolderSource(
             config.data_dir,
             name,
             config.cache_bytes,
@@ -37,6 +37,8 @@ def make_source(config: ConfigDict, split: str) -> Source:
             labels=config.labels,
             test_fraction=config.test_fraction,
         )
+        source.exif_orientation = config.exif_orientation
+        return source
     if config.source == "arrays":
         return array_source(config.data_dir, name, split)
     if config.source == "tfds":

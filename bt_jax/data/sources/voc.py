@@ -124,7 +124,9 @@ def voc_source(config: ConfigDict, split: str) -> Source:
     """
     name = config[f"{split}_split"]
     if config.source == "folder":
-        return VocFolder(config.data_dir, name)
+        source = VocFolder(config.data_dir, name)
+        source.exif_orientation = config.exif_orientation
+        return source
     if config.source != "tfds":
         raise UserError(f"data.source is {config.source!r}; VOC comes from 'folder' (the official folders) or 'tfds'.")
     import_tfds()
