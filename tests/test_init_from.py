@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from recipes import small_method, spec_of
+from recipes import pair_method, small_method, spec_of
 
 from bt_jax import UserError
 from bt_jax.data.views.spec import ViewSpec
@@ -91,3 +91,19 @@ def test_what_does_not_fit_is_told(monkeypatch):
         UserError, match=r"init_from is 'f.pth', a resnet50 of width 64, .* fit .* resnet18 .* and \d+ more"
     ):
         start_from(config, fresh(small_method()))
+
+
+def test_a_target_network_starts_from_the_weights_too():
+    method = pair_method("byol")
+    trained = jax.device_get(fresh(method, seed=7))
+    heads = {"projector": {"params": trained.params["projector"],
+                           "batch_stats": trained.model_state["batch_stats"]["projector"]}}  # fmt: skip
+    before = fresh(method)
+    state, taken = with_weights(before, trained.encoder_variables(), heads)
+    assert taken == ("projector",)
+    for name in ("encoder", "projector"):
+        chex.assert_trees_all_equal(jax.device_get(state.method_state["target"][name]), trained.params[name])
+        statistics = jax.device_get(state.model_state["batch_stats"])
+        chex.assert_trees_all_equal(statistics["target"][name], statistics[name])
+    chex.assert_trees_all_equal(state.params["predictor"], before.params["predictor"])
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.device_get(state), jax.device_get(before))

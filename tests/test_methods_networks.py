@@ -20,6 +20,7 @@ from bt_jax.methods.networks import PairNetwork, collapse_in_words
 from bt_jax.models import ResNet, resnet
 from bt_jax.models.heads import MLPHead
 from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.tasks.export import export
 from bt_jax.tasks.pretrain import pretrain
 
 
@@ -104,7 +105,22 @@ def test_a_whole_run_resumes_to_the_same_bits(tmp_path, monkeypatch, capsys):
     assert whole.step == again.step == 8 and whole.sha256 == again.sha256
     chex.assert_trees_all_equal(whole.heads, again.heads)
     assert set(whole.heads) == set(pair_method(name).heads())
-    chex.assert_trees_all_equal(*(saved_state(tmp_path / folder) for folder in ("run", "again")))
+    states = [saved_state(tmp_path / folder) for folder in ("run", "again")]
+    chex.assert_trees_all_equal(*states)
+
+    online, target = (bt_jax.load_encoder(str(tmp_path / "run"), target=wanted) for wanted in (False, True))
+    chex.assert_trees_all_equal(online.variables["params"], states[0]["params"]["encoder"])
+    chex.assert_trees_all_equal(target.variables["params"], states[0]["method_state"]["target"]["encoder"])
+    statistics = states[0]["model_state"]["batch_stats"]
+    chex.assert_trees_all_equal(target.variables["batch_stats"], statistics["target"]["encoder"])
+    assert set(target.heads) == {"projector"} and "target network" in target.source and online.sha256 != target.sha256
+    wanted = config_lib.default("export")
+    wanted.init_from, wanted.export.target, wanted.export.program = str(tmp_path / "run"), True, False
+    assert export(wanted, str(tmp_path / "exported"))["sha256"] == target.sha256
+    with pytest.raises(
+        UserError, match="is not a run or one of its checkpoints, and only those can have a target network"
+    ):
+        bt_jax.load_encoder(str(tmp_path / "exported"), target=True)
 
 
 def saved_state(workdir):

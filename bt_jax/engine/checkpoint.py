@@ -289,7 +289,9 @@ def steps_on_disk(workdir: epath.Path) -> list[int]:
     return steps_in(workdir / "checkpoints")
 
 
-def restore_networks(workdir: epath.Path, encoder: Any, step: int | None = None) -> tuple[dict[str, Any], int]:
+def restore_networks(
+    workdir: epath.Path, encoder: Any, step: int | None = None, *, target: bool = False
+) -> tuple[dict[str, Any], int]:
     """The variables of a run's encoder and heads, from the newest readable checkpoint.
 
     Heads are read as they were saved, so the method that trained them is not needed. The workdir is not modified. Warns
@@ -298,6 +300,7 @@ def restore_networks(workdir: epath.Path, encoder: Any, step: int | None = None)
     Args:
       encoder: the shapes and dtypes that the encoder's variables must have, {"params": …, "batch_stats": …}.
       step: read this checkpoint and no other.
+      target: those of the method's target network, in `method_state["target"]` and under "target" in the batch statistics.
 
     Returns:
       ({"encoder": variables, head: variables, …}, the step), as arrays on the first local device. A network without batch
@@ -313,17 +316,18 @@ def restore_networks(workdir: epath.Path, encoder: Any, step: int | None = None)
     problem = ""
     for number in steps:
         try:
-            networks = _networks_in(absolute(folder) / str(number) / "state")
+            networks = _networks_in(absolute(folder) / str(number) / "state", target)
             wrong = shape_differences(encoder, networks.get("encoder", {}))
             if not wrong:
-                return _read_networks(folder, number, networks), number
+                return _read_networks(folder, number, networks, target), number
         except Exception as error:  # from JSON, tensorstore or the file system
             problem = problem or f"step {number}: {cause_of(error)}"
             if step is None:
                 warnings.warn(f"checkpoint {number} in {folder} cannot be read; trying the previous one", stacklevel=5)
             continue
         if "encoder" not in networks:
-            raise UserError(f"the checkpoint of step {number} in {folder} has no encoder.")
+            missing = "target network; only methods with one, such as byol, save it" if target else "encoder"
+            raise UserError(f"the checkpoint of step {number} in {folder} has no {missing}.")
         raise UserError(
             f"the checkpoint of step {number} in {folder} has another encoder than the run's config describes "
             f"({some(wrong)})."
@@ -331,35 +335,40 @@ def restore_networks(workdir: epath.Path, encoder: Any, step: int | None = None)
     raise UserError(f"none of the checkpoints in {folder} can be read ({problem}).")
 
 
-def _networks_in(state: epath.Path) -> dict[str, Any]:
+def _networks_in(state: epath.Path, target: bool) -> dict[str, Any]:
     """The shapes of the networks in a saved state, {name: {"params": …, "batch_stats": …}}, on the first local device."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     tree = ocp.PyTreeCheckpointHandler().metadata(state).tree
     tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
+    return _networks_of(tree, target)
+
+
+def _networks_of(tree: Any, target: bool) -> dict[str, Any]:
+    """The networks in the tree of a state, {name: {"params": …, "batch_stats": …}}; those without batch norm have only params."""
+    params = tree.get("method_state", {}).get("target", {}) if target else tree["params"]
     statistics = tree.get("model_state", {}).get("batch_stats", {})
-    networks = {}
-    for name, params in tree["params"].items():
-        if isinstance(params, dict):
-            networks[name] = {"params": params} | ({"batch_stats": statistics[name]} if statistics.get(name) else {})
-    return networks
+    statistics = statistics.get("target", {}) if target else statistics
+    return {
+        name: {"params": network} | ({"batch_stats": statistics[name]} if statistics.get(name) else {})
+        for name, network in params.items()
+        if isinstance(network, dict)
+    }
 
 
-def _read_networks(folder: epath.Path, step: int, networks: dict[str, Any]) -> dict[str, Any]:
+def _read_networks(folder: epath.Path, step: int, networks: dict[str, Any], target: bool) -> dict[str, Any]:
     """The arrays of `networks`, after checking their fingerprints."""
-    part: dict[str, Any] = {"params": {name: network["params"] for name, network in networks.items()}}
-    if saved := {name: n["batch_stats"] for name, n in networks.items() if "batch_stats" in n}:
-        part["model_state"] = {"batch_stats": saved}
+    params: dict[str, Any] = {name: network["params"] for name, network in networks.items()}
+    statistics: dict[str, Any] = {name: n["batch_stats"] for name, n in networks.items() if "batch_stats" in n}
+    part: dict[str, Any] = {"method_state": {"target": params}} if target else {"params": params}
+    if statistics:
+        part["model_state"] = {"batch_stats": {"target": statistics} if target else statistics}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         arguments = ocp.args.PyTreeRestore(
             item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
         )
         found = reader.restore(absolute(folder) / str(step) / "state", args=arguments)
     compare(_notes(folder, step).get("fingerprints", {}), fingerprints(found))
-    statistics = found.get("model_state", {}).get("batch_stats", {})
-    return {
-        name: {"params": params} | ({"batch_stats": statistics[name]} if name in statistics else {})
-        for name, params in found["params"].items()
-    }
+    return _networks_of(found, target)
 
 
 def config_text(workdir: epath.Path, step: int | None = None) -> str | None:

@@ -163,7 +163,7 @@ def host_images(images: Any) -> np.ndarray:
     return images.astype(images.dtype.newbyteorder("="), copy=False)
 
 
-def load_encoder(path: str) -> Encoder:
+def load_encoder(path: str, *, target: bool = False) -> Encoder:
     """The encoder of a run, of an export, or of weights from PyTorch.
 
     Args:
@@ -174,14 +174,15 @@ def load_encoder(path: str) -> Encoder:
         a .safetensors file, or a .pth from torch.save, with a state dict with torchvision's names: the official resnet50.pth
         and checkpoint.pth, files of the official evaluate.py, or of solo-learn and lightly, from which only the encoder is
         read (`source` says what was left out). No code in a .pth is run.
+      target: of a run with a target network (`byol`) that network's encoder, in place of the online one.
 
     Raises:
-      UserError: the path is none of these, or is damaged, incomplete or inconsistent.
+      UserError: the path is none of these, or is damaged, incomplete or inconsistent; it has no target network.
     """
-    return Encoder(read_weights(path))
+    return Encoder(read_weights(path, target=target))
 
 
-def read_weights(path: str) -> EncoderWeights:
+def read_weights(path: str, *, target: bool = False) -> EncoderWeights:
     """The weights for `load_encoder`; arguments and errors as there."""
     text = os.fspath(path)
     scheme = text.partition("://")[0] if "://" in text else ""
@@ -192,6 +193,8 @@ def read_weights(path: str) -> EncoderWeights:
             f"{text} is a URL, but weights are not downloaded from the web; save the file and use its path."
         )
     place = as_path(text, "init_from")
+    if target and ((place / "encoder.json").exists() or not place.is_dir()):
+        raise UserError(f"{place} is not a run or one of its checkpoints, and only those can have a target network.")
     if (place / "encoder.json").exists():
         return read_folder(place)
     if place.exists() and not place.is_dir():
@@ -213,11 +216,11 @@ def read_weights(path: str) -> EncoderWeights:
             f"{place} is not the workdir of a run; name {place.parent}, or a checkpoint, {place / str(steps[-1])}."
         )
     if place.parent.name == "checkpoints" and place.name.isdigit() and place.exists():
-        return _of_run(place.parent.parent, int(place.name))
-    return _of_run(place, None)
+        return _of_run(place.parent.parent, int(place.name), target)
+    return _of_run(place, None, target)
 
 
-def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
+def _of_run(workdir: epath.Path, step: int | None, target: bool) -> EncoderWeights:
     path = workdir / "config.json"
     try:
         # A checkpoint has the config too, in case it was copied without the rest of the workdir.
@@ -256,7 +259,7 @@ def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
         raise UserError(f"{path} is not the config of a run ({error}).") from None
     shapes = shapes or weights.shapes()
     try:
-        networks, step = checkpoint.restore_networks(workdir, shapes, step)
+        networks, step = checkpoint.restore_networks(workdir, shapes, step, target=target)
     except UserError:
         if config.task == "pretrain":
             raise
@@ -271,7 +274,11 @@ def _of_run(workdir: epath.Path, step: int | None) -> EncoderWeights:
         _check_config(config, saved, path, step)
     variables = networks.pop("encoder")
     return dataclasses.replace(
-        weights, variables=variables, heads=networks, step=step, source=f"step {step} of {workdir}"
+        weights,
+        variables=variables,
+        heads=networks,
+        step=step,
+        source=f"step {step} of {workdir}{', target network' if target else ''}",
     )
 
 

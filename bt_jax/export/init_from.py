@@ -53,6 +53,8 @@ def with_weights(
 ) -> tuple[TrainState, tuple[str, ...]]:
     """The state with an encoder's variables, and those of the heads that the state has too and that fit.
 
+    A target network (`Method`, `method_state`) gets the same.
+
     Args:
       encoder: {"params": …, "batch_stats": …} of host arrays, the same on all processes; likewise each of the heads.
 
@@ -69,13 +71,24 @@ def with_weights(
         for name, head in (heads or {}).items()
         if name in state.params and not shape_differences(_network(state, name), head)
     }
-    params, statistics = dict(state.params), dict(state.model_state["batch_stats"])
-    for name, network in {"encoder": encoder, **fitting}.items():
-        params[name] = jax.tree.map(_placed_as, params[name], network["params"])
-        if statistics.get(name):
-            statistics[name] = jax.tree.map(_placed_as, statistics[name], network["batch_stats"])
-    model_state = {**state.model_state, "batch_stats": statistics}
-    return dataclasses.replace(state, params=params, model_state=model_state), tuple(fitting)
+    networks, statistics = {"encoder": encoder, **fitting}, dict(state.model_state["batch_stats"])
+    params, method_state = _with(state.params, networks, "params"), state.method_state
+    if target := method_state.get("target") if isinstance(method_state, Mapping) else None:
+        method_state = {**method_state, "target": _with(target, networks, "params")}
+        statistics["target"] = _with(statistics["target"], networks, "batch_stats")
+    model_state = {**state.model_state, "batch_stats": _with(statistics, networks, "batch_stats")}
+    new = dataclasses.replace(state, params=params, model_state=model_state, method_state=method_state)
+    return new, tuple(fitting)
+
+
+def _with(trees: Mapping[str, Any], networks: Mapping[str, Tree], part: str) -> dict[str, Any]:
+    """`trees` with that part of the networks, where `trees` has arrays for it."""
+    new = {
+        name: jax.tree.map(_placed_as, trees[name], network[part])
+        for name, network in networks.items()
+        if trees.get(name)
+    }
+    return {**trees, **new}
 
 
 def _network(state: TrainState, name: str) -> Tree:

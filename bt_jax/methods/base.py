@@ -27,7 +27,9 @@ class Method(Protocol):
 
     - `params`: updated by the optimizer, with the encoder's under `params["encoder"]`;
     - `model_state`: updated by a forward pass, `{"batch_stats": {"encoder": …, …}}`;
-    - `method_state`: anything else that is carried from step to step (a target network, a queue, a bank), or {}.
+    - `method_state`: anything else that is carried from step to step (a queue, a bank), or {}. A target network's parameters
+      are in `method_state["target"]` and its statistics in `batch_stats["target"]`, by the names that they have for the
+      online network: then it can be exported, and starts from the weights of `init_from` too.
 
     All functions of arrays are traced by `jax.jit` and must be pure. A subclass must define only `name`, `metrics`, `build`,
     `encoder`, `view_groups`, `init` and `loss`; a class that is not a subclass must define every part.

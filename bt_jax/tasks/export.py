@@ -31,7 +31,7 @@ def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
             "of its checkpoints, or a .pth or .safetensors file."
         )
     wanted, folder = config.export, as_folder(workdir, "--workdir")
-    weights = read_weights(config.init_from)
+    weights = read_weights(config.init_from, target=wanted.target)
     see_sound(weights)
     description = write_folder(
         weights.without(name for name in weights.heads if not wanted.get(name, True)),

@@ -13,6 +13,9 @@ EXPORT = Group(
         "dtype": Field(
             "float32", one_of(("float32", "bfloat16")), "Type in which the weights are stored: float32 or bfloat16"
         ),
+        "target": Field(
+            False, anything, "Whether to export a run's target network (byol has one) in place of the online network"
+        ),
         "projector": Field(True, anything, "Whether to export the method's heads too, such as a projector"),
         "classifier": Field(True, anything, "Whether to export the classifier too, if there is one"),
         "safetensors": Field(
