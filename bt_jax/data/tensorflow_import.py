@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,19 @@ def _without_chatter() -> Iterator[None]:
                     console.warn(line.rstrip("\n"))
 
 
+@contextmanager
+def _without_keras() -> Iterator[None]:
+    """Holds back Keras, whose import is a third of TensorFlow's; `tf.keras` imports it when it is used."""
+    if "keras" in sys.modules:
+        yield
+        return
+    sys.modules["keras"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["keras"]
+
+
 # Its oneDNN kernels round differently on different machines, and are no faster on small images.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # Its warnings and errors have a traceback, or lines of the JPEG library, for each image that does not decode; the run names such
@@ -46,7 +60,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 _LEVEL = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
 if _LEVEL in (None, "1"):
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-with _without_chatter():
+with _without_chatter(), _without_keras():
     import tensorflow as tf
 
     if _LEVEL is None:

@@ -1,6 +1,7 @@
 """The parts of a training."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +71,10 @@ class Setup:
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings."""
+        return self._abstract_state
+
+    @functools.cached_property
+    def _abstract_state(self) -> TrainState:  # traces the networks, which takes a second
         return abstract_state(self.method, self.optimizer, self.batch_spec, self.mesh)
 
     def init_state(self) -> TrainState:

@@ -1,5 +1,8 @@
 """The source that a config names: the only module that knows all kinds."""
 
+import functools
+
+import numpy as np
 from ml_collections import ConfigDict
 
 from bt_jax.data.sources.arrays import array_source
@@ -25,7 +28,7 @@ def make_source(config: ConfigDict, split: str) -> Source:
         raise UserError(f"data.{split}_split is empty; name the {split} split, or set monitor.every_epochs to 0.")
     if config.source == "photographs":
         crops = config.photographs
-        images, labels = photograph_crops(split, size=crops.size, per_class=crops[f"{split}_per_class"])
+        images, labels = _photographs(split, crops.size, crops[f"{split}_per_class"])
         return ArraySource(f"crops of {len(PHOTOGRAPHS)} photographs, {split}", images, labels, tuple(PHOTOGRAPHS))
     if config.source == "folder":
         source = FolderSource(
@@ -64,3 +67,11 @@ def test_source(config: ConfigDict, train: Source) -> Source | None:
         if need_not:
             return None
     return make_source(config, "test")
+
+
+@functools.lru_cache(maxsize=2)
+def _photographs(split: str, size: int, per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """The crops, which a run and its evaluations share."""
+    images, labels = photograph_crops(split, size=size, per_class=per_class)
+    images.flags.writeable = labels.flags.writeable = False
+    return images, labels
