@@ -232,6 +232,7 @@ def test_wrong_values(name, value, expected):
         ),
         ({"mixed": 1.0, "normalization": "none"}, "goes with the whole loss only, but barlow_twins.normalization is"),
         ({"mesh.model": 3, "projector": (9,), "predictor": (8, 9)}, "must divide each of barlow_twins.predictor, 8-9"),
+        ({"optimizer.rates": "paper", "optimizer.scaling": "sqrt"}, "optimizer.scaling is 'sqrt', but the rates of"),
         ({"mesh.model": 2, "projector": ()}, "mesh.model is 2, but barlow_twins.projector is empty, so that"),
     ],
 )

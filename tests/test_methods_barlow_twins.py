@@ -223,6 +223,7 @@ def test_description(fields, lines):
     found = built(**fields).describe(256)
     for title, text in lines.items():
         assert found[title].startswith(text), found
+    assert all(len(line) <= 110 for text in found.values() for line in text.splitlines())
     assert "note" not in found
 
 
@@ -231,8 +232,12 @@ def test_a_batch_that_is_small_for_its_embeddings():
     method = built()
     assert "note" not in method.describe(8) and suited_width(8) == 128
     note = method.describe(7)["note"]
-    assert "batch_size is 7, less than 1/64 of the 512 columns" in note
-    assert "projector='(64,64,64)'" in note and "--config.optimizer.rates=paper" in note
+    assert "batch_size is 7, less than 1/64 of the embeddings' 512 columns" in note
+    assert (
+        "projector='(64,64,64)'" in note
+        and max(map(len, note.splitlines())) <= 110
+        and "--config.optimizer.rates=paper" in note
+    )
     assert [suited_width(n) for n in (2, 100, 128, 512, 4096)] == [32, 1024, 2048, 8192, 8192]
 
 

@@ -55,6 +55,20 @@ def test_lars_of_simclr_is_described():
     assert float(optimizer.schedules["weights"](10)) == pytest.approx(4.8)
 
 
+def test_the_papers_rates_are_described():
+    """The rates of the fields are not used; a size outside of the paper's table says so."""
+    config = config_lib.default().optimizer
+    config.update(rates="paper", learning_rate_weights=9.0)
+    optimizer = make_optimizer(config, Facts(num_examples=4096, num_classes=10, batch_size=256, epochs=20))
+    assert optimizer.description == (
+        "weights 0.4 = 0.4 × 256/256, biases 0.0096 = 0.0096 × 256/256,\nthe paper's for a batch of 256,\n"
+        "gradients divided by 1; warm-up 10 epochs, then cosine"
+    )
+    assert float(optimizer.schedules["weights"](160)) == pytest.approx(0.4)
+    small = make_optimizer(config, Facts(num_examples=4096, num_classes=10, batch_size=32, epochs=20))
+    assert "weights 0.125 = 1 × 32/256" in small.description and "which it has not tried" in small.description
+
+
 def test_sgd_with_one_rate():
     """Linear warm-up to the peak, then steps at their epochs; the rate is for a batch of 256."""
     optimizer = make_optimizer(SGD, FACTS)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax.optim.schedules import by_epoch, scaled_rate, warmup_cosine
+from bt_jax.optim.schedules import by_epoch, paper_rates, scaled_rate, warmup_cosine
+from configs.resnet50_imagenet_batch_size import LEARNING_RATES
 
 
 def test_golden_schedule(golden):
@@ -78,3 +79,14 @@ def test_by_epoch_refuses(change, sentence):
     settings = {"steps_per_epoch": 1, "epochs": 2, "schedule": "cosine", "decay_epochs": (), "decay_factor": 0.1}
     with pytest.raises(ValueError, match=sentence):
         by_epoch(0.1, **settings | change)
+
+
+def test_rates_of_the_paper():
+    """Its table, a geometric mean halfway between two sizes, and its ends beyond; 0.0048 for biases at 2048."""
+    for batch_size, rate in LEARNING_RATES.items():
+        assert paper_rates(batch_size)["weights"] == pytest.approx(rate, rel=1e-5)
+    assert paper_rates(2048) == {"weights": 0.2, "biases": 0.0048}
+    assert paper_rates(362)["weights"] == pytest.approx(np.sqrt(0.4 * 0.3), rel=1e-3)
+    assert [paper_rates(n)["weights"] for n in (2, 64, 8192)] == [1.0, 1.0, 0.2]
+    rates = [paper_rates(n)["weights"] for n in range(32, 5000, 7)]
+    assert (np.diff(rates) <= 0).all()

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import types
 
 import chex
 import jax
@@ -204,6 +205,39 @@ def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, c
         assert found[0] == expected[0] == STEPS
         chex.assert_trees_all_equal(found[1], expected[1])
         assert [(r["step"], r["loss"]) for r in records(workdir) if "loss" in r] == losses
+
+
+def test_mixed_images_are_the_same_after_a_restart(small_run, tmp_path, cut, monkeypatch):
+    """Their order and share follow from (seed, step): a killed run of Mixed Barlow Twins resumes to the same bits."""
+    mixed = lambda config, facts, mesh: dataclasses.replace(small_method(mesh), mixed=4.0)  # noqa: E731
+    monkeypatch.setattr(task, "make_method", mixed)
+    small_run.monitor.every_epochs = 0
+    task.pretrain(small_run, str(tmp_path / "whole"))
+    shown = [(r["loss"], r["mixed"]) for r in records(tmp_path / "whole") if "loss" in r]
+    cut(4, killed)
+    with pytest.raises(Killed):
+        task.pretrain(small_run, str(tmp_path / "killed"))
+    cut(None)
+    task.pretrain(small_run, str(tmp_path / "killed"))
+    runs = [final_parameters(small_run, tmp_path / name) for name in ("whole", "killed")]
+    chex.assert_trees_all_equal(*runs)
+    assert [(r["loss"], r["mixed"]) for r in records(tmp_path / "killed") if "loss" in r] == shown
+
+
+def test_a_look_that_shows_overfitting():
+    """A note with the method's advice; all of it follows from the history, which a checkpoint has too."""
+    history = [{"step": 10 * e, "epoch": e, "loss": 99.0 - e, "knn_accuracy": 0.9 - 0.1 * e} for e in range(1, 3)]
+    history = [{"step": 0, "epoch": 0, "knn_accuracy": 0.2}, *history]
+    method = small_method()
+    setup = types.SimpleNamespace(facts=types.SimpleNamespace(steps_per_epoch=10), method=method)
+    run = types.SimpleNamespace(setup=setup, reporter=types.SimpleNamespace(history=lambda: history))
+    measures = {"knn_accuracy": 0.6, "rankme": 2.0, "dead_features": 0}
+    monitor = types.SimpleNamespace(report=lambda _: measures, source=range(1000))
+    look = task._looker(config_lib.default(), run, monitor)
+    said = look(types.SimpleNamespace(encoder_variables=lambda: None), 30).sentence
+    assert "kNN accuracy has fallen by 20.0 points since epoch 1, while the loss fell from 98 to 97.5" in said
+    assert method.overfitting_advice in said and "barlow_twins.mixed=4" in said
+    assert all(len(line) <= 120 for line in said.splitlines())
 
 
 def test_views_made_on_the_device(small_run, tmp_path, monkeypatch, capsys):

@@ -89,9 +89,7 @@ class BarlowTwins(Method):
     short_names: ClassVar[Mapping[str, str]] = {"on_diagonal": "on", "off_diagonal": "off"}
     alignment: ClassVar[tuple[str, int, int]] = ("pair", 0, 1)
     advice: ClassVar[str] = "Lower optimizer.learning_rate_weights, or lengthen optimizer.warmup_epochs."
-    overfitting_advice: ClassVar[str] = (
-        "train for fewer epochs, keep the best checkpoints (checkpoint.keep_best), or raise barlow_twins.mixed, for example to 4"
-    )
+    overfitting_advice: ClassVar[str] = "train for fewer epochs, set checkpoint.keep_best, or try barlow_twins.mixed=4"
 
     @classmethod
     def build(
@@ -211,9 +209,9 @@ class BarlowTwins(Method):
         if batch_size < width / 64:
             suited = suited_width(batch_size)
             lines["note"] = (
-                f"batch_size is {batch_size}, less than 1/64 of the {width} columns of the embeddings, where the paper's "
-                f"accuracy falls\n(by 2 points at 128 images and 8192 columns); use a larger batch, or a projector of {suited} "
-                f"columns\n(--config.barlow_twins.projector='({suited},{suited},{suited})'), and --config.optimizer.rates=paper"
+                f"batch_size is {batch_size}, less than 1/64 of the embeddings' {width} columns, where the paper's accuracy falls\n"
+                f"(by 2 points at 128 images and 8192 columns); use a larger batch, or a projector of {suited} columns\n"
+                f"(--config.barlow_twins.projector='({suited},{suited},{suited})'), and --config.optimizer.rates=paper"
             )
         return lines
 
@@ -228,7 +226,7 @@ class BarlowTwins(Method):
             formula = ", D(1+1/N)+λD(D-1)/N"
         if mixed:
             start += mixed * expected_mixed_at_start(n, width)
-            formula += "+λ_reg λ(10D²/3N+D/3)"
+            formula += "\n+λ_reg λ(10D²/3N+D/3)"
         text = f"about {start:.1f} for unrelated views{formula}"
         if floor is not None:
             why = ", as rank(C) ≤ N-1" if self.ablation == NO_ABLATION else ""

@@ -50,6 +50,8 @@ class Method(Protocol):
       alignment: a group and two of its views, for the monitor's alignment and uniformity; None if no two views show the
         same image.
       advice: what to change if the loss is not finite, a whole sentence.
+      overfitting_advice: what to do if the accuracy falls while the loss falls, the rest of a sentence that begins with "to
+        cure that, ".
     """
 
     if TYPE_CHECKING:  # read-only; at run time a dataclass would take a property for its field's default
@@ -67,6 +69,7 @@ class Method(Protocol):
     needs_stable_examples: ClassVar[bool] = False
     alignment: ClassVar[tuple[str, int, int] | None] = None
     advice: ClassVar[str] = "Lower the learning rates in optimizer, or lengthen optimizer.warmup_epochs."
+    overfitting_advice: ClassVar[str] = "train for fewer epochs, or set checkpoint.keep_best"
 
     config_group: ClassVar[str]
     fields: ClassVar[Mapping[str, Field]]

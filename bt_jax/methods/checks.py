@@ -107,6 +107,7 @@ _ATTRIBUTES = {
     "needs_stable_examples": (lambda v: isinstance(v, bool), "True or False"),
     "alignment": (_alignment, "None or (group, view, view)"),
     "advice": (lambda v: isinstance(v, str), "a string"),
+    "overfitting_advice": (lambda v: isinstance(v, str), "a string"),
 }
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from bt_jax.facts import Facts
 from bt_jax.optim.lars import lars
-from bt_jax.optim.schedules import by_epoch, scaled_rate, warmup_cosine
+from bt_jax.optim.schedules import by_epoch, paper_rates, scaled_rate, warmup_cosine
 from bt_jax.optim.sgd import sgd
 
 
@@ -60,7 +60,7 @@ def make_optimizer(settings: ConfigDict | Mapping[str, Any], facts: Facts) -> Op
     so its gradient is that of the global batch divided by W, which is 16 in the run with 73.5 %; here it is the true gradient.
     For weights the trust ratio cancels a constant factor, but it changes the step of 1-D parameters, and the proportion of
     weight decay in u. To reproduce that run, set gradient_divisor = 16; otherwise it is 1, and learning_rate_biases and
-    weight_decay have their usual meaning. `rate_in_momentum` and `scaling` are explained in `lars` and `scaled_rate`.
+    weight_decay have their usual meaning. With `rates` "paper" both rates are those of `paper_rates`. `rate_in_momentum` and `scaling` are explained in `lars` and `scaled_rate`.
 
     sgd: PyTorch's, with one learning rate for all parts, or one for each of `learning_rates`.
 
@@ -85,7 +85,10 @@ def _hashable(value: Any) -> Any:
 
 
 def _lars(fields: dict[str, Any], facts: Facts):
+    from_paper = fields.get("rates", "given") == "paper"
     rates = {kind: fields[f"learning_rate_{kind}"] for kind in ("weights", "biases")}
+    if from_paper:
+        rates = paper_rates(facts.batch_size)
     schedules = {
         kind: warmup_cosine(
             base_rate,
@@ -110,6 +113,10 @@ def _lars(fields: dict[str, Any], facts: Facts):
     if divisor != 1:
         transformation = optax.chain(optax.scale(1 / divisor), transformation)
     words = ", ".join(f"{kind} {_scaled(rate, facts, fields.get('scaling', 'linear'))}" for kind, rate in rates.items())
+    if from_paper:
+        words += f",\nthe paper's for a batch of {facts.batch_size}" + (
+            ", which it has not tried" * (not 128 <= facts.batch_size <= 4096)
+        )
     description = f"{words},\ngradients divided by {divisor:g}; warm-up {fields['warmup_epochs']} epochs, then cosine"
     if fields.get("rate_in_momentum", False):
         description += "; the rate enters the momentum"

@@ -25,6 +25,25 @@ def scaled_rate(base_rate: float, batch_size: int, scaling: str = "linear") -> f
     return base_rate * batch_size / 256 if scaling == "linear" else base_rate * math.sqrt(batch_size / 256)
 
 
+# The best learning rate of weights for a batch size, in units for a batch of 256. 64 is the authors' guess "from the table".
+PAPER_RATES = {64: 1.0, 128: 0.7, 256: 0.4, 512: 0.3, 1024: 0.25, 2048: 0.2, 4096: 0.2}
+PAPER_BIASES = 0.024  # the rate of biases as a fraction of that: 0.0048 for 2048, the default of the official main.py
+
+
+def paper_rates(batch_size: int) -> dict[str, float]:
+    """The learning rates of "weights" and "biases" that suit Barlow Twins with LARS, for `warmup_cosine`.
+
+    Between the sizes of the table, rates are interpolated linearly in log rate over log batch size; below 64 and above 4096
+    they stay at the ends of the table.
+
+    Source: facebookresearch/barlowtwins, issue 7, the authors' table for 300 epochs, behind the paper's Figure 2. The program
+    then had one rate and `--scale-loss 0.024`, which for biases is a rate of 0.024 times that of the weights.
+    """
+    sizes, rates = np.log(list(PAPER_RATES)), np.log(list(PAPER_RATES.values()))
+    weights = round(float(np.exp(np.interp(math.log(batch_size), sizes, rates))), 6)
+    return {"weights": weights, "biases": round(PAPER_BIASES * weights, 8)}
+
+
 def warmup_cosine(
     base_rate: float,
     *,

@@ -31,6 +31,7 @@ from bt_jax.engine.session import session
 from bt_jax.engine.setup import Setup
 from bt_jax.engine.state import TrainState
 from bt_jax.evaluation.monitor import FeatureMonitor, KnnMonitor
+from bt_jax.evaluation.overfitting import overfitting
 from bt_jax.evaluation.pairs import Pairs
 from bt_jax.export.init_from import start_from
 from bt_jax.facts import Facts
@@ -72,7 +73,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
                 run.reporter.say(summary(config, setup, run.start))
                 if monitor is not None and monitor.words:
                     run.reporter.say(f"note      {monitor.words}")
-                state = run_steps(run, None if monitor is None else _looker(config, setup, monitor))
+                state = run_steps(run, None if monitor is None else _looker(config, run, monitor))
                 run.finish()
                 result = _result(config, run, monitor) | _neighbours(config, run, monitor, state)
                 run.reporter.say(farewell(setup, result))
@@ -173,7 +174,9 @@ def _pairs(config: ConfigDict, method: Method, source: Source, mesh: Mesh) -> Pa
     )
 
 
-def _looker(config: ConfigDict, setup: Setup, monitor: FeatureMonitor) -> Callable[..., Look]:
+def _looker(config: ConfigDict, run: Run, monitor: FeatureMonitor) -> Callable[..., Look]:
+    setup = run.setup
+
     def look(state, step) -> Look:
         found = monitor.report(state.encoder_variables())
         start = "before training" if config.init_from else "untrained"
@@ -182,6 +185,9 @@ def _looker(config: ConfigDict, setup: Setup, monitor: FeatureMonitor) -> Callab
         rank = f"RankMe {found['rankme']:.1f} of {setup.method.encoder.num_features}"
         if "knn_accuracy" in found:
             sentence, score = f"kNN accuracy {found['knn_accuracy']:.1%} {when}; {rank}{dead}", found["knn_accuracy"]
+            classified = min(len(monitor.source), config.monitor.test_examples)
+            if words := overfitting(run.reporter.history(), step, score, classified):
+                sentence += f"\nnote      {words};\n          to cure that, {setup.method.overfitting_advice}"
         else:
             geometry = [f"{name} {found[name]:.3f}" for name in ("alignment", "uniformity") if name in found]
             sentence, score = f"{rank}{dead} {when}{geometry and '; '}{', '.join(geometry)}", found["rankme"]

@@ -1,8 +1,20 @@
 """LARS with warm-up and cosine decay, as in the official code."""
 
-from bt_jax.config.field import Field, Group
+from bt_jax.config.field import Field, Group, contradiction
 from bt_jax.config.optimizers.shared import longer_than_its_warmup, name_field
 from bt_jax.config.rules import above_zero, anything, at_least, below_one, between, one_of
+
+
+@contradiction("optimizer.rates", "optimizer.scaling", "method")
+def _rates_of_the_paper(rates, scaling, method):
+    if rates != "paper":
+        return None
+    if scaling != "linear":
+        return f"optimizer.scaling is {scaling!r}, but the rates of optimizer.rates='paper' go with 'linear'"
+    if method != "barlow_twins" and ":" not in method:  # a user's own method may be a variant of it
+        return f"optimizer.rates is 'paper', but those are rates of Barlow Twins, and the method is {method!r}"
+    return None
+
 
 GROUP = Group(
     "optimizer",
@@ -18,6 +30,12 @@ GROUP = Group(
             0.0048,
             at_least(0, float),
             "Peak learning rate of 1-D parameters (biases, batch-norm scales) for a batch of 256, scaled likewise",
+        ),
+        "rates": Field(
+            "given",
+            one_of(("given", "paper")),
+            "Whether learning rates are the two above (given), or those that Barlow Twins' authors found best for the batch "
+            "(paper: interpolated, and printed at the start)",
         ),
         "scaling": Field(
             "linear",
@@ -40,5 +58,5 @@ GROUP = Group(
             "Divides the gradient; to match an official run, its number of GPUs, by which the official code divides",
         ),
     },
-    (longer_than_its_warmup,),
+    (longer_than_its_warmup, _rates_of_the_paper),
 )
