@@ -195,13 +195,13 @@ def test_weights_at_the_start_are_those_without_ablations():
             jax.tree.map(np.testing.assert_array_equal, found[head], usual[head])
 
 
-def built(batch_size=256, **fields):
+def built(batch_size=256, mesh=None, **fields):
     config = config_lib.default()
     config.data.update(source="photographs")
     config.model.update(arch="resnet18", width=8)
     config.barlow_twins.update({"projector": (512, 512, 512), **fields})
     config_lib.check(config)
-    return make_method(config, Facts(4096, 3, batch_size, 12), None)
+    return make_method(config, Facts(4096, 3, batch_size, 12), mesh)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def built(batch_size=256, **fields):
         ({"terms": "redundancy"}, {"ablation": "only the redundancy term", "loss": "about 5.2 for unrelated views"}),
         ({"normalization": "none"}, {"ablation": "embeddings only centred", "loss": "at the start it depends on"}),
         (
-            {"loss": "cross_entropy", "predictor": (64, 512), "stop_gradient": True},
+            {"loss": "cross_entropy", "predictor": (64,), "stop_gradient": True},
             {"ablation": "cross-entropy with temperature 0.1; no gradient through view b; predictor 64-512"},
         ),
         ({"projector": ()}, {"projector": "none; the embeddings are the 64 features"}),
@@ -246,7 +246,7 @@ def test_loss_flops():
     n, d = 256, 512
     usual = min(8 * n * n * d, 6 * n * d * d)
     assert built().loss_flops(n) == usual
-    assert built(predictor=(64, 512), symmetrized=True).loss_flops(n) == 2 * usual
+    assert built(predictor=(64,), symmetrized=True).loss_flops(n) == 2 * usual
     assert built(mixed=1.0).loss_flops(n) == 3 * usual
     assert built(loss="cross_entropy").loss_flops(n) == 6 * n * d * d
 
@@ -263,6 +263,7 @@ def test_layers_of_the_predictor_are_split_in_turns():
     assert set(method.heads()) == {"projector", "predictor"}
 
 
-def test_a_predictor_of_another_width_than_the_features():
-    with pytest.raises(UserError, match=r"predictor is 32-63, but its last width must be the embedding's, 64\."):
-        built(projector=(), predictor=(32, 63))
+def test_a_model_axis_that_does_not_divide_the_features():
+    mesh = mesh_lib.make_mesh(ConfigDict({"data": 2, "model": 3}), jax.devices()[:6])
+    with pytest.raises(UserError, match=r"mesh.model is 3, but must divide the width of the embeddings, 64\."):
+        built(mesh=mesh, projector=(), predictor=(33,))

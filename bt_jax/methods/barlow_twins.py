@@ -96,12 +96,11 @@ class BarlowTwins(Method):
         cls, settings: ConfigDict, *, encoder: nn.Module, inputs: Inputs, facts: Facts, mesh: Mesh | None
     ) -> "BarlowTwins":
         del facts
-        sizes, predictor = tuple(settings.projector), tuple(settings.predictor)
+        sizes, hidden = tuple(settings.projector), tuple(settings.predictor)
         width = sizes[-1] if sizes else encoder.num_features
-        if predictor and predictor[-1] != width:
-            raise UserError(
-                f"barlow_twins.predictor is {'-'.join(map(str, predictor))}, but its last width must be the embedding's, {width}."
-            )
+        split = 1 if mesh is None else mesh.shape.get(mesh_lib.MODEL_AXIS, 1)
+        if width % split:
+            raise UserError(f"mesh.model is {split}, but must divide the width of the embeddings, {width}.")
         return cls(
             encoder=encoder,
             projector=Projector(sizes, dtype=inputs.dtype, batch_norm=settings.projector_batch_norm),
@@ -111,7 +110,7 @@ class BarlowTwins(Method):
             views=(ViewSpec(**settings.view_a), ViewSpec(**settings.view_b)),
             mesh=mesh,
             ablation=Ablation(**{field.name: settings[field.name] for field in dataclasses.fields(Ablation)}),
-            predictor=Projector(predictor, dtype=inputs.dtype) if predictor else None,
+            predictor=Projector((*hidden, width), dtype=inputs.dtype) if hidden else None,
             stop_gradient=settings.stop_gradient,
             symmetrized=settings.symmetrized,
             mixed=settings.mixed,

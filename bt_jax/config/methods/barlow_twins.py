@@ -19,13 +19,6 @@ def _layers_split_evenly(split, projector, predictor):
     return None
 
 
-@contradiction("barlow_twins.projector", "barlow_twins.predictor")
-def _predictor_ends_with_the_embeddings_width(projector, predictor):
-    if projector and predictor and predictor[-1] != projector[-1]:
-        return f"barlow_twins.predictor is {_widths(predictor)}, but its last width must be the embedding's, {projector[-1]}"
-    return None
-
-
 @contradiction("barlow_twins.projector", "barlow_twins.projector_batch_norm")
 def _norms_are_between_layers(projector, batch_norm):
     if not batch_norm and len(projector) < 2:
@@ -141,7 +134,8 @@ METHOD = MethodFields(
             "predictor": Field(
                 (),
                 positive_integers_or_none,
-                "Ablation: widths of the layers of a predictor on the embeddings of view a, such as (8192, 8192); empty for none",
+                "Ablation: widths of the hidden layers of a predictor on the embeddings of view a, (8192,) in the paper; its output "
+                "is as wide as the embedding; empty for none",
             ),
             "symmetrized": Field(
                 False,
@@ -153,7 +147,6 @@ METHOD = MethodFields(
         },
         (
             _layers_split_evenly,
-            _predictor_ends_with_the_embeddings_width,
             _norms_are_between_layers,
             _roles_differ,
             _terms_have_a_weight,
