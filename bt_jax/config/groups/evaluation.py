@@ -1,7 +1,7 @@
 """Fields and conditions that evaluations of an encoder share."""
 
 from bt_jax.config.field import Field, Group, contradiction
-from bt_jax.config.rules import at_least, below_one, between, one_of, rising_above_zero
+from bt_jax.config.rules import anything, at_least, below_one, between, one_of, rising_above_zero
 
 
 @contradiction("task", "init_from")
@@ -47,6 +47,7 @@ SGD = Group(
             0.005, at_least(0, float), "Initial learning rate of the encoder when it is fine-tuned, scaled likewise"
         ),
         "momentum": Field(0.9, below_one, "Momentum"),
+        "nesterov": Field(False, anything, "Whether to use Nesterov momentum"),
         "weight_decay": Field(1e-6, at_least(0, float), "Weight decay of all trained parameters"),
         "schedule": Field(
             "cosine", one_of(("cosine", "steps")), "How learning rates fall, epoch by epoch: cosine to 0, or steps"
