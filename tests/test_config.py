@@ -112,6 +112,33 @@ def test_recipes_of_the_other_papers():
     assert tuple(vicreg.projector) == (8192, 8192, 8192) and (vicreg.view.blur, vicreg.view.solarize) == (0.5, 0.1)
 
 
+def test_fine_tuning_by_each_papers_protocol():
+    """Batch, epochs, rates of encoder and head, Nesterov, schedule; and a word for what is not known."""
+    from configs.semi_supervised_imagenet import get_config
+
+    expected = {
+        "1percent": (256, 20, 0.005, 0.5, False, "cosine"),
+        "10percent": (256, 20, 0.002, 0.5, False, "steps"),
+        "1percent,simclr": (4096, 60, 0.05, 0.05, True, "cosine"),
+        "10percent,simclr": (4096, 30, 0.05, 0.05, True, "cosine"),
+        "10percent,byol": (1024, 30, 0.02, 0.02, True, "cosine"),
+        "1percent,vicreg": (256, 20, 0.03, 0.08, False, "cosine"),
+        "10percent,vicreg": (256, 20, 0.01, 0.1, False, "cosine"),
+    }
+    for argument, numbers in expected.items():
+        config = get_config(argument)
+        config_lib.check(config)
+        sgd = config.sgd
+        rates = (sgd.learning_rate_encoder, sgd.learning_rate_head, sgd.nesterov, sgd.schedule)
+        assert (config.batch_size, config.epochs, *rates) == numbers, argument
+        assert sgd.weight_decay == 0 and sgd.momentum == 0.9
+    for wrong in ("2percent", "1percent,moco"):
+        with pytest.raises(
+            UserError, match=f":{wrong} is not known; it takes 1percent or 10percent, and after a comma"
+        ):
+            get_config(wrong)
+
+
 def test_official_recipe():
     """The numbers of the official main.py and of the paper's section 2.2."""
     from configs.resnet50_imagenet import get_config

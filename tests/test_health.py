@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bt_jax.evaluation.health import alignment, health, is_dead, mean_correlation, rankme, uniformity
+from bt_jax.evaluation.health import alignment, health, is_dead, mean_correlation, rank_in_words, rankme, uniformity
 
 
 def features(n=80, f=12, seed=0):
@@ -79,3 +79,13 @@ def test_bad_pairs():
         alignment(np.ones((2, 3)), np.ones((3, 3)))
     with pytest.raises(ValueError, match="needs at least 2"):
         uniformity(np.ones((1, 3)))
+
+
+def test_rank_in_words():
+    """Below 2, or 1 % of a wide feature vector, however it came about; a random encoder is far from it."""
+    assert rank_in_words(1.7, 128).startswith("the features have collapsed to about 1.7 of 128 dimensions")
+    assert rank_in_words(19.0, 2048) and not rank_in_words(2.1, 128) and not rank_in_words(25.0, 2048)
+    direction = np.random.default_rng(0).standard_normal(64)
+    same = 3 + np.outer(np.random.default_rng(1).standard_normal(100), direction) * 1e-4
+    assert rank_in_words(rankme(same), 64)
+    assert not rank_in_words(rankme(np.random.default_rng(2).standard_normal((100, 64))), 64)

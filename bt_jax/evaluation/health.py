@@ -109,6 +109,16 @@ def health(features: np.ndarray, views: tuple[np.ndarray, np.ndarray] | None = N
     return found
 
 
+def rank_in_words(rank: float, width: int) -> str:
+    """A sentence if a RankMe of features (n, F = `width`) shows a collapse, less than 2 or 1 % of F; else ""."""
+    if rank >= max(2, width / 100):
+        return ""
+    return (
+        f"the features have collapsed to about {rank:.1f} of {width} dimensions; lower the learning rate, and see whether the "
+        "views and the loss's terms are what they should be"
+    )
+
+
 def _unit(z: np.ndarray) -> np.ndarray:
     return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
 

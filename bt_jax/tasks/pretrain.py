@@ -30,6 +30,7 @@ from bt_jax.engine.run import Run, started
 from bt_jax.engine.session import session
 from bt_jax.engine.setup import Setup
 from bt_jax.engine.state import TrainState
+from bt_jax.evaluation.health import rank_in_words
 from bt_jax.evaluation.monitor import FeatureMonitor, KnnMonitor
 from bt_jax.evaluation.overfitting import overfitting
 from bt_jax.evaluation.pairs import Pairs
@@ -191,6 +192,8 @@ def _looker(config: ConfigDict, run: Run, monitor: FeatureMonitor) -> Callable[.
         else:
             geometry = [f"{name} {found[name]:.3f}" for name in ("alignment", "uniformity") if name in found]
             sentence, score = f"{rank}{dead} {when}{geometry and '; '}{', '.join(geometry)}", found["rankme"]
+        if step and (warning := rank_in_words(found["rankme"], setup.method.encoder.num_features)):
+            sentence += f"\n{warning}"
         return Look(record=found, sentence=sentence, score=score)
 
     return look
