@@ -25,9 +25,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from bt_jax.losses.pairs import DATA_AXIS, checked_pair, data_devices, product
+
 FORMS = ("auto", "correlation", "gram")
 EPS = 1e-5  # under the root, as in torch's BatchNorm1d(affine=False) in the official main.py
-DATA_AXIS = "data"
 
 # FLOPs of float32 products at precision "highest" in the time that the links need for one byte: 33 TFLOP/s over 200 GB/s
 # on TPU v5e, 46 over 300 on TPU v4, 67 over 450 on H100. All are near 150.
@@ -78,7 +79,7 @@ def barlow_twins_loss(
       ValueError: embeddings of the wrong rank, of unequal shapes, not floating-point, with fewer than two rows, or with
         rows that do not divide along the mesh; an unknown form; a mesh without an axis "data".
     """
-    on, off = on_and_off_diagonal(*checked(z_a, z_b), form=form, mesh=mesh)
+    on, off = on_and_off_diagonal(*checked_pair(z_a, z_b), form=form, mesh=mesh)
     return on + jnp.asarray(lambd, on.dtype) * off, {"on_diagonal": on, "off_diagonal": off}
 
 
@@ -88,7 +89,7 @@ def on_and_off_diagonal(
     """The two parts of the loss, Σ_i (C_ii - 1)² and Σ_{i≠j} C_ij², both ().
 
     Args:
-      z_a, z_b: from `checked`.
+      z_a, z_b: from `checked_pair`.
       normalise: in place of `standardise`.
 
     Raises:
@@ -97,7 +98,7 @@ def on_and_off_diagonal(
     if form not in FORMS:
         raise ValueError(f"form is {form!r}, but must be one of {', '.join(map(repr, FORMS))}.")
     n, d = z_a.shape
-    devices = 1 if mesh is None else _data_devices(mesh, n)
+    devices = 1 if mesh is None else data_devices(mesh, n)
     if form == "auto":
         form = choose_form(n, d, devices)
     normalise = normalise or standardise
@@ -120,7 +121,7 @@ def cross_correlation(z_a: jax.Array, z_b: jax.Array) -> jax.Array:
     Raises:
       ValueError: as `barlow_twins_loss` does.
     """
-    z_a, z_b = checked(z_a, z_b)
+    z_a, z_b = checked_pair(z_a, z_b)
     return product("nd,ne->de", standardise(z_a), standardise(z_b)) / z_a.shape[0]
 
 
@@ -152,42 +153,6 @@ def loss_floor(n: int, d: int, lambd: float) -> float:
     """
     r, m = min(d, n - 1), min(lambd, 1.0)
     return d * m * (d - r) / (r + m * (d - r))
-
-
-def checked(z_a: jax.Array, z_b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two views' embeddings as arrays of one dtype.
-
-    Raises:
-      ValueError: for the embeddings, as `barlow_twins_loss` does.
-    """
-    z_a, z_b = jnp.asarray(z_a), jnp.asarray(z_b)
-    for name, z in (("z_a", z_a), ("z_b", z_b)):
-        if z.ndim != 2:
-            raise ValueError(f"{name} has shape {z.shape}, but embeddings must be (N, D).")
-        if not jnp.issubdtype(z.dtype, jnp.floating):
-            raise ValueError(f"{name} is {z.dtype}, but embeddings must be floating-point numbers.")
-    if z_a.shape != z_b.shape:
-        raise ValueError(f"z_a has shape {z_a.shape} and z_b {z_b.shape}, but the two views must have the same.")
-    if z_a.shape[0] < 2 or z_a.shape[1] < 1:
-        raise ValueError(f"embeddings have shape {z_a.shape}, but there must be at least 2 rows and 1 column.")
-    if z_a.dtype != z_b.dtype:
-        wider = jnp.float64 if jnp.float64 in (z_a.dtype, z_b.dtype) else jnp.float32
-        z_a, z_b = z_a.astype(wider), z_b.astype(wider)
-    return z_a, z_b
-
-
-def _data_devices(mesh: Mesh, n: int) -> int:
-    if DATA_AXIS not in mesh.axis_names:
-        raise ValueError(f"the mesh has the axes {mesh.axis_names}, but one must be {DATA_AXIS!r}.")
-    devices = mesh.shape[DATA_AXIS]
-    if n % devices:
-        raise ValueError(f"embeddings have {n} rows, which do not divide among the {devices} devices along 'data'.")
-    return devices
-
-
-def product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """`einsum` at precision "highest"."""
-    return jnp.einsum(subscripts, x, y, precision="highest")
 
 
 def standardise(

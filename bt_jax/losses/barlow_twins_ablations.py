@@ -16,14 +16,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bt_jax.losses.barlow_twins import (
-    checked,
     choose_form,
     expected_loss_at_start,
     loss_floor,
     on_and_off_diagonal,
-    product,
     standardise,
 )
+from bt_jax.losses.pairs import checked_pair, product
 
 NORMALIZATIONS = ("batch", "features", "none")
 TINY = 1e-12  # under the root of a row's length
@@ -94,7 +93,7 @@ def ablated_barlow_twins_loss(
     Raises:
       ValueError: as `barlow_twins_loss`; the cross-entropy with form "gram", or of embeddings with one column.
     """
-    z_a, z_b = checked(z_a, z_b)
+    z_a, z_b = checked_pair(z_a, z_b)
     still = jax.lax.stop_gradient if ablation.terms == "invariance" else lambda z: z
     pairs = ((z_a, z_b),) if ablation.off_diagonals == "cross" else ((z_a, z_a), (z_b, z_b))
     pairs = [(still(x), still(y)) for x, y in pairs]
@@ -147,8 +146,8 @@ def mixed_regulariser(
     main_imagenet.py differs: BᵀB in place of AᵀB in the second term, a factor of 1/2, and a weight that rises over 10 epochs.
     Both divide by the unbiased deviation without eps, and main.py first gives each row the length 1.
     """
-    z_a, z_b = checked(z_a, z_b)
-    z_a, z_m = checked(z_a, z_m)
+    z_a, z_b = checked_pair(z_a, z_b)
+    z_a, z_m = checked_pair(z_a, z_m)
     a, b, m = (standardise(z) for z in (z_a, z_b, z_m))
     share = share.astype(a.dtype)
     e = m - share * a - (1 - share) * b[order]

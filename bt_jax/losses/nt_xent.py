@@ -26,9 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from bt_jax.losses.pairs import checked_pair, data_devices, spread_of_unit, unit
+from bt_jax.losses.pairs import DATA_AXIS, checked_pair, data_devices, product, spread_of_unit, unit
 
-DATA_AXIS = "data"
 BLOCK = 2**24  # similarities that exist at a time, on each device: 64 MiB in float32
 
 
@@ -125,7 +124,7 @@ def _backward(temperature, block, axes, residuals, cotangents):
     def gradients(rows, own, denominator):
         similar = _similarities(rows, everyone, own, temperature)
         weights = jnp.exp(similar - denominator[:, None]) + jnp.exp(similar - all_denominators[None, :])
-        return (_product("ik,kd->id", weights, everyone),)
+        return (product("ik,kd->id", weights, everyone),)
 
     own = here + jnp.arange(u.shape[0])
     (drawn,) = _by_blocks(gradients, block, everyone.shape[0], u, own, denominators)
@@ -136,13 +135,9 @@ def _backward(temperature, block, axes, residuals, cotangents):
 _of_rows.defvjp(_forward, _backward)
 
 
-def _product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.einsum(subscripts, x, y, precision="highest")
-
-
 def _similarities(rows: jax.Array, everyone: jax.Array, own: jax.Array, temperature: float) -> jax.Array:
     """Rows against all, over the temperature; with -∞ for a row with itself, which has no share in a sum of exponentials."""
-    found = _product("id,kd->ik", rows, everyone) / temperature
+    found = product("id,kd->ik", rows, everyone) / temperature
     return jnp.where(own[:, None] == jnp.arange(everyone.shape[0])[None, :], -jnp.inf, found)
 
 

@@ -47,6 +47,11 @@ def data_devices(mesh: Mesh, n: int) -> int:
     return devices
 
 
+def product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`einsum` at precision "highest"."""
+    return jnp.einsum(subscripts, x, y, precision="highest")
+
+
 def full_precision(z: jax.Array) -> jax.Array:
     """In float32, or unchanged if it is float64."""
     return z.astype(jnp.promote_types(z.dtype, jnp.float32))

@@ -15,7 +15,7 @@ Source: Bardes et al. 2022, arXiv 2105.04906, section 4.1; facebookresearch/vicr
 import jax
 import jax.numpy as jnp
 
-from bt_jax.losses.pairs import checked_pair, full_precision, spread
+from bt_jax.losses.pairs import checked_pair, full_precision, product, spread
 
 EPS = 1e-4  # under the root of the standard deviation
 
@@ -60,9 +60,9 @@ def _off_diagonal(z: jax.Array) -> jax.Array:
     n, d = z.shape
     if n < d:
         # A difference, which costs digits only where off-diagonals are small; but rank(cov) ≤ N - 1 < D.
-        gram = jnp.einsum("nd,md->nm", z, z, precision="highest")
+        gram = product("nd,md->nm", z, z)
         total = jnp.sum(jnp.square(gram)) - jnp.sum(jnp.square(jnp.sum(jnp.square(z), axis=0)))
     else:
-        products = jnp.einsum("nd,ne->de", z, z, precision="highest")
+        products = product("nd,ne->de", z, z)
         total = jnp.sum(jnp.square(jnp.where(jnp.eye(d, dtype=bool), 0, products)))
     return total / (float(n - 1) ** 2 * d)

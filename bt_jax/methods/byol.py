@@ -15,11 +15,9 @@ from bt_jax.facts import Facts
 from bt_jax.losses.byol import byol_loss, moved_towards, moving_average_rate
 from bt_jax.losses.pairs import spread
 from bt_jax.methods.base import Batch, Method, PyTree
-from bt_jax.methods.networks import PairNetwork, collapse_in_words, statistics_of
+from bt_jax.methods.networks import NETWORKS, PairNetwork, collapse_in_words, statistics_of
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
-
-_NETWORKS = ("encoder", "projector")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +81,12 @@ class BYOL(Method):
         online_rng, predictor_rng, target_rng = jax.random.split(rng, 3)
         views = jnp.zeros((2, *batch_spec["views"]["pair"].shape[1:]), self.inputs.dtype)
         online, target = (self.network.init(key, views, train=False) for key in (online_rng, target_rng))
-        params, statistics = dict(online["params"]), statistics_of(online, _NETWORKS)
+        params, statistics = dict(online["params"]), statistics_of(online, NETWORKS)
         if self.predictor is not None:
             embeddings = jnp.zeros((2, 2, self.projector.sizes[-1]), self.inputs.dtype)
             predictor = self.predictor.init(predictor_rng, embeddings, train=False)
             params["predictor"], statistics["predictor"] = predictor["params"], predictor.get("batch_stats", {})
-        statistics["target"] = statistics_of(target, _NETWORKS)
+        statistics["target"] = statistics_of(target, NETWORKS)
         return params, {"batch_stats": statistics}, {"target": dict(target["params"])}
 
     def loss(
@@ -114,18 +112,18 @@ class BYOL(Method):
     def _embeddings(self, params: PyTree, statistics: PyTree, views: jax.Array) -> tuple[jax.Array, dict[str, PyTree]]:
         """(embeddings (N, V, D), new statistics) of the online or the target network."""
         variables = {
-            part: {name: tree[name] for name in _NETWORKS}
+            part: {name: tree[name] for name in NETWORKS}
             for part, tree in (("params", params), ("batch_stats", statistics))
         }
         z, new = self.network.apply(variables, views, train=True, mutable=["batch_stats"])
-        return z, statistics_of(new, _NETWORKS)
+        return z, statistics_of(new, NETWORKS)
 
     def after_update(
         self, old_params: PyTree, params: PyTree, method_state: PyTree, step: jax.Array
     ) -> tuple[PyTree, PyTree]:
         del old_params
         rate = moving_average_rate(self.target_momentum, step - 1, self.total_steps)
-        online = {name: params[name] for name in _NETWORKS}
+        online = {name: params[name] for name in NETWORKS}
         return params, {"target": moved_towards(method_state["target"], online, rate)}
 
     def heads(self) -> dict[str, nn.Module]:

@@ -6,23 +6,19 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bt_jax.data.views.spec import ViewGroup, ViewSpec
+from bt_jax.data.views.spec import ViewSpec
 from bt_jax.facts import Facts
 from bt_jax.losses.nt_xent import nt_xent, nt_xent_floor, unrelated_nt_xent
-from bt_jax.methods.base import Batch, Method, PyTree
-from bt_jax.methods.networks import PairNetwork, collapse_in_words, statistics_of
+from bt_jax.methods.networks import PairMethod, collapse_in_words
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
 
-_NETWORKS = ("encoder", "projector")
-
 
 @dataclasses.dataclass(frozen=True)
-class SimCLR(Method):
+class SimCLR(PairMethod):
     """The method `simclr`: `params` and `batch_stats` have "encoder" and "projector"; no `method_state`.
 
     Both views have the same distribution, and share batch statistics: they go through the network as one batch of 2N
@@ -34,18 +30,13 @@ class SimCLR(Method):
       temperature: T of the loss.
     """
 
-    encoder: nn.Module
-    projector: MLPHead
-    inputs: Inputs
-    view: ViewSpec
     temperature: float = 0.1
     mesh: Mesh | None = None
 
     name: ClassVar[str] = "simclr"
+    joint: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "spread")
     short_names: ClassVar[Mapping[str, str]] = {"accuracy": "acc"}
-    alignment: ClassVar[tuple[str, int, int]] = ("pair", 0, 1)
-    advice: ClassVar[str] = "Lower optimizer.learning_rate_weights, or lengthen optimizer.warmup_epochs."
 
     @classmethod
     def build(
@@ -67,32 +58,8 @@ class SimCLR(Method):
             mesh=mesh,
         )
 
-    @property
-    def view_groups(self) -> tuple[ViewGroup, ...]:
-        return (ViewGroup("pair", (self.view, self.view), self.inputs.image_size),)
-
-    @property
-    def network(self) -> PairNetwork:
-        return PairNetwork(self.encoder, self.projector, joint=True)
-
-    def init(self, rng: jax.Array, batch_spec: Batch) -> tuple[PyTree, PyTree, PyTree]:
-        views = jnp.zeros((2, *batch_spec["views"]["pair"].shape[1:]), self.inputs.dtype)
-        variables = self.network.init(rng, views, train=False)
-        return variables["params"], {"batch_stats": statistics_of(variables, _NETWORKS)}, {}
-
-    def loss(
-        self, params: PyTree, model_state: PyTree, method_state: PyTree, batch: Batch, step: jax.Array, rng: jax.Array
-    ) -> tuple[jax.Array, tuple[PyTree, PyTree, dict[str, jax.Array]]]:
-        del step, rng  # the views are already made, and nothing else is random
-        views = self.inputs.normalize(batch["views"]["pair"])
-        z, new = self.network.apply({"params": params, **model_state}, views, train=True, mutable=["batch_stats"])
-        with jax.named_scope("loss"):
-            loss, parts = nt_xent(z[:, 0], z[:, 1], temperature=self.temperature, mesh=self.mesh)
-        new_state = {"batch_stats": statistics_of(new, _NETWORKS)}
-        return loss, (new_state, method_state, {"loss": loss, **parts})
-
-    def heads(self) -> dict[str, nn.Module]:
-        return {"projector": self.projector}
+    def pair_loss(self, z_a: jax.Array, z_b: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return nt_xent(z_a, z_b, temperature=self.temperature, mesh=self.mesh)
 
     def collapse(self, metrics: Mapping[str, float]) -> str:
         return collapse_in_words(
