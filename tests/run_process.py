@@ -1,4 +1,4 @@
-"""One process of several, for tests/test_processes.py: `python tests/run_process.py pretrain|steps JSON`."""
+"""One process of several, for tests/test_processes.py: `python tests/run_process.py pretrain|steps|embed JSON`."""
 
 import json
 import pathlib
@@ -20,11 +20,14 @@ from recipes import (
     three_steps_of_two_sizes,
 )
 
+from bt_jax.config import default
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
 from bt_jax.errors import UserError
+from bt_jax.models import resnet
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
+from bt_jax.tasks import embed as embed_task
 from bt_jax.tasks import pretrain as loop
 from configs import quickstart
 
@@ -97,9 +100,17 @@ def steps(changes, workdir):
             time.sleep(0.05)
 
 
+def embed(changes, workdir):
+    """The task `embed`, with the small resnet18 of the fixture `judged`."""
+    resnet.BLOCKS["resnet18"] = (1, 1)
+    config = default("embed")
+    config.update_from_flattened_dict(changes)
+    embed_task.embed(config, workdir)
+
+
 if __name__ == "__main__":
     task, arguments = sys.argv[1], json.loads(sys.argv[2])
     try:
-        {"pretrain": pretrain, "steps": steps}[task](**arguments)
+        {"pretrain": pretrain, "steps": steps, "embed": embed}[task](**arguments)
     except UserError as error:
         sys.exit(f"error: {error}")

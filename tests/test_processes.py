@@ -26,6 +26,7 @@ from bt_jax.errors import UserError
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
 from bt_jax.tasks import pretrain as loop
+from bt_jax.tasks.embed import embed
 
 HERE = pathlib.Path(__file__).parent
 HEARTBEAT = 15
@@ -207,6 +208,24 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
         newest = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
         assert step == newest and f"step {step} of " in told
         assert not any("error: " in both.said(i) for i in (0, 1))
+
+
+def test_embedding(tmp_path, judged):
+    """Two processes write what one writes, each image once."""
+    config = config_lib.default("embed")
+    changes = {
+        "init_from": judged[1].init_from, "data.source": "arrays", "data.data_dir": judged[1].data.data_dir,
+        "data.train_split": "train", "features.batch_size": 8, "embed.piece": 16,
+    }  # fmt: skip
+    config.update_from_flattened_dict(changes)
+    embed(config, str(tmp_path / "one"))
+    with Processes(tmp_path, "embed", tmp_path / "two", (changes, changes)) as running:
+        assert [running.status(i) for i in (0, 1)] == [0, 0], [running.said(i) for i in (0, 1)]
+        assert "60 images, 8 features each" in running.said(0) and "features each" not in running.said(1)
+    one, two = (np.load(tmp_path / name / "embeddings.npz") for name in ("one", "two"))
+    assert one["paths"].tolist() == two["paths"].tolist() == [str(i) for i in range(60)]
+    np.testing.assert_array_equal(one["labels"], two["labels"])
+    np.testing.assert_allclose(one["features"], two["features"], rtol=1e-4, atol=1e-5)
 
 
 def test_different_configs(tmp_path):

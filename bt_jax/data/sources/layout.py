@@ -31,7 +31,7 @@ class Images:
     """The images of a split.
 
     Attributes:
-      name: of their folder, or folders.
+      name: of their folder, or of the first of several.
       places: the folders, or the list files.
       paths: of the files.
       relative: the same, relative to their place: what tells an image wherever the folder is.
@@ -184,7 +184,7 @@ class _Found:
     def __init__(self, places: Sequence[_Place], use: str, labels: str, test_fraction: float):
         self._places, self._use, self._labels, self._fraction = places, use, labels, test_fraction
         self._whole = all(place.whole for place in places)
-        self._name = ", ".join(str(place.path) for place in places)
+        self._name = str(places[0].path) + (f" and {len(places) - 1} more" if len(places) > 1 else "")
         self._notices: list[str] = []
         self._given: list[str] = []  # labels in list files
         self._listings = [self._read(place) for place in places]
