@@ -75,6 +75,16 @@ def test_groups_of_near_duplicates():
     assert near_duplicates(features, threshold=1.01) == [] == near_duplicates(features[:1])
 
 
+def test_features_that_point_the_same_way():
+    """As after a ReLU: without their mean, which tells nothing of an image, only copies are near-duplicates."""
+    features = 5 + features_of(150, 32)
+    features[[20, 90]] = features[[7, 31]] + 1e-3
+    assert near_duplicates(features) == [[7, 20], [31, 90]]
+    assert len(near_duplicates(features[:60], threshold=0.95)[0]) > 40, (
+        "the mean of few says too little to be subtracted"
+    )
+
+
 def embeddings(path, features=None, **more):
     features = features_of(6) if features is None else features
     np.savez(
@@ -89,7 +99,10 @@ def test_the_command(tmp_path):
     features[4] = 2 * features[1]
     out, said = embeddings(tmp_path, features), []
     main([out], said.append)
-    assert said == ["2 of 6 images are near-duplicates, in 1 groups (cosine of 0.98 or more)", "\na/1.png\na/4.png"]
+    assert said == [
+        "2 of 6 images are near-duplicates, in 1 group(s), by a cosine of 0.99 or more",
+        "\na/1.png\na/4.png",
+    ]
     said.clear()
     main([f"{out}/embeddings.npz", "--of=a/4.png", "--k=2"], said.append)
     assert len(said) == 2 and said[0] == "1.0000  a/1.png"

@@ -1,6 +1,6 @@
 """Nearest images and near-duplicates of a set, from its features.
 
-    python -m bt_jax.evaluation.neighbours OUT [--threshold=0.98]     groups of near-duplicates
+    python -m bt_jax.evaluation.neighbours OUT [--threshold=0.99]     groups of near-duplicates
     python -m bt_jax.evaluation.neighbours OUT --of=PATH [--k=10]     the images nearest to one of the set
 
 OUT is the workdir of a task `embed`, or its embeddings.npz; PATH is one of its paths.
@@ -18,6 +18,8 @@ from bt_jax import console
 from bt_jax.errors import UserError, first_line
 from bt_jax.evaluation.knn import nearest
 from bt_jax.runtime.paths import as_path
+
+_FEW = 100  # images, whose mean says little
 
 
 def neighbours(
@@ -60,9 +62,12 @@ def neighbours(
 
 
 def near_duplicates(
-    features: np.ndarray, *, threshold: float = 0.98, k: int = 16, mesh: Mesh | None = None
+    features: np.ndarray, *, threshold: float = 0.99, k: int = 16, mesh: Mesh | None = None
 ) -> list[list[int]]:
-    """Groups of images whose features are nearly parallel: each is linked to those of its k nearest that are that similar.
+    """Groups of images with nearly the same features: each is linked to those of its k nearest that are that similar.
+
+    The mean of the features is subtracted first, as features after a ReLU all point much the same way; of fewer than 100 images it
+    says too little, and stays.
 
     Args:
       features: (n, F) floats.
@@ -77,7 +82,9 @@ def near_duplicates(
     n = len(features)
     if n < 2:
         return []
-    images, similarities = neighbours(features, k=min(k, n - 1), mesh=mesh)
+    features = np.asarray(features, np.float32)
+    centred = features - features.mean(axis=0) if n >= _FEW else features
+    images, similarities = neighbours(centred, k=min(k, n - 1), mesh=mesh)
     group = list(range(n))
 
     def root(image: int) -> int:
@@ -128,7 +135,7 @@ def main(arguments: Sequence[str], say: Callable[[str], None] = console.say) -> 
     parser.add_argument("embeddings")
     parser.add_argument("--of", default="")
     parser.add_argument("--k", type=int, default=10)
-    parser.add_argument("--threshold", type=float, default=0.98)
+    parser.add_argument("--threshold", type=float, default=0.99)
     wanted = parser.parse_args(arguments)
     features, paths = read_embeddings(wanted.embeddings)
     if wanted.of:
@@ -145,7 +152,8 @@ def main(arguments: Sequence[str], say: Callable[[str], None] = console.say) -> 
     groups = near_duplicates(features, threshold=wanted.threshold)
     count = sum(map(len, groups))
     say(
-        f"{count} of {len(paths)} images are near-duplicates, in {len(groups)} groups (cosine of {wanted.threshold:g} or more)"
+        f"{count} of {len(paths)} images are near-duplicates, in {len(groups)} group(s), by a cosine of {wanted.threshold:g} or "
+        "more"
     )
     for group in groups:
         say("\n" + "\n".join(str(paths[image]) for image in group))
@@ -154,7 +162,7 @@ def main(arguments: Sequence[str], say: Callable[[str], None] = console.say) -> 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(
-            f"{message}; python -m bt_jax.evaluation.neighbours OUT [--of=PATH] [--k=10] [--threshold=0.98]"
+            f"{message}; python -m bt_jax.evaluation.neighbours OUT [--of=PATH] [--k=10] [--threshold=0.99]"
         )
 
 
