@@ -80,7 +80,7 @@ def _xla_by_weights(x, dy, *, size, strides, padding):
     return jax.linear_transpose(lambda kernel: _xla(x, kernel, strides=strides, padding=padding), kernel)(dy)[0]
 
 
-def _per_platform(name: str, cpu: Callable, default: Callable) -> Callable:
+def per_platform(name: str, cpu: Callable, default: Callable) -> Callable:
     """A function that is `cpu` in programs for CPUs and `default` in all others, as if that had been called.
 
     (jax.lax.platform_dependent leaves conditionals of one branch in the programs.)
@@ -158,7 +158,7 @@ def _patches(x, size, strides, padding, out_size):
     return jnp.concatenate(parts, -1) if len(parts) > 1 else parts[0]
 
 
-_by_weights = _per_platform("conv_by_weights", _products_by_weights, _xla_by_weights)
+_by_weights = per_platform("conv_by_weights", _products_by_weights, _xla_by_weights)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -212,9 +212,9 @@ def _dense_by_weights(x, dy, *, size, strides, padding):
     return jax.linear_transpose(lambda kernel: _dense(x, kernel, strides=strides, padding=padding), kernel)(dy)[0]
 
 
-_small = _per_platform("conv_small", _dense, _xla)
-_small_by_input = _per_platform("conv_small_by_input", _dense_by_input, _xla_by_input)
-_small_by_weights = _per_platform("conv_small_by_weights", _dense_by_weights, _xla_by_weights)
+_small = per_platform("conv_small", _dense, _xla)
+_small_by_input = per_platform("conv_small_by_input", _dense_by_input, _xla_by_input)
+_small_by_weights = per_platform("conv_small_by_weights", _dense_by_weights, _xla_by_weights)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from bt_jax.models.conv import convolution
 from bt_jax.models.norm import ViewBatchNorm
+from bt_jax.models.pool import max_pool
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 BOTTLENECK = frozenset({"resnet50", "resnet101"})
@@ -71,7 +72,7 @@ class ResNet(nn.Module):
             x = conv(self.width, 7, stride=2, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x, views=views, train=train))
         if not self.small_images:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pads with -inf
+            x = max_pool(x)
         block = Bottleneck if self.bottleneck else BasicBlock
         for stage, count in enumerate(self.blocks):
             for i in range(count):
