@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from recipes import relative
 
 from bt_jax.losses import vicreg_loss
+from bt_jax.runtime import mesh as mesh_lib
 
 
 def draw(n, d, seed=0):
@@ -62,6 +64,24 @@ def test_float32_against_float64(n, d):
     loss, found = value_and_gradients(jnp.asarray(z_a, jnp.float32), jnp.asarray(z_b, jnp.float32))
     assert relative(loss, expected) < 1e-5
     assert all(relative(f, g) < 1e-5 for f, g in zip(found, grads, strict=True))
+
+
+@pytest.mark.parametrize(("n", "d", "model"), [(16, 27, 1), (32, 64, 2), (64, 16, 1)])
+def test_eight_devices_equal_one(n, d, model):
+    """Also for a width that does not divide among them, for embeddings split over a model axis too, and for N above D."""
+    mesh = mesh_lib.make_mesh(ConfigDict({"data": -1, "model": model}))
+    z_a, z_b = (z.astype(np.float32) for z in draw(n, d))
+    expected, found_one = value_and_gradients(z_a, z_b)
+    split = jax.sharding.PartitionSpec("data", "model" if model > 1 else None)
+    placed = [jax.device_put(z, jax.sharding.NamedSharding(mesh, split)) for z in (z_a, z_b)]
+    weights = {"argnums": (0, 1)}
+    loss, found = jax.jit(jax.value_and_grad(lambda a, b: vicreg_loss(a, b, mesh=mesh)[0], **weights))(*placed)
+    assert relative(loss, expected) < 2e-6
+    for f, g in zip(found, found_one, strict=True):
+        assert relative(f, g) < 5e-6
+    parts = (vicreg_loss(*views, mesh=m)[1] for views, m in ((placed, mesh), ((z_a, z_b), None)))
+    many, one = ({name: float(part) for name, part in of.items()} for of in parts)
+    assert many == pytest.approx(one, rel=1e-5)
 
 
 def test_identities():

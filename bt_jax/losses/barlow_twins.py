@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from bt_jax.losses.pairs import DATA_AXIS, checked_pair, data_devices, product
+from bt_jax.losses.pairs import DATA_AXIS, checked_pair, columns_here, data_devices, padded, product
 
 FORMS = ("auto", "correlation", "gram")
 EPS = 1e-5  # under the root, as in torch's BatchNorm1d(affine=False) in the official main.py
@@ -176,17 +176,6 @@ def standardise(
     return centred * jax.lax.rsqrt(var + EPS)[None, :]
 
 
-def _padded(z: jax.Array, devices: int) -> jax.Array:
-    """Pads with columns of zeros to a width that divides; standardised they stay zero, and add nothing to any product."""
-    missing = -z.shape[1] % devices
-    return jnp.pad(z, ((0, 0), (0, missing))) if missing else z
-
-
-def _columns_here(axes: tuple[str, ...], width: int) -> jax.Array:
-    """The indices of the `width` columns on this device, split along the mesh's `axes`."""
-    return (jax.lax.axis_index(axes) * width if axes else 0) + jnp.arange(width)
-
-
 def _correlation(z_a: jax.Array, z_b: jax.Array, normalise: Normalise) -> tuple[jax.Array, jax.Array]:
     a, b = (normalise(z, 1, (), ()) for z in (z_a, z_b))
     return _correlation_terms(a, b, z_a.shape, ())
@@ -203,7 +192,7 @@ def _correlation_on_mesh(
 
     rows, whole = PartitionSpec(DATA_AXIS, None), PartitionSpec()
     on_mesh = jax.shard_map(on_device, mesh=mesh, in_specs=(rows, rows), out_specs=(whole, whole))
-    return on_mesh(_padded(z_a, devices), _padded(z_b, devices))
+    return on_mesh(padded(z_a, devices), padded(z_b, devices))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -224,7 +213,7 @@ def _correlation_forward(a, b, shape, axes):
         total = jax.lax.psum_scatter(total, axes, scatter_dimension=0, tiled=True)
     # The only (D, D) array: N·C with a zero diagonal, which both the sum and the gradient need. Subtracting the diagonal's
     # squares from the whole sum instead would lose small off-diagonals to cancellation.
-    total = jnp.where(_columns_here(axes, total.shape[0])[:, None] == jnp.arange(width)[None, :], 0, total)
+    total = jnp.where(columns_here(axes, total.shape[0])[:, None] == jnp.arange(width)[None, :], 0, total)
     diagonal = jax.lax.psum(jnp.sum(a * b, axis=0), axes) / n
     gap = diagonal - (jnp.arange(width) < d).astype(a.dtype)  # the target of padding is 0
     off = jax.lax.psum(jnp.sum(jnp.square(total)), axes) / float(n) ** 2  # an integer could exceed 32 bits
@@ -262,7 +251,7 @@ def _gram_on_mesh(z_a: jax.Array, z_b: jax.Array, mesh: Mesh, normalise: Normali
 
     rows, whole = PartitionSpec(DATA_AXIS, others or None), PartitionSpec()
     on_mesh = jax.shard_map(on_device, mesh=mesh, in_specs=(rows, rows), out_specs=(whole, whole))
-    return on_mesh(_padded(z_a, mesh.size), _padded(z_b, mesh.size))
+    return on_mesh(padded(z_a, mesh.size), padded(z_b, mesh.size))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -277,7 +266,7 @@ def _gram_terms(a: jax.Array, b: jax.Array, d: int, axes: tuple[str, ...]) -> tu
 def _gram_forward(a, b, d, axes):
     n, width = a.shape
     diagonal = jnp.sum(a * b, axis=0) / n
-    gap = diagonal - (_columns_here(axes, width) < d).astype(a.dtype)  # the target of padding is 0
+    gap = diagonal - (columns_here(axes, width) < d).astype(a.dtype)  # the target of padding is 0
     gram_a, gram_b, on, squares = jax.lax.psum(
         (
             product("nd,md->nm", a, a),

@@ -52,6 +52,17 @@ def product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, x, y, precision="highest")
 
 
+def padded(z: jax.Array, devices: int) -> jax.Array:
+    """Pads with columns of zeros to a width that divides; standardised or centred they stay zero, and add nothing to a product."""
+    missing = -z.shape[1] % devices
+    return jnp.pad(z, ((0, 0), (0, missing))) if missing else z
+
+
+def columns_here(axes: tuple[str, ...], width: int) -> jax.Array:
+    """The indices of the `width` columns on this device, split along the mesh's `axes`."""
+    return (jax.lax.axis_index(axes) * width if axes else 0) + jnp.arange(width)
+
+
 def full_precision(z: jax.Array) -> jax.Array:
     """In float32, or unchanged if it is float64."""
     return z.astype(jnp.promote_types(z.dtype, jnp.float32))

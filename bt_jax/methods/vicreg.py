@@ -30,6 +30,7 @@ class VICReg(PairMethod):
     """
 
     weights: tuple[float, float, float] = (25.0, 25.0, 1.0)
+    mesh: Mesh | None = None
 
     name: ClassVar[str] = "vicreg"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "invariance", "variance", "covariance", "spread")
@@ -39,26 +40,27 @@ class VICReg(PairMethod):
     def build(
         cls, settings: ConfigDict, *, encoder: nn.Module, inputs: Inputs, facts: Facts, mesh: Mesh | None
     ) -> "VICReg":
-        del facts, mesh
+        del facts
         return cls(
             encoder=encoder,
             projector=MLPHead(tuple(settings.projector), dtype=inputs.dtype),
             inputs=inputs,
             weights=(settings.invariance, settings.variance, settings.covariance),
             view=ViewSpec(**settings.view),
+            mesh=mesh,
         )
 
     def pair_loss(self, z_a: jax.Array, z_b: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         invariance, variance, covariance = self.weights
-        return vicreg_loss(z_a, z_b, invariance=invariance, variance=variance, covariance=covariance)
+        return vicreg_loss(z_a, z_b, invariance=invariance, variance=variance, covariance=covariance, mesh=self.mesh)
 
     def collapse(self, metrics: Mapping[str, float]) -> str:
         return collapse_in_words(metrics["spread"], "lower the learning rate, or raise vicreg.variance.")
 
     def loss_flops(self, batch_size: int) -> float:
         """One product for each view forward, and one backward."""
-        d = self.projector.sizes[-1]
-        return 2 * 2 * 2 * batch_size * d * min(batch_size, d)
+        d, devices = self.projector.sizes[-1], 1 if self.mesh is None else self.mesh.size
+        return 2 * 2 * 2 * batch_size * d * min(batch_size, d) / devices
 
     def describe(self, batch_size: int) -> dict[str, str]:
         invariance, variance, covariance = self.weights

@@ -153,7 +153,7 @@ def tfds_source(config: ConfigDict, split: str, use: str = "train") -> Source:
         raise UserError(f"split {split!r} of TFDS {builder.name} has no examples; it has {', '.join(info.splits)}.")
     features = info.features
     parts = [part for part in ("image", "label") if part not in features]
-    if parts or features["image"].dtype != np.uint8 or not hasattr(features["label"], "names"):
+    if parts or features["image"].np_dtype != np.uint8 or not hasattr(features["label"], "names"):
         found = " ".join(str(features).split())
         raise UserError(f"TFDS {builder.name} holds {found}; bt_jax needs an 8-bit 'image' and a class 'label'.")
     stored = info.file_format.value
