@@ -171,6 +171,8 @@ def test_batch_size_variants():
 
     rates = {size: get_config(str(size)).optimizer.learning_rate_weights for size in (128, 256, 512, 1024, 2048, 4096)}
     assert rates == {128: 0.7, 256: 0.4, 512: 0.3, 1024: 0.25, 2048: 0.2, 4096: 0.2}
+    biases = {size: get_config(str(size)).optimizer.learning_rate_biases for size in rates}
+    assert biases == {128: 0.0168, 256: 0.0096, 512: 0.0072, 1024: 0.006, 2048: 0.0048, 4096: 0.0048}
     with pytest.raises(UserError, match="300.*128, 256, 512"):
         get_config("300")
 
