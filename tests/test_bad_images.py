@@ -13,8 +13,11 @@ from batches import PAIR, assert_same, data_config, evaluate, masked, stream, ta
 from PIL import Image
 
 from bt_jax.data import eval_pipeline, pipeline
+from bt_jax.data.bad_images import delivered_batches
 from bt_jax.data.order import permutation
+from bt_jax.data.sources.base import ArraySource
 from bt_jax.data.sources.folder import FolderSource
+from bt_jax.data.tensorflow_import import tf
 from bt_jax.errors import UserError
 
 
@@ -84,6 +87,30 @@ def test_a_file_that_is_not_an_image(tmp_path, kind, light_views):
     others.write_bytes(b"neither")
     with pytest.raises(UserError, match=r"and so cannot .*, which is 0.001 of 16, and one image at least"):
         take(source, 4, batch_size=4)
+
+
+def test_an_image_that_an_evaluation_finds_first():
+    """The monitor looks at the same source while batches that were chosen before are under way: they are chosen again."""
+    source, begun = ArraySource("mine", np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, int)), []
+
+    def from_batch(number):
+        begun.append(number)
+        bad_is_known = bool(source.bad)
+
+        def load(batch):
+            if batch == 2 and not bad_is_known:
+                raise ValueError("cannot be read")
+            return batch
+
+        return tf.data.Dataset.range(number, 4).map(lambda batch: tf.numpy_function(load, [batch], tf.int64))
+
+    batches = delivered_batches(from_batch, source, lambda _: {}, 0.5)
+    assert [next(batches), next(batches)] == [0, 1]
+    source.exclude({5: "cannot be read"}, 0.5)
+    assert list(batches) == [2, 3] and begun == [0, 2]
+    source.bad.clear()
+    with pytest.raises(tf.errors.OpError, match="cannot be read"):
+        list(delivered_batches(from_batch, source, lambda _: {}, 0.5))
 
 
 def test_no_traceback_is_shown_for_a_bad_image(tmp_path):

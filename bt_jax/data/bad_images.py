@@ -57,7 +57,7 @@ def delivered_batches(
       from_batch: makes the pipeline that starts at a batch, counted from 0.
       bad_in: what does not decode in a batch, and why; called only when that batch fails.
     """
-    batches, delivered = from_batch(0).as_numpy_iterator(), 0
+    batches, delivered, known = from_batch(0).as_numpy_iterator(), 0, len(source.bad)
     broken = tf.errors.OpError
     while True:
         try:
@@ -66,12 +66,15 @@ def delivered_batches(
             return
         except broken as error:
             found = bad_in(delivered)
-            if not found and isinstance(source, StreamSource):
+            # An evaluation of the same source may have found it first; this pipeline had chosen its images before.
+            found_elsewhere = len(source.bad) > known
+            if not found and not found_elsewhere and isinstance(source, StreamSource):
                 raise UserError(f"{source.name} cannot be read ({first_line(error)}).") from None
-            if not found:
+            if not found and not found_elsewhere:
                 raise  # not caused by what was read
-            source.exclude(found, max_bad_fraction)
-            batches = from_batch(delivered).as_numpy_iterator()
+            if found:
+                source.exclude(found, max_bad_fraction)
+            batches, known = from_batch(delivered).as_numpy_iterator(), len(source.bad)
             continue
         yield batch
         delivered += 1

@@ -259,7 +259,7 @@ def _keep(file: pathlib.Path, walk: _Walk, found: Listing) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     images = found.images
     about = {**_rules(), "begun": walk.begun, "passed": found.passed, "hidden": found.hidden, "empty": found.empty}
-    new = file.with_name(f"{file.name}.{os.getpid()}.new")
+    new = file.with_name(f"{file.name}.{os.urandom(4).hex()}.new")
     try:
         with open(new, "wb") as opened:
             np.savez(
