@@ -77,6 +77,12 @@ def test_features_are_those_of_load_encoder(config, tmp_path, capsys):
     assert result["embedded"] == 45 and result["left_out"] == 0 and not (tmp_path / "out" / "pieces").exists()
     assert task.embed(config, str(tmp_path / "out"))["embedded"] == 45
     assert "complete  " in capsys.readouterr().out
+    written = tmp_path / "out" / "embed.json"
+    believed = json.dumps(json.loads(written.read_text()) | {"embedded": "45"})
+    for damaged, word in (("[]", "a list instead of an object"), (believed, "embedded is '45'")):
+        written.write_text(damaged)
+        with pytest.raises(UserError, match=f"embed.json cannot be used .*{word}.*; remove it, and the same command"):
+            task.embed(config, str(tmp_path / "out"))
 
 
 def test_one_device_and_eight(config, tmp_path):

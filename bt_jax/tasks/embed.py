@@ -51,6 +51,21 @@ def embed(config: ConfigDict, workdir: str) -> Result:
     return run_task(config, workdir, embed_images)
 
 
+def _finished(path: epath.Path) -> Result:
+    """The content of an embed.json.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        result = read_object(path)
+        if isinstance(result.get("embedded"), bool) or not isinstance(result.get("embedded"), int):
+            raise ValueError(f"embedded is {result.get('embedded')!r}, but must be an integer")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be used ({error}); remove it, and the same command makes it again.") from None
+    return result
+
+
 def embed_images(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
     """Like `embed`, in joined processes, on a mesh."""
     embedding = _Embedding(config, workdir, mesh)
@@ -88,7 +103,7 @@ class _Embedding:
         self._say(self._summary())
         same_encoder(self._workdir, self._facts, write=self._is_first)
         if done.exists() and (self._workdir / "embeddings.npz").exists():
-            result = read_object(done)
+            result = _finished(done)
             check_same({name: result.get(name) for name in self._about}, self._about, self._workdir)
             wants_more = self._config.embed.parquet and not (self._workdir / "embeddings.parquet").exists()
             if not wants_more:
