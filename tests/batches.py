@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import PIL.Image
 
 from bt_jax.config import default
 from bt_jax.data import eval_pipeline, pipeline
@@ -121,3 +122,20 @@ def rows_of_each_kind(mesh):
         batch = mesh_lib.local_rows(next(ready_batches(feed, 1, 2)))
         rows |= {f"{kind} {name}": array for name, array in flat(batch).items()}
     return rows
+
+
+def write_files(folder):
+    """A folder of N images without labels, in two folders that mean nothing."""
+    for i, image in enumerate(noise().fetch(np.arange(N))[0]):
+        path = folder / f"{i % 2}" / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(image).save(path)
+
+
+def epoch_of_files(folder, mesh):
+    """This process's rows of the five batches of 8 of an epoch of such a folder, with the images' numbers."""
+    fields = {"source": "folder", "data_dir": str(folder), "labels": "none"}
+    config = data_config(**fields, image_size=16)
+    feed = feed_of(make_source(config, "train"), config, groups=CROP_PAIR, batch_size=8, mesh=mesh)
+    batches = [flat(mesh_lib.local_rows(batch)) for batch in ready_batches(feed, 0, 5)]
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}

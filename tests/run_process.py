@@ -7,7 +7,7 @@ import time
 
 import jax
 import numpy as np
-from batches import rows_of_each_kind
+from batches import epoch_of_files, rows_of_each_kind
 from etils import epath
 from recipes import (
     PAIR_METHODS,
@@ -59,6 +59,7 @@ def steps(changes, workdir):
     with processes.joined(config, workdir):
         mesh = mesh_lib.make_mesh(config.mesh)
         np.savez(folder / f"rows_{jax.process_index()}.npz", **rows_of_each_kind(mesh))
+        np.savez(folder / f"files_{jax.process_index()}.npz", **epoch_of_files(folder / "images", mesh))
         state, losses = five_steps(mesh)
         two_sizes, of_two_sizes = three_steps_of_two_sizes(mesh)
         of_methods = {name: three_steps_of(name, mesh) for name in PAIR_METHODS}

@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from batches import rows_of_each_kind
+from batches import epoch_of_files, rows_of_each_kind, write_files
 from etils import epath
 from ml_collections import ConfigDict
 from recipes import PAIR_METHODS, five_steps, relative, small_method, three_steps_of, three_steps_of_two_sizes
@@ -157,6 +157,7 @@ def test_steps_and_checkpoints_of_two_processes(tmp_path):
     """Batches as one process makes them; steps as on one device, with views of one size and of two; two processes read the
     checkpoint of one, move a damaged one once, and restore a state split along the model axis; and process 0 gone ends all.
     """
+    write_files(tmp_path / "images")
     with Processes(tmp_path, "steps", tmp_path) as both:
         one_device = mesh_lib.make_mesh(ConfigDict({"data": 1, "model": 1}))
         state, losses = five_steps(one_device)
@@ -172,6 +173,7 @@ def test_steps_and_checkpoints_of_two_processes(tmp_path):
         found = np.concatenate([np.ravel(results[f"arr_{i}"]) for i in range(len(results.files) - 1)])
         assert relative(found, expected) < 1e-5
         _assert_same_batches(np.load(tmp_path / f"rows_{i}.npz") for i in (0, 1))
+        _assert_each_file_once([np.load(tmp_path / f"files_{i}.npz") for i in (0, 1)], tmp_path / "images")
         two_sizes, (losses, params) = np.load(tmp_path / "two_sizes.npz"), three_steps_of_two_sizes(one_device)
         np.testing.assert_allclose(two_sizes["losses"], losses, rtol=1e-5)
         assert relative(two_sizes["params"], params) < 1e-5
@@ -195,6 +197,14 @@ def _assert_same_batches(shares):
             assert found.shape == expected.shape and np.mean(found != expected) < 1e-3, name
         else:
             np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def _assert_each_file_once(shares, folder):
+    """The batches of an epoch of files are those that one process makes, bit for bit, and have every image once."""
+    for name, expected in epoch_of_files(folder, jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))).items():
+        found = np.concatenate([share[name] for share in shares], axis=1)
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+        assert name != "example" or sorted(found.ravel()) == list(range(found.size))
 
 
 def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):

@@ -85,9 +85,8 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
             before = step
             leaving = not now.last and preemption.reached(step)
             if now.save or now.look or leaving:
-                _report(
-                    run, watch, *waiting, at_once=True
-                )  # first, because a state that is not finite must not be saved
+                # First, because a state that is not finite must not be saved.
+                _report(run, watch, *waiting, at_once=True)
                 waiting = None
             looked = not now.look or (not leaving and preemption.finished(functools.partial(looks.take, state, step)))
             leaving = leaving or not looked

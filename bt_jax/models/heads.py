@@ -16,19 +16,26 @@ from bt_jax.runtime.mesh import MODEL_AXIS
 _linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-class Projector(nn.Module):
-    """Linear layers without bias, with batch norm and ReLU after all but the last (official main.py, class BarlowTwins).
+class MLPHead(nn.Module):
+    """Linear layers, with batch norm and ReLU after all but the last: the projectors and predictors of all methods.
 
     Features (N, F) -> embeddings (N, D), or (N, V, F) -> (N, V, D) with batch statistics for each view; D is `sizes[-1]`.
 
     Attributes:
-      sizes: widths of the layers; without any, embeddings are the features.
-      batch_norm: whether there are batch norms; without them layers have no biases either.
+      sizes: widths of the layers; the last is the embedding's. Without any, embeddings are the features.
+      bias: whether all layers but the last have a bias. (The last has none. Before a batch norm a bias changes nothing, but
+        BYOL and VICReg have it.)
+      batch_norm: whether there are batch norms.
+      norm_output: whether the last layer too is followed by a batch norm, without shift, as in SimCLR.
+      kernel_init: of the layers; by default PyTorch's.
     """
 
-    sizes: tuple[int, ...] = (8192, 8192, 8192)
+    sizes: tuple[int, ...]
     dtype: Any = jnp.float32
     batch_norm: bool = True
+    bias: bool = True
+    norm_output: bool = False
+    kernel_init: nn.initializers.Initializer = _linear_init
 
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
@@ -36,14 +43,23 @@ class Projector(nn.Module):
         views = lead[1] if len(lead) == 2 else 1
         x = features.reshape(-1, features.shape[-1])
         full = jnp.promote_types(self.dtype, jnp.float32)
-        dense = partial(nn.Dense, use_bias=False, kernel_init=_linear_init, dtype=self.dtype, param_dtype=full)
+        dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=full)
         for i, size in enumerate(self.sizes):
-            x = dense(size, name=f"linear{i + 1}")(x)
-            if i + 1 < len(self.sizes):
-                if self.batch_norm:
-                    x = ViewBatchNorm(dtype=self.dtype, name=f"bn{i + 1}")(x, views=views, train=train)
+            last = i + 1 == len(self.sizes)
+            x = dense(size, use_bias=self.bias and not last, name=f"linear{i + 1}")(x)
+            if self.batch_norm and (not last or self.norm_output):
+                norm = ViewBatchNorm(dtype=self.dtype, shift=not last, name=f"bn{i + 1}")
+                x = norm(x, views=views, train=train)
+            if not last:
                 x = nn.relu(x)
         return x.reshape(*lead, -1)
+
+
+class Projector(MLPHead):
+    """The projector of Barlow Twins, without biases (official main.py, class BarlowTwins)."""
+
+    sizes: tuple[int, ...] = (8192, 8192, 8192)
+    bias: bool = False
 
 
 def projector_partition(path: Sequence[str], head: str = "projector", layers_before: int = 0) -> PartitionSpec:
@@ -67,43 +83,6 @@ def projector_partition(path: Sequence[str], head: str = "projector", layers_bef
     if layer.startswith("linear"):
         return PartitionSpec(None, MODEL_AXIS) if by_outputs else PartitionSpec(MODEL_AXIS, None)
     return PartitionSpec(MODEL_AXIS) if by_outputs else PartitionSpec()
-
-
-class MLPHead(nn.Module):
-    """The projectors and predictors of other methods: linear layers, with batch norm and ReLU after all but the last.
-
-    Features (N, F) -> embeddings (N, D), or (N, V, F) -> (N, V, D) with batch statistics for each view; D is `sizes[-1]`.
-
-    Attributes:
-      sizes: widths of the layers; the last is the embedding's.
-      bias: whether all layers but the last have a bias. (The last has none. Before a batch norm a bias changes nothing, but
-        BYOL and VICReg have it.)
-      norm_output: whether the last layer is followed by a batch norm without shift, as in SimCLR.
-      kernel_init: of the layers; by default PyTorch's.
-    """
-
-    sizes: tuple[int, ...]
-    bias: bool = True
-    norm_output: bool = False
-    kernel_init: nn.initializers.Initializer = _linear_init
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
-        lead = features.shape[:-1]
-        views = lead[1] if len(lead) == 2 else 1
-        x = features.reshape(-1, features.shape[-1])
-        full = jnp.promote_types(self.dtype, jnp.float32)
-        for i, size in enumerate(self.sizes):
-            last = i + 1 == len(self.sizes)
-            dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=full)
-            x = dense(size, use_bias=self.bias and not last, name=f"linear{i + 1}")(x)
-            if not last or self.norm_output:
-                norm = ViewBatchNorm(dtype=self.dtype, shift=not last, name=f"bn{i + 1}")
-                x = norm(x, views=views, train=train)
-            if not last:
-                x = nn.relu(x)
-        return x.reshape(*lead, -1)
 
 
 class LinearClassifier(nn.Module):
