@@ -10,7 +10,9 @@ temporaries, of all devices.
 
 import argparse
 import importlib
+import pathlib
 import statistics
+import sys
 import time
 
 import jax
@@ -25,6 +27,7 @@ from bt_jax.optim import make_optimizer
 from bt_jax.runtime import machine
 from bt_jax.runtime import mesh as mesh_lib
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # the configs are not installed
 CLASSES = 10
 
 

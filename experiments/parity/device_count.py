@@ -6,6 +6,7 @@ A small ResNet learns ten batches again and again by the quickstart's optimizer.
 step, else the status is 1. In float32 the differences grow: at these rates training amplifies rounding, whatever its cause.
 """
 
+import pathlib
 import sys
 
 import jax
@@ -22,6 +23,9 @@ from bt_jax.models import Projector, ResNet
 from bt_jax.models.inputs import Inputs
 from bt_jax.optim import make_optimizer
 from bt_jax.runtime import mesh as mesh_lib
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # the configs are not installed
+
 from configs import quickstart
 
 STEPS, BATCH, SIZE = 100, 32, 16
