@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from bt_jax.models import LinearClassifier, Projector
+from bt_jax.models import LinearClassifier, MLPHead, Projector
 from bt_jax.models.heads import projector_partition
 
 
@@ -21,6 +21,14 @@ def test_projector_is_the_official_stack():
     first, last = (np.asarray(variables["params"][f"linear{i}"]["kernel"], np.float64) for i in (1, 2))
     hidden = np.maximum(np.asarray(x, np.float64) @ first / np.sqrt(1 + 1e-5), 0)
     np.testing.assert_allclose(projector.apply(variables, x, train=False), hidden @ last, rtol=1e-4, atol=1e-6)
+
+
+def test_biases_of_the_last_layer_and_the_others():
+    x = jnp.ones((4, 6))
+    for hidden, last in ((True, False), (True, True), (False, True), (False, False)):
+        head = MLPHead((5, 3), bias=hidden, output_bias=last)
+        params = head.init(jax.random.key(0), x, train=False)["params"]
+        assert ("bias" in params["linear1"], "bias" in params["linear2"]) == (hidden, last)
 
 
 def test_projector_starts_as_torch_linear():

@@ -23,8 +23,9 @@ class MLPHead(nn.Module):
 
     Attributes:
       sizes: widths of the layers; the last is the embedding's. Without any, embeddings are the features.
-      bias: whether all layers but the last have a bias. (The last has none. Before a batch norm a bias changes nothing, but
-        BYOL and VICReg have it.)
+      bias: whether all layers but the last have a bias. (Before a batch norm a bias changes nothing, but BYOL, VICReg and SwAV
+        have it.)
+      output_bias: whether the last layer has one.
       batch_norm: whether there are batch norms.
       norm_output: whether the last layer too is followed by a batch norm, without shift, as in SimCLR.
       kernel_init: of the layers; by default PyTorch's.
@@ -34,6 +35,7 @@ class MLPHead(nn.Module):
     dtype: Any = jnp.float32
     batch_norm: bool = True
     bias: bool = True
+    output_bias: bool = False
     norm_output: bool = False
     kernel_init: nn.initializers.Initializer = _linear_init
 
@@ -46,7 +48,7 @@ class MLPHead(nn.Module):
         dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=full)
         for i, size in enumerate(self.sizes):
             last = i + 1 == len(self.sizes)
-            x = dense(size, use_bias=self.bias and not last, name=f"linear{i + 1}")(x)
+            x = dense(size, use_bias=self.output_bias if last else self.bias, name=f"linear{i + 1}")(x)
             if self.batch_norm and (not last or self.norm_output):
                 norm = ViewBatchNorm(dtype=self.dtype, shift=not last, name=f"bn{i + 1}")
                 x = norm(x, views=views, train=train)
