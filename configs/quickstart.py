@@ -1,7 +1,8 @@
 """A narrow ResNet-18 on crops of photographs: training and evaluation in minutes, on a CPU, with nothing to download.
 
     python main.py                                             Barlow Twins
-    python main.py --config=configs/quickstart.py:simclr       or byol, vicreg, supervised, or your own, package.module:Class
+    python main.py --config=configs/quickstart.py:simclr       or byol, swav, vicreg, supervised, or your own,
+                                                               package.module:Class
 
 Source:    ours. 17 free photographs and textures that come with scikit-image and scikit-learn, one class per photograph,
            train and test crops from disjoint regions.
@@ -87,6 +88,18 @@ def vicreg(config):
     _rates(config, 0.3)
 
 
+def swav(config):
+    _plain(config.swav.view)
+    _plain(config.swav.small_view)
+    config.swav.small_view.crop_scale = (0.1, 0.3)
+    config.swav.small_crops = 4
+    config.swav.small_size = 24
+    config.swav.projector = (512, 128)
+    config.swav.prototypes = 64
+    config.optimizer.learning_rate = 0.3
+    config.optimizer.trust_coefficient = 0.02
+
+
 def _plain(view):
     view.crop_scale = (0.2, 1.0)
     view.grayscale = 0.0
@@ -103,4 +116,6 @@ def _rates(config, rate):
     config.optimizer.end_factor = 0.001
 
 
-RECIPES = {"barlow_twins": barlow_twins, "simclr": simclr, "byol": byol, "vicreg": vicreg, "supervised": supervised}
+RECIPES = {
+    "barlow_twins": barlow_twins, "simclr": simclr, "byol": byol, "swav": swav, "vicreg": vicreg, "supervised": supervised
+}  # fmt: skip

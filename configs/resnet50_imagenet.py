@@ -1,8 +1,8 @@
 """ResNet-50 on ImageNet: Barlow Twins with the official hyper-parameters, or another method with those of its own paper.
 
     python main.py --config=configs/resnet50_imagenet.py --config.data.data_dir=DIR              Barlow Twins
-    python main.py --config=configs/resnet50_imagenet.py:simclr --config.data.data_dir=DIR       or byol, vicreg, supervised,
-                                                                                                 package.module:Class
+    python main.py --config=configs/resnet50_imagenet.py:simclr --config.data.data_dir=DIR       or byol, swav, vicreg,
+                                                                                                 supervised, package.module:Class
 
 Source:    Barlow Twins: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2, and the defaults of the official main.py.
            SimCLR: Chen et al. 2020 (arXiv 2002.05709), appendix B, and google-research/simclr: batches of 4096, 1000 epochs,
@@ -12,6 +12,10 @@ Source:    Barlow Twins: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2, an
            hence `gradient_divisor = 0.5`.
            BYOL: Grill et al. 2020 (arXiv 2006.07733), appendix B, and deepmind-research, byol/configs/byol.py: batches of 4096,
            1000 epochs, 0.2 × N/256, weight decay 1.5e-6, τ from 0.996. For 300 epochs: 0.3, 1e-6 and 0.99.
+           SwAV: Caron et al. 2020 (arXiv 2006.09882), appendix A, and facebookresearch/swav, scripts/swav_800ep_pretrain.sh: two
+           crops of 224 pixels and six of 96, 3000 prototypes, batches of 4096, 800 epochs, SGD under LARC with 0.3 × N/256 from
+           a sixteenth of it, weight decay 1e-6. For batches of 256: swav.queue = 3840, optimizer.learning_rate = 0.6 and no
+           warm-up. Without small crops: swav.small_crops = 0 and swav.view.crop_scale = (0.08, 1).
            VICReg: Bardes et al. 2022 (arXiv 2105.04906), section 4.2 and appendix C, and facebookresearch/vicreg: batches of
            2048, 1000 epochs, 0.2 × N/256, weight decay 1e-6.
            Supervised: Goyal et al. 2017 (arXiv 1706.02677): 90 epochs of SGD with Nesterov momentum, learning rate 0.1 for a
@@ -21,7 +25,7 @@ Data:      TFDS `imagenet2012` (1 281 167 images), prepared by hand; or an image
 Hardware:  the paper: 32 V100 GPUs, 124 hours. Here any number of devices, with the same arithmetic. Supervised: by the source,
            batches of up to 8192 give the same accuracy; set --config.batch_size=N, and the learning rate follows.
 Expected:  Barlow Twins: 73.2 % top-1 of a linear classifier (paper, Table 1); 73.5 % for the official project's published
-           weights. SimCLR: 69.3 % (its Table 6). BYOL: 74.3 % (its Table 1). VICReg: 73.2 % (its Table 1). Supervised: 76.4 %
+           weights. SimCLR: 69.3 % (its Table 6). BYOL: 74.3 % (its Table 1). SwAV: 75.3 % (its README). VICReg: 73.2 % (its Table 1). Supervised: 76.4 %
            top-1 (the source, for a batch of 256). None of these runs has been made with this code.
 
 The official gradient is the true one divided by the number of GPUs, 16 in the run with 73.5 %. For weights LARS cancels that,
@@ -107,6 +111,23 @@ def byol(config):
     config.optimizer.end_factor = 0.0
 
 
+def swav(config):
+    config.batch_size = 4096
+    config.epochs = 800
+    config.data.std = (0.228, 0.224, 0.225)  # multicropdataset.py; elsewhere the first is 0.229
+    config.swav.projector = (2048, 128)
+    config.swav.prototypes = 3000
+    config.swav.freeze_epochs = 1
+    config.swav.small_crops = 6
+    config.swav.small_size = 96
+
+    config.optimizer.learning_rate = 0.3
+    config.optimizer.weight_decay = 1e-6
+    config.optimizer.warmup_epochs = 10
+    config.optimizer.start_factor = 0.0625
+    config.optimizer.end_factor = 0.001
+
+
 def vicreg(config):
     config.vicreg.projector = (8192, 8192, 8192)
 
@@ -116,4 +137,6 @@ def vicreg(config):
     config.optimizer.warmup_epochs = 10
 
 
-RECIPES = {"barlow_twins": barlow_twins, "simclr": simclr, "byol": byol, "vicreg": vicreg, "supervised": supervised}
+RECIPES = {
+    "barlow_twins": barlow_twins, "simclr": simclr, "byol": byol, "swav": swav, "vicreg": vicreg, "supervised": supervised
+}  # fmt: skip

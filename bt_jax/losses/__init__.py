@@ -11,6 +11,7 @@ from bt_jax.losses.barlow_twins_ablations import Ablation, ablated_barlow_twins_
 from bt_jax.losses.byol import byol_loss
 from bt_jax.losses.nt_xent import nt_xent
 from bt_jax.losses.softmax import softmax_cross_entropy
+from bt_jax.losses.swav import sinkhorn, swav_loss
 from bt_jax.losses.vicreg import vicreg_loss
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "loss_floor",
     "mixed_regulariser",
     "nt_xent",
+    "sinkhorn",
     "softmax_cross_entropy",
+    "swav_loss",
     "vicreg_loss",
 ]

@@ -7,6 +7,7 @@ from bt_jax.methods.checks import check_source
 from bt_jax.methods.make import METHODS, make_method
 from bt_jax.methods.simclr import SimCLR
 from bt_jax.methods.supervised import Supervised
+from bt_jax.methods.swav import SwAV
 from bt_jax.methods.vicreg import VICReg
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Method",
     "SimCLR",
     "Supervised",
+    "SwAV",
     "VICReg",
     "check_source",
     "make_method",

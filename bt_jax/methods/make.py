@@ -15,6 +15,7 @@ METHODS = {
     "barlow_twins": "bt_jax.methods.barlow_twins:BarlowTwins",
     "simclr": "bt_jax.methods.simclr:SimCLR",
     "byol": "bt_jax.methods.byol:BYOL",
+    "swav": "bt_jax.methods.swav:SwAV",
     "vicreg": "bt_jax.methods.vicreg:VICReg",
     "supervised": "bt_jax.methods.supervised:Supervised",
 }

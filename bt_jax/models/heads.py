@@ -87,6 +87,27 @@ def projector_partition(path: Sequence[str], head: str = "projector", layers_bef
     return PartitionSpec(MODEL_AXIS) if by_outputs else PartitionSpec()
 
 
+def _unit_columns(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+    kernel = _linear_init(key, shape, dtype)
+    return kernel / jnp.linalg.norm(kernel, axis=0, keepdims=True)
+
+
+class Prototypes(nn.Module):
+    """Unit embeddings (N, D) -> scores (N, K), their cosines with K prototypes, in float32 or float64 at precision "highest".
+
+    The prototypes are the columns of "kernel" (D, K). They start with length 1; who trains them keeps it.
+    """
+
+    num_prototypes: int
+
+    @nn.compact
+    def __call__(self, embeddings: jax.Array) -> jax.Array:
+        embeddings = embeddings.astype(jnp.promote_types(embeddings.dtype, jnp.float32))
+        shape = (embeddings.shape[-1], self.num_prototypes)
+        kernel = self.param("kernel", _unit_columns, shape, embeddings.dtype)
+        return jnp.matmul(embeddings, kernel, precision="highest")
+
+
 class LinearClassifier(nn.Module):
     """Features (N, F) -> logits (N, classes), float32 (official evaluate.py: weights normal(0, 0.01), biases zero)."""
 

@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from bt_jax.facts import Facts
+from bt_jax.optim.larc import larc
 from bt_jax.optim.lars import lars
 from bt_jax.optim.schedules import by_epoch, paper_rates, scaled_rate, warmup_cosine
 from bt_jax.optim.sgd import sgd
@@ -61,6 +62,8 @@ def make_optimizer(settings: ConfigDict | Mapping[str, Any], facts: Facts) -> Op
     For weights the trust ratio cancels a constant factor, but it changes the step of 1-D parameters, and the proportion of
     weight decay in u. To reproduce that run, set gradient_divisor = 16; otherwise it is 1, and learning_rate_biases and
     weight_decay have their usual meaning. With `rates` "paper" both rates are those of `paper_rates`. `rate_in_momentum` and `scaling` are explained in `lars` and `scaled_rate`.
+
+    larc: SGD under LARC, with one learning rate for all parameters, biases too, and `warmup_cosine`.
 
     sgd: PyTorch's, with one learning rate for all parts, or one for each of `learning_rates`.
 
@@ -121,6 +124,30 @@ def _lars(fields: dict[str, Any], facts: Facts):
     if fields.get("rate_in_momentum", False):
         description += "; the rate enters the momentum"
     return transformation, schedules, description
+
+
+def _larc(fields: dict[str, Any], facts: Facts):
+    rate = fields["learning_rate"]
+    schedule = warmup_cosine(
+        rate,
+        batch_size=facts.batch_size,
+        steps_per_epoch=facts.steps_per_epoch,
+        epochs=facts.epochs,
+        warmup_epochs=fields["warmup_epochs"],
+        start_factor=fields["start_factor"],
+        end_factor=fields["end_factor"],
+    )
+    transformation = larc(
+        schedule,
+        weight_decay=fields["weight_decay"],
+        momentum=fields["momentum"],
+        trust_coefficient=fields["trust_coefficient"],
+    )
+    description = (
+        f"all parameters {_scaled(rate, facts)};\nSGD under LARC, momentum {fields['momentum']:g}; warm-up "
+        f"{fields['warmup_epochs']} epochs, then cosine"
+    )
+    return transformation, {"weights": schedule}, description
 
 
 def _sgd(fields: dict[str, Any], facts: Facts):
@@ -185,4 +212,4 @@ def _scaled(rate: float, facts: Facts, scaling: str = "linear") -> str:
     return f"{scaled_rate(rate, facts.batch_size, scaling):g} = {rate:g} × {factor}"
 
 
-_BUILDERS = {"lars": _lars, "sgd": _sgd}
+_BUILDERS = {"lars": _lars, "larc": _larc, "sgd": _sgd}

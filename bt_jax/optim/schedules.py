@@ -51,13 +51,14 @@ def warmup_cosine(
     steps_per_epoch: int,
     epochs: int,
     warmup_epochs: int = 10,
+    start_factor: float = 0.0,
     end_factor: float = 1e-3,
     scaling: str = "linear",
 ) -> optax.Schedule:
-    """The official schedule: linear from 0 to the peak during the warm-up, then half a cosine down.
+    """The official schedule: linear to the peak during the warm-up, from 0 by default, then half a cosine down.
 
         peak = base_rate · batch_size / 256                           or base_rate · √(batch_size / 256), see scaled_rate
-        rate(k) = peak · k / warm-up steps                            during the warm-up
+        rate(k) = peak · (start_factor + (1 - start_factor) · k / warm-up steps)       during the warm-up
         rate(k) = peak · (q + end_factor · (1 - q)),  q = (1 + cos(π s)) / 2
 
     where s goes from 0 after the warm-up to 1 at the end of the last epoch. After that the rate stays at its final value,
@@ -70,7 +71,7 @@ def warmup_cosine(
       base_rate: the peak rate for a batch of 256.
       batch_size: images per step over all devices.
       steps_per_epoch, epochs, warmup_epochs: lengths; with 0 warm-up epochs the rate starts at the peak.
-      end_factor: the final rate as a fraction of the peak.
+      start_factor, end_factor: the rate at the first step of the warm-up and the final rate, as fractions of the peak.
       scaling: "linear" or "sqrt".
 
     Returns:
@@ -80,7 +81,8 @@ def warmup_cosine(
     Raises:
       ValueError: epochs not more than warmup_epochs, steps_per_epoch below 1, or another scaling.
 
-    Source: official main.py, adjust_learning_rate.
+    Source: official main.py, adjust_learning_rate. (SwAV's, with a start factor of 1/16, is that of numpy.linspace, which
+    reaches the peak a step earlier.)
     """
     if epochs <= warmup_epochs:
         raise ValueError(f"epochs is {epochs}, but must be more than the warmup_epochs, {warmup_epochs}.")
@@ -94,7 +96,7 @@ def warmup_cosine(
         step, dtype = jnp.asarray(step, jnp.int32), jnp.result_type(float)
         remaining = jnp.clip(warmup + decay - step, 0, decay).astype(dtype)
         q = jnp.square(jnp.sin(np.pi / 2 / decay * remaining))
-        rising = peak / max(warmup, 1) * step.astype(dtype)
+        rising = peak * start_factor + peak * (1 - start_factor) / max(warmup, 1) * step.astype(dtype)
         return jnp.where(step < warmup, rising, peak * (end_factor + (1 - end_factor) * q))
 
     return rate
