@@ -1,7 +1,7 @@
 """A narrow ResNet-18 on crops of photographs: training and evaluation in minutes, on a CPU, with nothing to download.
 
     python main.py                                             Barlow Twins
-    python main.py --config=configs/quickstart.py:simclr       or byol, swav, vicreg, supervised, or your own,
+    python main.py --config=configs/quickstart.py:simclr       or byol, swav, pirl, vicreg, supervised, or your own,
                                                                package.module:Class
 
 Source:    ours. 17 free photographs and textures that come with scikit-image and scikit-learn, one class per photograph,
@@ -100,6 +100,19 @@ def swav(config):
     config.optimizer.trust_coefficient = 0.02
 
 
+def pirl(config):
+    """Its variant with a cross-entropy, all other images as negatives, and patches in the proportions of 224 pixels."""
+    for view in (config.pirl.view, config.pirl.patch_view):
+        view.grayscale = 0.0
+    config.pirl.view.crop_scale = (0.2, 1.0)
+    config.pirl.loss = "cross_entropy"
+    config.pirl.temperature = 0.1
+    config.pirl.negatives = 0
+    config.pirl.projector = (512, 128)
+    config.pirl.patch_size, config.pirl.cell = 14, 18
+    config.optimizer.learning_rate = 0.1
+
+
 def _plain(view):
     view.crop_scale = (0.2, 1.0)
     view.grayscale = 0.0
@@ -117,5 +130,6 @@ def _rates(config, rate):
 
 
 RECIPES = {
-    "barlow_twins": barlow_twins, "simclr": simclr, "byol": byol, "swav": swav, "vicreg": vicreg, "supervised": supervised
+    "barlow_twins": barlow_twins, "simclr": simclr, "byol": byol, "swav": swav, "pirl": pirl, "vicreg": vicreg,
+    "supervised": supervised,
 }  # fmt: skip

@@ -1,14 +1,14 @@
 """A narrow ResNet-18 on CIFAR-10: a small version of resnet18_cifar10.py, for machines without an accelerator.
 
     python main.py --config=configs/resnet18_cifar10_cpu.py               Barlow Twins
-    python main.py --config=configs/resnet18_cifar10_cpu.py:simclr        or byol, swav, vicreg, supervised, package.module:Class
+    python main.py --config=configs/resnet18_cifar10_cpu.py:simclr        or byol, swav, pirl, vicreg, supervised, package.module:Class
 
 Source:    ours; the recipe of resnet18_cifar10.py reduced to ten minutes on a CPU.
 Data:      TFDS `cifar10`; --config.data.download=True lets TFDS fetch its 163 MB.
 Hardware:  2 CPU cores.
 Expected:  Barlow Twins: kNN accuracy (10 000 train and 5000 test images) 22.5 % untrained, 34.5 % on raw pixels, 40.9 % after
            six epochs in 10 minutes. Measured with JAX 0.10.2; curves of an earlier version in experiments/results/cifar10_cpu/.
-           SimCLR 46.5 %, VICReg 44.1 %, BYOL 35.9 %, one seed each (experiments/results/methods.md). SwAV and supervised: not
+           SimCLR 46.5 %, VICReg 44.1 %, BYOL 35.9 %, one seed each (experiments/results/methods.md). SwAV, PIRL and supervised: not
            measured.
 
 The stem has stride 2, so that feature maps are 16×16 instead of 32×32, at a quarter of the cost.
@@ -42,6 +42,7 @@ SMALLER = {
     "barlow_twins": {"projector": (512, 512, 512)},
     "simclr": {"projector": (512, 128)},
     "byol": {"projector": (1024, 256), "predictor": (1024,), "target_momentum": 0.97},
+    "pirl": {"projector": (512, 128)},
     "swav": {"projector": (512, 128), "prototypes": 128, "freeze_epochs": 1, "queue": 0},
     "vicreg": {"projector": (512, 512, 512)},
 }

@@ -1,8 +1,9 @@
 """ResNet-50 on ImageNet: Barlow Twins with the official hyper-parameters, or another method with those of its own paper.
 
     python main.py --config=configs/resnet50_imagenet.py --config.data.data_dir=DIR              Barlow Twins
-    python main.py --config=configs/resnet50_imagenet.py:simclr --config.data.data_dir=DIR       or byol, swav, vicreg,
-                                                                                                 supervised, package.module:Class
+    python main.py --config=configs/resnet50_imagenet.py:simclr --config.data.data_dir=DIR       or byol, swav, pirl,
+                                                                                                 vicreg, supervised,
+                                                                                                 package.module:Class
 
 Source:    Barlow Twins: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2, and the defaults of the official main.py.
            SimCLR: Chen et al. 2020 (arXiv 2002.05709), appendix B, and google-research/simclr: batches of 4096, 1000 epochs,
@@ -16,6 +17,11 @@ Source:    Barlow Twins: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2, an
            crops of 224 pixels and six of 96, 3000 prototypes, batches of 4096, 800 epochs, SGD under LARC with 0.3 × N/256 from
            a sixteenth of it, weight decay 1e-6. For batches of 256: swav.queue = 3840, optimizer.learning_rate = 0.6 and no
            warm-up. Without small crops: swav.small_crops = 0 and swav.view.crop_scale = (0.08, 1).
+           PIRL: Misra and van der Maaten 2020 (arXiv 1912.01991), appendix A, and facebookresearch/vissl,
+           pretrain/pirl/pirl_jigsaw_4node_resnet50.yaml: batches of 1024, 800 epochs, SGD with 0.03 × N/256 and a cosine by the
+           epoch, weight decay 1e-4 except for biases and batch norm, NCE with 32 000 negatives at temperature 0.07, patches of
+           64 pixels. Its posterising, sharpening and autocontrast are left out. For the variant with an MLP head:
+           pirl.loss=cross_entropy, pirl.temperature=0.1, pirl.projector="(2048,128)", and SimCLR's views.
            VICReg: Bardes et al. 2022 (arXiv 2105.04906), section 4.2 and appendix C, and facebookresearch/vicreg: batches of
            2048, 1000 epochs, 0.2 × N/256, weight decay 1e-6.
            Supervised: Goyal et al. 2017 (arXiv 1706.02677): 90 epochs of SGD with Nesterov momentum, learning rate 0.1 for a
@@ -25,7 +31,7 @@ Data:      TFDS `imagenet2012` (1 281 167 images), prepared by hand; or an image
 Hardware:  the paper: 32 V100 GPUs, 124 hours. Here any number of devices, with the same arithmetic. Supervised: by the source,
            batches of up to 8192 give the same accuracy; set --config.batch_size=N, and the learning rate follows.
 Expected:  Barlow Twins: 73.2 % top-1 of a linear classifier (paper, Table 1); 73.5 % for the official project's published
-           weights. SimCLR: 69.3 % (its Table 6). BYOL: 74.3 % (its Table 1). SwAV: 75.3 % (its README). VICReg: 73.2 % (its Table 1). Supervised: 76.4 %
+           weights. SimCLR: 69.3 % (its Table 6). BYOL: 74.3 % (its Table 1). SwAV: 75.3 % (its README). PIRL: 63.6 % (its Table 2). VICReg: 73.2 % (its Table 1). Supervised: 76.4 %
            top-1 (the source, for a batch of 256). None of these runs has been made with this code.
 
 The official gradient is the true one divided by the number of GPUs, 16 in the run with 73.5 %. For weights LARS cancels that,
@@ -128,6 +134,22 @@ def swav(config):
     config.optimizer.end_factor = 0.001
 
 
+def pirl(config):
+    config.batch_size = 1024
+    config.epochs = 800
+    config.pirl.loss = "nce"
+    config.pirl.temperature = 0.07
+    config.pirl.negatives = 32000
+    config.pirl.projector = (128,)
+    config.pirl.patch_size, config.pirl.cell = 64, 85
+
+    config.optimizer.learning_rate = 0.03
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.decay_norms = False
+    config.optimizer.decay_biases = False
+    config.optimizer.end_factor = 0.001
+
+
 def vicreg(config):
     config.vicreg.projector = (8192, 8192, 8192)
 
@@ -138,5 +160,6 @@ def vicreg(config):
 
 
 RECIPES = {
-    "barlow_twins": barlow_twins, "simclr": simclr, "byol": byol, "swav": swav, "vicreg": vicreg, "supervised": supervised
+    "barlow_twins": barlow_twins, "simclr": simclr, "byol": byol, "swav": swav, "pirl": pirl, "vicreg": vicreg,
+    "supervised": supervised,
 }  # fmt: skip

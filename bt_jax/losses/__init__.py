@@ -9,6 +9,7 @@ from bt_jax.losses.barlow_twins import (
 )
 from bt_jax.losses.barlow_twins_ablations import Ablation, ablated_barlow_twins_loss, mixed_regulariser
 from bt_jax.losses.byol import byol_loss
+from bt_jax.losses.nce import memory_cross_entropy, memory_nce
 from bt_jax.losses.nt_xent import nt_xent
 from bt_jax.losses.softmax import softmax_cross_entropy
 from bt_jax.losses.swav import sinkhorn, swav_loss
@@ -23,6 +24,8 @@ __all__ = [
     "cross_correlation",
     "expected_loss_at_start",
     "loss_floor",
+    "memory_cross_entropy",
+    "memory_nce",
     "mixed_regulariser",
     "nt_xent",
     "sinkhorn",

@@ -16,6 +16,7 @@ METHODS = {
     "simclr": "bt_jax.methods.simclr:SimCLR",
     "byol": "bt_jax.methods.byol:BYOL",
     "swav": "bt_jax.methods.swav:SwAV",
+    "pirl": "bt_jax.methods.pirl:PIRL",
     "vicreg": "bt_jax.methods.vicreg:VICReg",
     "supervised": "bt_jax.methods.supervised:Supervised",
 }

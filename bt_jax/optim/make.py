@@ -163,6 +163,7 @@ def _sgd(fields: dict[str, Any], facts: Facts):
             schedule=fields["schedule"],
             decay_epochs=fields["decay_epochs"],
             decay_factor=fields["decay_factor"],
+            end_factor=fields.get("end_factor", 0.0),
         )
         if not warmup:
             return falling
@@ -176,6 +177,7 @@ def _sgd(fields: dict[str, Any], facts: Facts):
         "weight_decay": fields["weight_decay"],
         "nesterov": fields.get("nesterov", False),
         "decay_norms": fields.get("decay_norms", True),
+        "decay_biases": fields.get("decay_biases", True),
     }
     if "learning_rates" in fields:
         transformation = sgd(schedules, **common)

@@ -103,11 +103,18 @@ def warmup_cosine(
 
 
 def by_epoch(
-    peak: float, *, steps_per_epoch: int, epochs: int, schedule: str, decay_epochs: Sequence[float], decay_factor: float
+    peak: float,
+    *,
+    steps_per_epoch: int,
+    epochs: int,
+    schedule: str,
+    decay_epochs: Sequence[float],
+    decay_factor: float,
+    end_factor: float = 0.0,
 ) -> optax.Schedule:
     """A learning rate that is constant within each epoch.
 
-        cosine: peak · (1 + cos(π epoch / epochs)) / 2
+        cosine: peak · (q + end_factor · (1 - q)),  q = (1 + cos(π epoch / epochs)) / 2
         steps:  peak · decay_factor ^ (number of decay_epochs that have passed when the epoch begins)
 
     Args:
@@ -130,7 +137,8 @@ def by_epoch(
 
     def factor(epoch: int) -> float:
         if schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+            q = 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+            return q + end_factor * (1 - q)
         return decay_factor ** sum(epoch >= passed for passed in decay_epochs)
 
     # A table, so that an epoch's rate is the same number everywhere.

@@ -1,5 +1,6 @@
 """PyTorch's SGD as an optax chain, with a learning rate for each part of a network."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ def sgd(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     decay_norms: bool = True,
+    decay_biases: bool = True,
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent in PyTorch's order.
 
@@ -26,8 +28,8 @@ def sgd(
     Args:
       learning_rates: numbers or schedules of the step by part, which is the first key on the path to a parameter. Parts that
         are not named are frozen: their updates are zero, and they have no momentum.
-      decay_norms: whether to decay the scales and shifts of batch norms too, as PyTorch does by default. Biases of linear
-        layers are always decayed.
+      decay_norms: whether to decay the scales and shifts of batch norms too, as PyTorch does by default.
+      decay_biases: whether to decay the biases of linear layers, as PyTorch does by default.
 
     Returns:
       A transformation whose `update` needs the parameters.
@@ -36,7 +38,10 @@ def sgd(
     """
     chains = {
         part: optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=None if decay_norms else _not_of_norms),
+            optax.add_decayed_weights(
+                weight_decay,
+                mask=None if decay_norms and decay_biases else functools.partial(_decayed, decay_norms, decay_biases),
+            ),
             optax.trace(decay=momentum, nesterov=nesterov),
             optax.scale_by_learning_rate(rate),
         )
@@ -55,13 +60,13 @@ def sgd(
 _FROZEN = "frozen"
 
 
-def _not_of_norms(params: optax.Params) -> optax.Params:
-    """False for the scale and the bias of a norm."""
+def _decayed(norms: bool, biases: bool, params: optax.Params) -> optax.Params:
+    """Which parameters are decayed: False for the scale and bias of a norm, or for the bias of another layer."""
 
     def marked(module):
         if not isinstance(module, Mapping):
             return True
-        undecayed = ("scale", "bias") if "scale" in module else ()
+        undecayed = ("scale", "bias") * (not norms) if "scale" in module else ("bias",) * (not biases)
         return {name: False if name in undecayed else marked(part) for name, part in module.items()}
 
     return marked(params)

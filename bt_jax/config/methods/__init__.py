@@ -1,7 +1,7 @@
 """The fields of the methods, one module each. A user's method declares its own (imported.py)."""
 
 from bt_jax.config.field import Field, Group, MethodFields
-from bt_jax.config.methods import barlow_twins, byol, simclr, supervised, swav, vicreg
+from bt_jax.config.methods import barlow_twins, byol, pirl, simclr, supervised, swav, vicreg
 from bt_jax.config.methods.imported import imported_fields
 from bt_jax.config.rules import one_of_or_import_path
 from bt_jax.errors import UserError
@@ -11,6 +11,7 @@ METHODS: dict[str, MethodFields] = {
     "simclr": simclr.METHOD,
     "byol": byol.METHOD,
     "swav": swav.METHOD,
+    "pirl": pirl.METHOD,
     "vicreg": vicreg.METHOD,
     "supervised": supervised.METHOD,
 }

@@ -22,11 +22,14 @@ GROUP = Group(
         ),
         "momentum": Field(0.9, below_one, "Momentum"),
         "nesterov": Field(False, anything, "Whether to use Nesterov momentum"),
-        "weight_decay": Field(1e-4, at_least(0, float), "Weight decay of weights and of the biases of linear layers"),
+        "weight_decay": Field(1e-4, at_least(0, float), "Weight decay"),
         "decay_norms": Field(
             True,
             anything,
             "Whether to decay the scales and shifts of batch norms too, as PyTorch does by default",
+        ),
+        "decay_biases": Field(
+            True, anything, "Whether to decay the biases of linear layers too, as PyTorch does by default"
         ),
         "schedule": Field(
             "cosine", one_of(("cosine", "steps")), "How the learning rate falls after the warm-up: cosine or steps"
@@ -37,6 +40,9 @@ GROUP = Group(
             "With steps, the learning rate is multiplied by decay_factor after these epochs; fractions are allowed",
         ),
         "decay_factor": Field(0.1, between(0, 1), "Factor of the learning rate at each of decay_epochs"),
+        "end_factor": Field(
+            0.0, between(0, 1), "With cosine, the rate that it falls towards, as a fraction of the peak"
+        ),
         "warmup_epochs": Field(0, at_least(0), "Epochs in which the learning rate rises from 0 to its peak"),
     },
     (longer_than_its_warmup, _steps_need_epochs),
