@@ -23,6 +23,20 @@ def test_projector_is_the_official_stack():
     np.testing.assert_allclose(projector.apply(variables, x, train=False), hidden @ last, rtol=1e-4, atol=1e-6)
 
 
+def test_layers_are_given_only_to_who_asks():
+    """After linear, norm and ReLU each; the last is the result. Initial variables and a plain call have none of them."""
+    projector = Projector((16, 8))
+    x = jax.random.normal(jax.random.key(1), (5, 6))
+    variables = projector.init(jax.random.key(0), x, train=False)
+    assert set(variables) == {"params", "batch_stats"}
+    result, kept = projector.apply(variables, x, train=False, mutable=["intermediates"])
+    (first,), (last,) = (kept["intermediates"][name] for name in ("layer1", "layer2"))
+    kernel = np.asarray(variables["params"]["linear1"]["kernel"], np.float64)
+    expected = np.maximum(np.asarray(x, np.float64) @ kernel / np.sqrt(1 + 1e-5), 0)
+    np.testing.assert_allclose(first, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(last, result)
+
+
 def test_biases_of_the_last_layer_and_the_others():
     x = jnp.ones((4, 6))
     for hidden, last in ((True, False), (True, True), (False, True), (False, False)):

@@ -54,6 +54,7 @@ class MLPHead(nn.Module):
                 x = norm(x, views=views, train=train)
             if not last:
                 x = nn.relu(x)
+            self.sow("intermediates", f"layer{i + 1}", x.reshape(*lead, -1))  # kept only where that is mutable
         return x.reshape(*lead, -1)
 
 
