@@ -145,6 +145,34 @@ def test_small_test_sets(config, tmp_path, count):
     assert found["final"]["images"] == count and (found["final"]["top1"] * count) % 1 == 0
 
 
+def test_warm_up(config, tmp_path):
+    """Both rates rise from 0 step by step; then they are those of the schedule without a warm-up, whose epochs still count."""
+    config.epochs, config.sgd.decay_epochs, config.sgd.schedule = 4, (2, 3), "steps"
+    plain = training(config, tmp_path / "plain", TUNED).setup.optimizer.schedules
+    config.sgd.warmup_epochs = 1
+    warm = training(config, tmp_path / "warm", TUNED).setup.optimizer
+    assert "warm-up 1 epochs, then ×0.1 after epochs 2, 3" in warm.description
+    for part, rate in TUNED.items():
+        found = [float(warm.schedules[part](step)) for step in range(8)]
+        peak = rate * 24 / 256
+        np.testing.assert_allclose(found[:2], [0, peak / 2], rtol=1e-6)
+        np.testing.assert_allclose(found[2:], [float(plain[part](step)) for step in range(2, 8)], rtol=1e-6)
+        np.testing.assert_allclose(found[2:], [peak, peak, peak / 10, peak / 10, peak / 100, peak / 100], rtol=1e-6)
+
+
+def test_norms_without_decay(config, tmp_path):
+    """With sgd.decay_norms=False weight decay moves kernels but no scale of a batch norm, when there is no gradient."""
+    config.sgd.weight_decay, config.sgd.decay_norms = 0.1, False
+    made = training(config, tmp_path, TUNED)
+    params = jax.device_get(made.setup.init_state().params)
+    nothing = jax.tree.map(np.zeros_like, params)
+    updates, _ = made.setup.optimizer.update(nothing, made.setup.optimizer.init(params), params)
+    moved = {
+        jax.tree_util.keystr(path): bool(np.any(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+    }
+    assert all(changed == ("kernel" in path) for path, changed in moved.items())
+
+
 def test_bad_input(config, tmp_path):
     config.batch_size = 12
     with pytest.raises(UserError, match="batch_size is 12, which does not divide among 8 devices"):

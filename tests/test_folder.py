@@ -30,7 +30,7 @@ def weights():
     rng = np.random.default_rng(0)
     known = EncoderWeights(
         "resnet18", {}, "step 7 of a test", width=4, small_images=True, stem_stride=2, input_size=16, step=7,
-        mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), config_hash="abc",
+        mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), config_hash="abc", method="simclr",
     )  # fmt: skip
     projector = jax.eval_shape(lambda: Projector((6, 5)).init(jax.random.key(0), jnp.zeros((1, 32)), train=False))
 
@@ -303,18 +303,20 @@ def test_weights_of_each_network_are_held_against_their_hash(weights, folder, tm
 
 
 def test_exports_of_before(folder, tmp_path):
-    """Have only the encoder's hash, and are read."""
+    """Have only the encoder's hash and do not name the method, and are read."""
     copy = changed(folder, tmp_path)
     description = json.loads((copy / "encoder.json").read_text())
     older = {name: v for name, v in description.items() if name == "sha256" or not name.endswith("_sha256")}
     assert len(older) == len(description) - 3
+    assert older.pop("method") == bt_jax.load_encoder(copy).method == "simclr"
     (copy / "encoder.json").write_text(json.dumps(older))
     (copy / "encoder.jax_export").write_bytes(b"")
     tensors, _ = export_folder.read_safetensors(copy / "encoder.safetensors")
     for known in (older, {name: value for name, value in older.items() if name != "sha256"}):
         export_folder.write_safetensors(copy / "encoder.safetensors", tensors, {"bt_jax": json.dumps(known)})
         for place in (copy, copy / "encoder.safetensors"):
-            assert bt_jax.load_encoder(place).sha256 == description["sha256"]
+            encoder = bt_jax.load_encoder(place)
+            assert encoder.sha256 == description["sha256"] and encoder.method is None
 
 
 def test_without_flatbuffers(folder, tmp_path, monkeypatch):

@@ -34,6 +34,8 @@ def test_tuned_and_from_scratch_on_the_same_labels(config, tmp_path, capsys):
     labels = [run["labels"] for run in tuned["runs"]]
     assert labels == [run["labels"] for run in scratch["runs"]] and labels[0] != labels[1]
     assert tuned["checkpoint"]["step"] == 7 and scratch["checkpoint"] is None
+    assert tuned["checkpoint"]["method"] == "barlow_twins"
+    assert json.loads((tmp_path / "tuned" / "judged.json").read_text())["method"] == "barlow_twins"
     assert json.loads((tmp_path / "tuned" / "finetune.json").read_text())["spread"]["final.top1"] is not None
     assert sorted(p.name for p in (tmp_path / "tuned").iterdir() if p.is_dir()) == ["seed_0", "seed_1"]
 
@@ -74,6 +76,7 @@ def test_parts(config, tmp_path):
         ({"finetune.percent": 0.0}, "must be more than 0 and at most 100"),
         ({"sgd.schedule": "steps"}, "sgd.decay_epochs is empty"),
         ({"sgd.decay_epochs": (3, 2)}, "must be increasing numbers above 0"),
+        ({"sgd.warmup_epochs": 2}, "epochs is 2, but must be more than sgd.warmup_epochs, which is 2"),
         ({"data.test_split": ""}, "must name the labelled split that finetune tests on"),
         ({"init_from": ""}, "init_from is empty"),
     ],

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -48,13 +48,15 @@ class Judged:
       module: computes in the config's dtype.
       variables: on all devices of the mesh; None for a new encoder.
       inputs: normalises images as in its training.
-      facts: source, step, sha256, arch and width, for the result; None for a new encoder.
+      facts: source, step, sha256, arch, width and the method of its pre-training, for the result; None for a new encoder.
+      heads: the variables of its heads in training, by name; {} if the source has none.
     """
 
     module: nn.Module
     variables: Any
     inputs: Inputs
     facts: Result | None
+    heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
@@ -77,11 +79,11 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
             "match the checkpoint."
         )
     facts = {"source": encoder.source, "step": encoder.step, "sha256": encoder.sha256}
-    facts |= {"arch": encoder.arch, "width": model.width, "features": encoder.width}
+    facts |= {"arch": encoder.arch, "width": model.width, "features": encoder.width, "method": encoder.method}
     host = jax.tree.map(np.asarray, encoder.variables)
     placed = jax.device_put(host, mesh_lib.everywhere(mesh))
     inputs = Inputs(config.data.image_size, tuple(encoder.mean), tuple(encoder.std), dtype)
-    return Judged(wanted, placed, inputs, facts)
+    return Judged(wanted, placed, inputs, facts, encoder.heads)
 
 
 class Evaluation:

@@ -37,6 +37,7 @@ class Encoder:
       module, variables: the Linen module and its variables, for uses beyond features.
       heads: the variables of its heads in training, by name; {} if the source has none.
       step: the number of updates in its training; None if unknown.
+      method: by which it was pre-trained, such as barlow_twins; None if unknown.
       source: where the weights come from, in words.
     """
 
@@ -45,7 +46,7 @@ class Encoder:
         self.module, self.variables, self.heads = weights.module(), weights.variables, weights.heads
         self.arch, self.width, self.input_size = weights.arch, self.module.num_features, weights.input_size
         self.mean, self.std = weights.mean, weights.std
-        self.source, self.step = weights.source, weights.step
+        self.source, self.step, self.method = weights.source, weights.step, weights.method
         self._mesh = jax.make_mesh((jax.local_device_count(),), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,),
                                    devices=jax.local_devices())  # fmt: skip
 
@@ -252,6 +253,7 @@ def _of_run(workdir: epath.Path, step: int | None, target: bool) -> EncoderWeigh
             mean=tuple(data.mean),
             std=tuple(data.std),
             config_hash=config_lib.fingerprint(config),
+            method=config.method if config.task == "pretrain" else None,
         )
         check_description(weights)
         shapes = None if is_import_path(weights.arch) else weights.shapes()

@@ -45,7 +45,7 @@ FORMAT = 1  # of encoder.json; increases when older versions cannot read it
 _FIELDS: dict[str, tuple[type, ...]] = {
     "arch": (str,), "width": (int,), "small_images": (bool,), "stem_stride": (int,), "dtype": (str,),
     "input_size": (int,), "mean": (list,), "std": (list,), "step": (int, type(None)), "source": (str,),
-    "config_hash": (str, type(None)),
+    "config_hash": (str, type(None)), "method": (str, type(None)),
 }  # fmt: skip
 
 
@@ -315,7 +315,8 @@ def _cast(tree: Tree, dtype: str) -> Tree:
 
 
 def _described(description: dict, trees: dict[str, Tree]) -> EncoderWeights:
-    fields = {name: description[name] for name in _FIELDS}
+    fields = {name: description[name] for name in _FIELDS if name in description or name != "method"}
+    # Exports from before the field "method" do not have it.
     wrong = [name for name, value in fields.items() if type(value) not in _FIELDS[name]]
     if wrong:
         raise ValueError(f"its field {wrong[0]} has the wrong type")

@@ -32,6 +32,7 @@ class EncoderWeights:
       step: the number of updates in its training; None if unknown.
       heads: the variables of each head by its name, such as "projector" or "classifier".
       config_hash: of the run's config (`config.fingerprint`); None without a run.
+      method: by which it was pre-trained, as in that run's config; None if unknown.
     """
 
     arch: str
@@ -47,6 +48,7 @@ class EncoderWeights:
     step: int | None = None
     heads: Mapping[str, Tree] = dataclasses.field(default_factory=dict)
     config_hash: str | None = None
+    method: str | None = None
 
     @property
     def projector_variables(self) -> Tree | None:

@@ -186,7 +186,7 @@ def _sgd(fields: dict[str, Any], facts: Facts):
         schedules = {"weights": schedules[""]}
     words = ", ".join(f"{part or 'all parameters'} {_scaled(rate, facts)}" for part, rate in rates.items())
     description = f"{words};\nSGD, momentum {fields['momentum']:g}{', Nesterov' * common['nesterov']}, weight decay "
-    description += f"{fields['weight_decay']:g}; " + (f"warm-up {warmup} epochs, then " if warmup else "")
+    description += f"{fields['weight_decay']:g}; "
     return transformation, schedules, description + described_schedule(fields)
 
 
@@ -202,11 +202,13 @@ def _of_the_whole(schedule: optax.Schedule, common: dict[str, Any]) -> optax.Gra
 
 
 def described_schedule(settings: Mapping[str, Any] | ConfigDict) -> str:
-    """`cosine`, or `×0.1 after epochs 30, 60`."""
+    """`cosine`, or `warm-up 5 epochs, then ×0.1 after epochs 30, 60`."""
+    warmup = settings.get("warmup_epochs", 0)
+    rising = f"warm-up {warmup} epochs, then " if warmup else ""
     if settings["schedule"] == "cosine":
-        return "cosine"
+        return f"{rising}cosine"
     epochs = ", ".join(f"{epoch:g}" for epoch in settings["decay_epochs"])
-    return f"×{settings['decay_factor']:g} after epochs {epochs}"
+    return f"{rising}×{settings['decay_factor']:g} after epochs {epochs}"
 
 
 def _scaled(rate: float, facts: Facts, scaling: str = "linear") -> str:

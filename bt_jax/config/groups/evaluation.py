@@ -34,6 +34,13 @@ def _steps_need_epochs(schedule, decay_epochs):
     return None
 
 
+@contradiction("epochs", "sgd.warmup_epochs")
+def _longer_than_the_warmup(epochs, warmup):
+    if epochs <= warmup:
+        return f"epochs is {epochs}, but must be more than sgd.warmup_epochs, which is {warmup}"
+    return None
+
+
 SGD = Group(
     "sgd",
     "how a classifier is trained with labels",
@@ -49,6 +56,7 @@ SGD = Group(
         "momentum": Field(0.9, below_one, "Momentum"),
         "nesterov": Field(False, anything, "Whether to use Nesterov momentum"),
         "weight_decay": Field(1e-6, at_least(0, float), "Weight decay of all trained parameters"),
+        "decay_norms": Field(True, anything, "Whether to decay the scales and shifts of batch norms too"),
         "schedule": Field(
             "cosine", one_of(("cosine", "steps")), "How learning rates fall, epoch by epoch: cosine to 0, or steps"
         ),
@@ -58,7 +66,8 @@ SGD = Group(
             "With steps, learning rates are multiplied by decay_factor after these epochs; fractions are allowed",
         ),
         "decay_factor": Field(0.1, between(0, 1), "Factor of the learning rates at each of decay_epochs"),
+        "warmup_epochs": Field(0, at_least(0), "Epochs in which learning rates rise from 0, step by step"),
         "evaluate_every_epochs": Field(1, at_least(1), "Epochs from one evaluation on the test images to the next"),
     },
-    (_steps_need_epochs,),
+    (_steps_need_epochs, _longer_than_the_warmup),
 )
