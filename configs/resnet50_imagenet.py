@@ -20,7 +20,7 @@ Source:    Barlow Twins: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2, an
            PIRL: Misra and van der Maaten 2020 (arXiv 1912.01991), appendix A, and facebookresearch/vissl,
            pretrain/pirl/pirl_jigsaw_4node_resnet50.yaml: batches of 1024, 800 epochs, SGD with 0.03 × N/256 and a cosine by the
            epoch, weight decay 1e-4 except for biases and batch norm, NCE with 32 000 negatives at temperature 0.07, patches of
-           64 pixels. Its posterising, sharpening and autocontrast are left out. For the variant with an MLP head:
+           64 pixels. Its posterising, sharpening, solarising and autocontrast are left out. For the variant with an MLP head:
            pirl.loss=cross_entropy, pirl.temperature=0.1, pirl.projector="(2048,128)", and SimCLR's views.
            VICReg: Bardes et al. 2022 (arXiv 2105.04906), section 4.2 and appendix C, and facebookresearch/vicreg: batches of
            2048, 1000 epochs, 0.2 × N/256, weight decay 1e-6.

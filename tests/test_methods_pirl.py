@@ -201,6 +201,7 @@ def test_no_device_receives_the_whole_bank(settings):
     batch = mesh_lib.put_batch(mesh, N, drawn(method))
     text = jit_step(make_train_step(method, optimizer, 0), state, mesh).lower(state, batch).compile().as_text()
     assert "f32[128,8]" in text and not re.search(r"f32\[1024,8\]", text)
+    assert "all-to-all(" not in text and "f32[2,102" not in text, "nor the cosines with all of it"
 
 
 def test_bfloat16():

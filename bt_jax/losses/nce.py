@@ -37,8 +37,9 @@ def memory_cross_entropy(
       ValueError: shapes that do not fit, no floating dtype, or a temperature that is not above 0.
     """
     positive, negative = _logits(positive, negative, counted, temperature)
-    everything = jnp.concatenate([positive[:, None], jnp.where(counted, negative, -jnp.inf)], axis=1)
-    return jnp.mean(jax.nn.logsumexp(everything, axis=1) - positive)
+    # Not joined into one array: if the rows are split over devices, so is this axis.
+    others = jax.nn.logsumexp(jnp.where(counted, negative, -jnp.inf), axis=1)
+    return jnp.mean(jnp.logaddexp(positive, others) - positive)
 
 
 def memory_nce(

@@ -58,7 +58,7 @@ class PIRL(Method):
     those of the patches do not enter the bank, and no gradient does.
 
     Differences from vissl: one set of negatives is drawn for the whole batch, where vissl draws for each image; and an image's
-    own row is never among its negatives, as in the paper. The paper's posterising, sharpening and autocontrast are left out.
+    own row is never among its negatives, as in the paper. The paper's block of posterising, sharpening, solarising and autocontrast is left out.
 
     Attributes:
       num_images: in the training set, the rows of the bank that are used.
@@ -243,9 +243,7 @@ class PIRL(Method):
             start = f"about {math.log1p(k) + k * math.log1p(1 / k):.2f} at the start, ln(1+K) + K ln(1+1/K)"
         else:
             floor = math.log1p(k * math.exp(-2 / self.temperature))
-            start = (
-                f"about {math.log1p(k):.2f} at the start, ln(K+1), and for a collapsed network; never below {floor:.3g}"
-            )
+            start = f"about {math.log1p(k):.2f} at the start, ln(K+1), more while rows are met for the first time, and never below {floor:.3g}"
         return {
             "views": f"the image, and {self.jigsaw.grid**2} patches of {self.patch_size} pixels",
             "projector": "-".join(map(str, self.projector.sizes)),
