@@ -9,6 +9,7 @@ import optax
 from recipes import relative
 
 from bt_jax.optim import lars, warmup_cosine
+from bt_jax.optim.lars import _scale_by_trust_ratio
 
 
 def test_golden_lars(golden):
@@ -71,3 +72,19 @@ def test_rate_in_momentum_is_the_official_simclr_order():
             velocity["b"] = 0.9 * velocity["b"] + rate * gb
             w, b = w - velocity["w"], b - velocity["b"]
             assert relative(params["w"], w) < 1e-12 and relative(params["b"], b) < 1e-12
+
+
+def test_trust_ratio_is_optax_s_with_half_the_norms():
+    """The same bits and the same state, also where a weight or its gradient is zero; two norms a weight, not four."""
+    rng = np.random.default_rng(1)
+    params = {n: jnp.asarray(rng.standard_normal((7, 5)), jnp.float32) for n in "abc"} | {"zero": jnp.zeros((7, 5))}
+    gradients = jax.tree.map(lambda p: 3 * p + 1, params) | {"c": jnp.zeros((7, 5))}
+    theirs, ours = optax.scale_by_trust_ratio(trust_coefficient=0.02), _scale_by_trust_ratio(0.02)
+    results, reductions = [], []
+    for transform in (theirs, ours):
+        state = transform.init(params)
+        results.append(jax.jit(transform.update)(gradients, state, params))
+        reductions.append(str(jax.make_jaxpr(transform.update)(gradients, state, params)).count("name=norm"))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
+    assert reductions == [4 * len(params), 2 * len(params)]
