@@ -83,6 +83,11 @@ def test_a_module_gets_the_fields_that_it_has():
     check_encoder(made, "test_encoders:Patches", 16, [(2, 16), (6, 8)])
 
 
+def test_remat_needs_a_field():
+    with pytest.raises(UserError, match="model.remat is true, but 'test_encoders:Patches' has no field 'remat'"):
+        make_encoder("test_encoders:Patches", width=8, remat=True)
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [

@@ -18,6 +18,7 @@ from bt_jax.engine.step import make_train_step
 from bt_jax.facts import Facts
 from bt_jax.methods import METHODS, Method, make_method
 from bt_jax.methods.checks import _ARGUMENTS, check_source
+from bt_jax.models import resnet
 
 FACTS = Facts(num_examples=64, num_classes=3, batch_size=8, epochs=2)
 
@@ -57,6 +58,30 @@ def test_every_method_keeps_the_protocol():
                 list(inspect.signature(getattr(method, part)).parameters)
                 == list(inspect.signature(function).parameters)[1:]
             )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_remat_changes_no_gradient(name, monkeypatch):
+    """For every method: the gradients of a step with `model.remat` are those without, to 1e-5."""
+    monkeypatch.setitem(resnet.BLOCKS, "resnet18", (1,))
+    found = []
+    for remat in (False, True):
+        config = config_lib.default(method=name)
+        config.model.update(arch="resnet18", width=4, small_images=True, remat=remat)
+        config.data.image_size = 16
+        method = make_method(config, FACTS, None)
+        spec = spec_of(method, 8)
+        state = method.init(jax.random.key(0), spec)
+        rng = np.random.default_rng(0)
+        batch = jax.tree.map(
+            lambda s, rng=rng: rng.integers(0, 3 if s.ndim == 1 else 256, s.shape).astype(s.dtype), spec
+        )
+        gradient = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+        found.append(gradient(*state, batch, 0, jax.random.key(1)))
+        assert str(jax.make_jaxpr(gradient)(*state, batch, 0, jax.random.key(1))).count("remat") >= remat
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(found[0][1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale), found[0][1], found[1][1])
+    assert float(found[0][0][0]) == pytest.approx(float(found[1][0][0]), rel=1e-5)
 
 
 def test_description():

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 from recipes import recipe, relative
 
 from bt_jax.export import from_torch, to_torch
 from bt_jax.models import make_encoder
-from bt_jax.models.resnet import BLOCKS
+from bt_jax.models.resnet import BLOCKS, ResNet
 from bt_jax.runtime import mesh as mesh_lib
 
 
@@ -110,3 +111,29 @@ def test_bad_input():
         make_encoder("resnet5")
     with pytest.raises(ValueError, match=r"images is \(1, 32, 32\)"):
         make_encoder("resnet18").init(jax.random.key(0), jnp.zeros((1, 32, 32)), train=False)
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_remat_keeps_less_and_computes_the_same(bottleneck, capsys):
+    """Loss, statistics and gradients to 1e-5 of those without; of the activations, only convolutions' outputs are kept."""
+    encoders = [
+        ResNet((2, 1), bottleneck, small_images=not bottleneck, width=4, remat=remat) for remat in (False, True)
+    ]
+    assert encoders[0] == encoders[1]  # the same network, for exports and evaluations
+    images = jax.random.normal(jax.random.key(1), (4, 2, 32, 32, 3))
+    variables = encoders[0].init(jax.random.key(0), images, train=False)
+    assert jax.tree.structure(variables) == jax.tree.structure(encoders[1].init(jax.random.key(0), images, train=False))
+
+    def loss(params, encoder):
+        features, new = encoder.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(features)), new
+
+    results, kept = [], []
+    for encoder in encoders:
+        results.append(jax.jit(jax.value_and_grad(lambda p, e=encoder: loss(p, e), has_aux=True))(variables["params"]))
+        print_saved_residuals(lambda p, e=encoder: loss(p, e)[0], variables["params"])
+        shapes = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "from the argument" not in line]
+        kept.append([s for s in shapes if s.count(",") == 3 and s.partition("[")[2].startswith("8,")])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *results)
+    convolutions = sum(leaf.ndim == 4 for leaf in jax.tree.leaves(variables["params"]))
+    assert len(kept[1]) <= convolutions + 1 < len(kept[0]) / 2  # and the images

@@ -14,7 +14,13 @@ from bt_jax.models.resnet import ResNet, make_resnet
 
 
 def make_encoder(
-    arch: str, *, small_images: bool = False, dtype: Any = jnp.float32, width: int = 64, stem_stride: int = 1
+    arch: str,
+    *,
+    small_images: bool = False,
+    dtype: Any = jnp.float32,
+    width: int = 64,
+    stem_stride: int = 1,
+    remat: bool = False,
 ) -> nn.Module:
     """An encoder by its name.
 
@@ -25,6 +31,8 @@ def make_encoder(
       dtype: of the computation; parameters and statistics are float32, or float64 if this is.
       width: channels of the first stage; 64 is the standard network.
       stem_stride: of the 3×3 stem; 2 for images of about 64 pixels, or to save time. The 7×7 stem always has stride 2.
+      remat: keep only the outputs of convolutions for the backward pass, and compute norms, ReLUs, sums and the max-pool
+        again: less memory and more traffic. Value and gradients are the same up to rounding.
 
     Returns:
       A Linen module: normalised images (N, H, W, 3) -> features (N, F), or (N, V, H, W, 3) -> (N, V, F) with batch
@@ -34,7 +42,13 @@ def make_encoder(
       ValueError: an unknown name.
       UserError: an import path that cannot be imported or is not an encoder's.
     """
-    settings = {"small_images": small_images, "dtype": dtype, "width": width, "stem_stride": stem_stride}
+    settings = {
+        "small_images": small_images,
+        "dtype": dtype,
+        "width": width,
+        "stem_stride": stem_stride,
+        "remat": remat,
+    }
     if not is_import_path(arch):
         return make_resnet(arch, **settings)
     cls = import_object(arch, "model.arch")
@@ -48,6 +62,8 @@ def make_encoder(
     ]  # fmt: skip
     if unset:
         raise UserError(f"model.arch is {arch!r}, whose field {unset[0]!r} has no default; give it one.")
+    if remat and "remat" not in fields:
+        raise UserError(f"model.remat is true, but {arch!r} has no field 'remat'; set model.remat to false.")
     encoder = cls(**{name: value for name, value in settings.items() if name in fields})
     if not isinstance(getattr(encoder, "num_features", None), int):
         raise UserError(
@@ -107,7 +123,7 @@ def described(encoder: nn.Module, arch: str) -> str:
     if isinstance(encoder, ResNet):
         stem = f"3×3 stem of stride {encoder.stem_stride}" if encoder.small_images else "7×7 stem"
         return f"{arch} of width {encoder.width} with a {stem}"
-    names = [f.name for f in dataclasses.fields(encoder) if f.name not in ("parent", "name", "dtype")]
+    names = [f.name for f in dataclasses.fields(encoder) if f.name not in ("parent", "name", "dtype", "remat")]
     return " ".join([arch, *(f"{name}={getattr(encoder, name)!r}" for name in names)])
 
 

@@ -5,6 +5,7 @@ pads unevenly if the size is even), the stride on the 3×3 convolution of a bott
 starting at zero (Goyal et al. 2017; the official code's `zero_init_residual=True`).
 """
 
+import dataclasses
 import difflib
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from bt_jax.models.conv import convolution
 from bt_jax.models.norm import ViewBatchNorm
@@ -20,12 +22,22 @@ from bt_jax.models.pool import max_pool
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 BOTTLENECK = frozenset({"resnet50", "resnet101"})
 
+# What `remat` keeps for the backward pass; norms, ReLUs, sums and the max-pool are then computed again from it.
+_KEPT = "convolution"
+_keep_convolutions = jax.checkpoint_policies.save_only_these_names(_KEPT)
+
 # As in torchvision: normal with variance 2 / fan_out.
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def make_resnet(
-    arch: str, *, small_images: bool = False, dtype: Any = jnp.float32, width: int = 64, stem_stride: int = 1
+    arch: str,
+    *,
+    small_images: bool = False,
+    dtype: Any = jnp.float32,
+    width: int = 64,
+    stem_stride: int = 1,
+    remat: bool = False,
 ) -> "ResNet":
     """A ResNet by its name; arguments and errors as for `bt_jax.models.make_encoder`."""
     if arch not in BLOCKS:
@@ -39,6 +51,7 @@ def make_resnet(
         width=width,
         stem_stride=stem_stride,
         dtype=dtype,
+        remat=remat,
     )
 
 
@@ -51,6 +64,7 @@ class ResNet(nn.Module):
     width: int = 64
     stem_stride: int = 1
     dtype: Any = jnp.float32
+    remat: bool = dataclasses.field(default=False, compare=False)  # not a part of what the network computes
 
     @property
     def num_features(self) -> int:
@@ -64,6 +78,13 @@ class ResNet(nn.Module):
         lead = images.shape[:-3]
         views = lead[1] if len(lead) == 2 else 1
         x = images.reshape(-1, *images.shape[-3:]).astype(self.dtype)
+        layers = partial(type(self)._layers, views=views, train=train)
+        if self.remat and train:
+            layers = nn.remat(layers, policy=_keep_convolutions)
+        return layers(self, x).reshape(*lead, -1)
+
+    def _layers(self, x: jax.Array, *, views: int, train: bool) -> jax.Array:
+        """Images (N·V, H, W, 3) of `dtype` -> features (N·V, F)."""
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(ViewBatchNorm, dtype=self.dtype)
         if self.small_images:
@@ -79,8 +100,7 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 0 and i == 0 else 1
                 name = f"layer{stage + 1}_{i}"
                 x = block(self.width * 2**stage, stride, conv, norm, name=name)(x, views=views, train=train)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32)).astype(self.dtype)
-        return x.reshape(*lead, -1)
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32)).astype(self.dtype)
 
 
 class Conv(nn.Module):
@@ -96,12 +116,13 @@ class Conv(nn.Module):
         full = jnp.promote_types(self.dtype, jnp.float32)
         kernel = self.param("kernel", _conv_init, (self.size, self.size, x.shape[-1], self.features), full)
         pad = (self.size - 1) // 2
-        return convolution(
+        y = convolution(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             strides=(self.stride, self.stride),
             padding=((pad, pad), (pad, pad)),
         )
+        return checkpoint_name(y, _KEPT)
 
 
 class BasicBlock(nn.Module):

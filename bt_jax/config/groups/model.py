@@ -21,5 +21,12 @@ MODEL = Group(
         "stem_stride": Field(
             1, between(1, 2), "Stride of that 3×3 convolution; 2 for images of about 64 pixels, or to save time"
         ),
+        "remat": Field(
+            False,
+            anything,
+            "Whether only the convolutions' outputs are kept for the backward pass, and norms, ReLUs and sums are computed "
+            "again: for batches that do not fit; takes more memory traffic",
+            resume="free",
+        ),
     },
 )
