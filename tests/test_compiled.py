@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from bt_jax.planning.compiled import Collective, collectives, memory_traffic, size_in_bytes
+from bt_jax.planning.compiled import Collective, Movement, collectives, memory_traffic, movements, size_in_bytes
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,19 @@ def test_traffic_of_a_tpu_program():
     gathered = part + whole  # of the pair that the instruction gives, both in main memory
     fused = whole + whole  # reads what was gathered, not what was copied in; writes
     assert memory_traffic(TPU_TEXT) == copied + sliced + gathered + fused
+
+
+def test_movements_of_a_tpu_program():
+    """One an instruction, with its source; what holds a convolution is marked."""
+    text = TPU_TEXT.replace(
+        "\nENTRY", "\n%fused (p: f32[64,16]) -> f32[64,16] {\n  %c = f32[64,16] convolution(%p)\n}\n\nENTRY"
+    )
+    text = text.replace("calls=%fused", 'calls=%fused, metadata={op_name="jit(f)/layer1/conv"}')
+    found = movements(text)
+    assert [m.operation for m in found] == ["copy-start", "slice-start", "all-reduce", "all-gather-start", "fusion"]
+    assert found[-1] == Movement(2 * 4 * 64 * 16, "fusion", True, "jit(f)/layer1/conv")
+    assert not any(m.convolution for m in found[:-1])
+    assert sum(m.bytes for m in found) == memory_traffic(TPU_TEXT)
 
 
 def test_traffic_of_a_product():

@@ -88,17 +88,40 @@ def size_in_bytes(shape: Shape) -> int:
     return -(-bits * int(np.prod(dims, dtype=np.int64)) // 8)
 
 
+@dataclasses.dataclass(frozen=True)
+class Movement:
+    """What one instruction reads from and writes to main memory.
+
+    Attributes:
+      bytes: both together.
+      operation: such as fusion, copy or all-reduce.
+      convolution: whether it is a fusion around a convolution or a product, which TPU programs write as convolutions too.
+      source: the JAX operation that it comes from, "" if none is named.
+    """
+
+    bytes: int
+    operation: str
+    convolution: bool
+    source: str
+
+
 def memory_traffic(text: str) -> int:
-    """Bytes that a device reads from and writes to main memory in one run of the program.
+    """Bytes that a device reads from and writes to main memory in one run of the program: the sum of `movements`."""
+    return sum(movement.bytes for movement in movements(text))
+
+
+def movements(text: str) -> list[Movement]:
+    """The traffic of each instruction between a device and its main memory.
 
     Counts the operands and results of each instruction in the program's main computation (a fusion is one instruction),
     except those that the compiler keeps in the chip's own fast memory, memory spaces S(1) and up. An operand counts in full
     even if an instruction uses only a part of it, or if the compiler loads it once for several instructions.
     """
-    entry = text[text.index("\nENTRY") :]
+    start = text.index("\nENTRY")
+    around_convolutions = _with_convolutions(text[:start])
     in_memory: dict[str, int] = {}  # bytes in main memory of each instruction's results
-    total = 0
-    for line in entry.splitlines():
+    found = []
+    for line in text[start:].splitlines():
         if not (match := _INSTRUCTION.match(line)):
             continue
         name, result, operation, rest = match.groups()
@@ -106,12 +129,26 @@ def memory_traffic(text: str) -> int:
         if operation in _FREE or operation.endswith("-done"):
             continue
         if operation == "slice-start":  # ((the whole), the part, …)
-            total += size_in_bytes(list(_shapes(result))[1])
-            continue
-        total += in_memory[name]
-        if operation != "copy-start":  # (the copy, the original, …): its results include both
-            total += sum(in_memory.get(operand, 0) for operand in _operands(rest))
-    return total
+            moved = size_in_bytes(list(_shapes(result))[1])
+        else:
+            moved = in_memory[name]
+            if operation != "copy-start":  # (the copy, the original, …): its results include both
+                moved += sum(in_memory.get(operand, 0) for operand in _operands(rest))
+        called, source = re.search(r"calls=(%[\w.-]+)", line), re.search(r'op_name="([^"]*)"', line)
+        convolution = called is not None and called[1] in around_convolutions
+        found.append(Movement(moved, operation, convolution, source[1] if source else ""))
+    return found
+
+
+def _with_convolutions(text: str) -> set[str]:
+    """The names of the computations that hold a convolution."""
+    names, computation = set(), ""
+    for line in text.splitlines():
+        if line.startswith("%"):
+            computation = line.split()[0]
+        elif " convolution(" in line:
+            names.add(computation)
+    return names
 
 
 def _shapes(text: str, main_memory: bool = False) -> Iterator[Shape]:
