@@ -116,27 +116,74 @@ def test_fine_tuning_by_each_papers_protocol():
     """Batch, epochs, rates of encoder and head, Nesterov, schedule; and a word for what is not known."""
     from configs.semi_supervised_imagenet import get_config
 
-    expected = {
+    tuned = {
         "1percent": (256, 20, 0.005, 0.5, False, "cosine"),
         "10percent": (256, 20, 0.002, 0.5, False, "steps"),
         "1percent,simclr": (4096, 60, 0.05, 0.05, True, "cosine"),
         "10percent,simclr": (4096, 30, 0.05, 0.05, True, "cosine"),
         "10percent,byol": (1024, 30, 0.02, 0.02, True, "cosine"),
+        "1percent,swav": (256, 20, 0.02, 5.0, False, "steps"),
+        "10percent,swav": (256, 20, 0.01, 0.2, False, "steps"),
+        "1percent,pirl": (256, 70, 0.05, 0.05, True, "steps"),
+        "10percent,pirl": (256, 70, 0.05, 0.05, True, "steps"),
         "1percent,vicreg": (256, 20, 0.03, 0.08, False, "cosine"),
         "10percent,vicreg": (256, 20, 0.01, 0.1, False, "cosine"),
+        "1percent,simclr,barlow_twins": (256, 20, 0.005, 0.5, False, "cosine"),
+        "10percent,pirl,swav": (256, 20, 0.01, 0.2, False, "steps"),
     }
-    for argument, numbers in expected.items():
+    for argument, numbers in tuned.items():
         config = get_config(argument)
         config_lib.check(config)
         sgd = config.sgd
         rates = (sgd.learning_rate_encoder, sgd.learning_rate_head, sgd.nesterov, sgd.schedule)
         assert (config.batch_size, config.epochs, *rates) == numbers, argument
-        assert sgd.weight_decay == 0 and sgd.momentum == 0.9
-    for wrong in ("2percent", "1percent,moco"):
+        assert sgd.weight_decay == 0 and sgd.momentum == 0.9 and not config.finetune.from_scratch
+        steps = ((30,), 0.1) if argument.endswith("pirl") else ((12, 16), 0.2)
+        assert (tuple(sgd.decay_epochs), sgd.decay_factor) == steps, argument
+    for wrong in ("2percent", "1percent,moco", "1percent,byol,moco", "1percent,byol,byol,byol"):
         with pytest.raises(
-            UserError, match=f":{wrong} is not known; it takes 1percent or 10percent, and after a comma"
+            UserError,
+            match=f":{wrong} is not known; it takes 1percent or 10percent, after a comma the method, and after",
         ):
             get_config(wrong)
+
+
+def test_fine_tuning_by_another_protocol_keeps_the_encoder():
+    """Its run and the pixels that it was trained with; the protocol is recorded, and may change in a resumed run."""
+    from configs.semi_supervised_imagenet import get_config
+
+    own, common = get_config("1percent,simclr"), get_config("1percent,simclr,barlow_twins")
+    assert (own.finetune.protocol, common.finetune.protocol) == ("SimCLR", "Barlow Twins")
+    assert own.init_from == common.init_from == "runs/resnet50_imagenet_simclr"
+    assert own.data == common.data and tuple(common.data.std) == (1.0, 1.0, 1.0)
+    field = config_lib.fields_of(own)["finetune.protocol"]
+    assert (field.default, field.resume) == ("own settings", "free")
+
+
+@pytest.mark.parametrize(
+    ("subset", "epochs", "rate", "steps", "decay"),
+    [("1percent", 1000, 0.01, (700, 800, 900), 1e-2), ("10percent", 200, 0.1, (140, 160, 180), 1e-3)],
+)
+def test_the_supervised_row_is_from_scratch(subset, epochs, rate, steps, decay):
+    """Zhai et al. 2019; with the protocol of another system it stays from scratch, and no encoder takes its protocol."""
+    from configs.semi_supervised_imagenet import get_config
+
+    config = get_config(f"{subset},supervised")
+    config_lib.check(config)
+    sgd, finetune = config.sgd, config.finetune
+    assert (config.batch_size, config.epochs, config.init_from, finetune.from_scratch) == (256, epochs, "", True)
+    assert finetune.learning_rate_from_scratch == rate and (sgd.momentum, sgd.nesterov) == (0.9, False)
+    assert (sgd.schedule, tuple(sgd.decay_epochs), sgd.decay_factor, sgd.warmup_epochs) == ("steps", steps, 0.1, 5)
+    assert (sgd.weight_decay, sgd.decay_norms) == (decay, False)
+    assert tuple(config.data.mean) == tuple(config.data.std) == (0.5, 0.5, 0.5)
+    view = config.supervised.view
+    assert (view.jitter, view.grayscale, view.blur, view.flip) == (0, 0, 0, 0.5)
+
+    common = get_config(f"{subset},supervised,barlow_twins")
+    config_lib.check(common)
+    assert common.finetune.from_scratch and (common.epochs, common.sgd.weight_decay) == (20, 0.0)
+    with pytest.raises(UserError, match="names a protocol for training from scratch, but an encoder by simclr"):
+        get_config(f"{subset},simclr,supervised")
 
 
 def test_official_recipe():

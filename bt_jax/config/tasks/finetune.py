@@ -34,6 +34,12 @@ FINETUNE = Group(
     "finetune",
     "which labels, and the baseline without pre-training",
     {
+        "protocol": Field(
+            "own settings",
+            anything,
+            "By whose protocol, such as SimCLR; set by recipes, and shown with the results",
+            resume="free",
+        ),
         "chosen_by": Field(
             "seed",
             one_of(("seed", "list", "source")),
