@@ -24,7 +24,7 @@ def config(judged):
 
 def test_tuned_and_from_scratch_on_the_same_labels(config, tmp_path, capsys):
     """Two seeds choose different labels; the baseline has exactly these labels, and no checkpoint."""
-    config.repeats = 2
+    config.repeats, config.finetune.protocol = 2, "SimCLR"
     tuned = finetune(config, str(tmp_path / "tuned"))
     config.finetune.from_scratch = True
     scratch = finetune(config, str(tmp_path / "scratch"))
@@ -36,7 +36,8 @@ def test_tuned_and_from_scratch_on_the_same_labels(config, tmp_path, capsys):
     assert tuned["checkpoint"]["step"] == 7 and scratch["checkpoint"] is None
     assert tuned["checkpoint"]["method"] == "barlow_twins"
     assert json.loads((tmp_path / "tuned" / "judged.json").read_text())["method"] == "barlow_twins"
-    assert json.loads((tmp_path / "tuned" / "finetune.json").read_text())["spread"]["final.top1"] is not None
+    written = json.loads((tmp_path / "tuned" / "finetune.json").read_text())
+    assert written["spread"]["final.top1"] is not None and written["config"]["finetune"]["protocol"] == "SimCLR"
     assert sorted(p.name for p in (tmp_path / "tuned").iterdir() if p.is_dir()) == ["seed_0", "seed_1"]
 
 

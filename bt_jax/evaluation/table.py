@@ -2,7 +2,7 @@
 
     python -m bt_jax.evaluation.table WORKDIR…
 
-Each WORKDIR holds an evaluation; results that differ only in their seeds share a row. Rows marked "paper" are copied from
+Each WORKDIR holds an evaluation; results that differ only in their seeds share a row. Numbers marked "paper" are copied from
 Zbontar et al. 2021 (arXiv 2103.03230): ResNet-50, 1000 epochs on ImageNet. They were not measured with bt_jax.
 """
 
@@ -12,14 +12,10 @@ from collections.abc import Callable, Sequence
 
 from bt_jax import console
 from bt_jax.errors import UserError, first_line
+from bt_jax.evaluation.few_labels_table import few_labels_table
 from bt_jax.evaluation.results import Result, check_fractions, mean_and_spread, read_results, summary_of_runs
 
 PAPER = "paper (ImageNet, ResNet-50)"
-# Table 2: top-1 at 1 % and 10 % of the labels, then top-5.
-PAPER_SEMI_SUPERVISED = {
-    "supervised": {1: ("25.4%", "48.4%"), 10: ("56.4%", "80.4%")},
-    "Barlow Twins": {1: ("55.0%", "79.2%"), 10: ("69.7%", "89.3%")},
-}
 PAPER_TRANSFER = {
     "Places-205, top-1": ("53.2%", "54.1%"),  # supervised, Barlow Twins
     "VOC07, mAP": ("87.5%", "86.2%"),
@@ -34,7 +30,7 @@ def tables(results: Sequence[tuple[str, Result]]) -> str:
       results: (folder, content of its <task>.json).
     """
     parts = []
-    for task, make in (("linear", _linear), ("finetune", _finetune), ("transfer", _transfer), ("knn", _knn)):
+    for task, make in (("linear", _linear), ("finetune", few_labels_table), ("transfer", _transfer), ("knn", _knn)):
         mine = [(folder, result) for folder, result in results if result["task"] == task]
         if mine:
             parts.append(make(mine))
@@ -90,23 +86,6 @@ def _how(result: Result) -> str:
         if result["config"]["linear"]["cached"]
         else f"SGD, {result['config']['epochs']} epochs"
     )
-
-
-def _finetune(results: list[tuple[str, Result]]) -> str:
-    rows = []
-    for folder, result in results:
-        data = result["data"]
-        share = f"{data['percent']:g} %" if data["percent"] else f"{data['per_class']} per class"
-        kind = "from scratch (supervised)" if result["checkpoint"] is None else _encoder(result)
-        cells = [mean_and_spread(result, name) for name in ("final.top1", "final.top5", "best.top1")]
-        order = (data["labels"], result["checkpoint"] is not None)
-        rows.append((order, [kind, data["test"], f"{share}: {data['labels']}", *cells, folder]))
-    rows = [row for _, row in sorted(rows, key=lambda item: item[0])]
-    for kind, numbers in PAPER_SEMI_SUPERVISED.items():
-        for percent, (top1, top5) in numbers.items():
-            rows.append([f"{PAPER}, {kind}", "ImageNet, validation", f"{percent} %", top1, top5, "—", "Table 2"])
-    header = ["encoder", "test images", "labels", "top-1, final", "top-5, final", "best epoch's top-1", "from"]
-    return _table("Table 2: semi-supervised, few labels", header, rows)
 
 
 def _transfer(results: list[tuple[str, Result]]) -> str:
