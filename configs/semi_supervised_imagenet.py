@@ -22,16 +22,16 @@ Source:    Barlow Twins: the official evaluate.py's command for 1 %: SGD without
            said; here it is 0.02 and 30, to be searched: --config.sgd.learning_rate_encoder=… --config.epochs=…
            SwAV: Caron et al. 2020 (arXiv 2006.09882) and facebookresearch/swav, eval_semisup.py with its README's commands:
            batches of 256, 20 epochs, no weight decay, ×0.2 after epochs 12 and 16; encoder and head 0.02 and 5 for 1 %, 0.01
-           and 0.2 for 10 %.
+           and 0.2 for 10 %. Its code reports the best epoch on the validation images; results here are the last epoch's.
            PIRL: Misra and van der Maaten 2020 (arXiv 1912.01991) does not list its settings. The nearest code is vissl's
            fine-tuning: Nesterov momentum, batches of 256, 70 epochs, 0.05 × N/256 for all parameters, divided by 10 after 30,
            no weight decay.
            Supervised: Zhai et al. 2019, "S4L" (arXiv 1905.03670), and google-research/s4l, config/supervised_imagenet_1p.sh and
            _10p.sh: from scratch, SGD without Nesterov momentum, batches of 256, 5 epochs of warm-up, pixels from -1 to 1, crop
            and flip. 1 %: 1000 epochs, 0.01 × N/256 divided by 10 after 700, 800 and 900, weight decay 1e-2; 10 %: 200 epochs,
-           0.1 × N/256 divided by 10 after 140, 160 and 180, weight decay 1e-3; neither for batch norm. Two things differ here:
-           its network is a ResNet-50 v2, ours v1; and its noise in hue, saturation and value for 1 % is left out, because its
-           factors, powers of two, cannot be expressed as a view.
+           0.1 × N/256 divided by 10 after 140, 160 and 180, weight decay 1e-3; neither for batch norm. Three things differ here:
+           its network is a ResNet-50 v2, ours v1; its noise in hue, saturation and value for 1 % is left out, because its
+           factors, powers of two, cannot be expressed as a view; and its random crops are TensorFlow's, ours torchvision's.
            VICReg: the commands of its official README: 20 epochs, batches of 256, cosine, 0.03 and 0.08 for 1 %, 0.01 and 0.1
            for 10 %.
 Data:      TFDS `imagenet2012_subset/1pct` or `/10pct`, which are SimCLR's lists; or the whole image folder and such a list:

@@ -11,6 +11,7 @@ from bt_jax import config as config_lib
 from bt_jax.data.sources.make import make_source
 from bt_jax.errors import UserError
 from bt_jax.evaluation import results
+from bt_jax.evaluation.few_labels_table import few_labels_table
 from bt_jax.tasks.finetune import finetune, labelled_part
 
 
@@ -39,6 +40,9 @@ def test_tuned_and_from_scratch_on_the_same_labels(config, tmp_path, capsys):
     written = json.loads((tmp_path / "tuned" / "finetune.json").read_text())
     assert written["spread"]["final.top1"] is not None and written["config"]["finetune"]["protocol"] == "SimCLR"
     assert sorted(p.name for p in (tmp_path / "tuned").iterdir() if p.is_dir()) == ["seed_0", "seed_1"]
+    lines = few_labels_table([("tuned", written), ("scratch", scratch)]).splitlines()
+    assert [line.split("|")[2].strip() for line in lines[4:6]] == ["Supervised", "Barlow Twins"]
+    assert any(line.startswith("2. Protocol: SimCLR; fine-tuned, batch 24") for line in lines)
 
 
 def test_parts(config, tmp_path):

@@ -65,9 +65,9 @@ def method_of(result: Result) -> str:
 
 
 def paper_percent(result: Result) -> int | None:
-    """1 or 10 if the paper has numbers for this share of these labels; None for another share or data set."""
+    """1 or 10 if the paper has numbers for this share of ImageNet; None for others, and for a number of labels per class."""
     data = result["data"]
-    if data["classes"] != IMAGENET_CLASSES or data["per_class"] or data["percent"] not in (1, 10):
+    if data["classes"] != IMAGENET_CLASSES or data["percent"] not in (1, 10):
         return None
     return int(data["percent"])
 
