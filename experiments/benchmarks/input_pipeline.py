@@ -56,7 +56,7 @@ def stages(config) -> dict:
 
 def rate_of_stage(source: FolderSource, function, config, count: int) -> float:
     """Images per second over `count` images, after 16 that do not count."""
-    paths = tf.data.Dataset.from_tensor_slices(source.paths).repeat().enumerate()
+    paths = tf.data.Dataset.from_tensor_slices(list(source.paths)).repeat().enumerate()
     dataset = datasets.in_parallel(paths, lambda i, path: function(path, i), config)
     options = tf.data.Options()
     options.threading.private_threadpool_size = datasets.threads(config)
