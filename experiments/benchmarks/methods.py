@@ -1,6 +1,6 @@
 """Time of a step and its memory for each method, compared with Barlow Twins, in the same run.
 
-    python experiments/benchmarks/methods.py [--config quickstart] [--methods simclr byol vicreg] [--steps 4] [--turns 5]
+    python experiments/benchmarks/methods.py [--config quickstart] [--methods simclr byol swav] [--steps 4] [--turns 5]
 
 Each method has its recipe in that config file. All train on the same random images, which are on the device already; they take
 turns, so that other load on the machine affects all of them. A ratio is the median of the turns' ratios, with the smallest and
@@ -43,6 +43,7 @@ class Training:
         spec, rng = batch_spec(built.view_groups, config.batch_size), np.random.default_rng(0)
         batch = jax.tree.map(lambda x: rng.integers(0, CLASSES, x.shape).astype(x.dtype), spec)
         batch["views"] = jax.tree.map(lambda x: rng.integers(0, 256, x.shape, np.uint8), spec["views"])
+        batch["example"] = np.arange(config.batch_size, dtype=np.int32)  # an image occurs once in a batch
         self.batch = mesh_lib.put_batch(mesh, config.batch_size, batch)
         self.state = init_state(built, optimizer, 0, spec, mesh)
         self.parameters = count_parameters(self.state.params)
@@ -65,7 +66,7 @@ class Training:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory of a step of each method, in the same run.")
     parser.add_argument("--config", default="quickstart", help="a file in configs/ that takes a method")
-    parser.add_argument("--methods", nargs="+", default=["simclr", "byol", "vicreg", "supervised"])
+    parser.add_argument("--methods", nargs="+", default=["simclr", "byol", "swav", "pirl", "vicreg", "supervised"])
     parser.add_argument("--steps", type=int, default=4, help="steps in a turn")
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
