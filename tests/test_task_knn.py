@@ -1,5 +1,6 @@
 """bt_jax/tasks/knn.py: the task, against the same numbers by hand from the encoder's features."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,8 @@ import bt_jax
 from bt_jax.errors import UserError
 from bt_jax.evaluation import results
 from bt_jax.evaluation.health import rankme
+from bt_jax.evaluation.judged import judged_encoder
+from bt_jax.runtime.mesh import make_mesh
 from bt_jax.tasks.knn import knn
 
 
@@ -55,3 +58,31 @@ def test_a_full_disk(judged, tmp_path, monkeypatch, capsys):
     ):
         knn(config, str(tmp_path / "run"))
     assert "kNN top-1" in capsys.readouterr().out
+
+
+def test_lidar_and_layers(judged, tmp_path, capsys):
+    """The encoder's row has the numbers of the task itself; the others are of the projector's two layers."""
+    config = evaluation_of(judged[1], "knn")
+    config.knn.update(k=(3, 1), lidar_images=20, lidar_views=3, layers=True, layer_examples=60)
+    run = knn(config, str(tmp_path / "run"))["runs"][0]
+    encoder, *layers = run["layers"]
+    assert encoder["layer"] == "encoder" and [row["layer"][-1] for row in layers] == ["1", "2"]
+    assert [row["width"] for row in layers] == [16, 16]
+    assert encoder["knn_top1"] == run["top1"]["3"]
+    assert encoder["rankme"] == run["health"]["rankme"] and encoder["lidar"] == run["health"]["lidar"]
+    assert 1 <= run["health"]["lidar"] <= 19
+    assert json.loads((tmp_path / "run" / "knn.json").read_text())["runs"] == [run]
+    said = capsys.readouterr().out
+    assert "for 3 training views each of 20 images" in said and "with 60 train images" in said
+    table = said[said.index("kNN, k=3") - 30 :].split("kNN top-1")[0]
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_layers_without_a_projector(judged, tmp_path, monkeypatch):
+    config = evaluation_of(judged[1], "knn")
+    config.knn.update(k=(1,), layers=True)
+    found = judged_encoder(config, make_mesh(config.mesh))
+    monkeypatch.setattr("bt_jax.evaluation.judged.judged_encoder", lambda *_: dataclasses.replace(found, heads={}))
+    with pytest.raises(UserError, match="has no projector, which knn.layers needs"):
+        knn(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

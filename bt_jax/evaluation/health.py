@@ -92,7 +92,7 @@ def uniformity(features: np.ndarray, *, block: int = 1024) -> float:
     return float(np.log(total / (n * (n - 1))))
 
 
-def health(features: np.ndarray, views: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, float]:
+def health(features: np.ndarray, views: tuple[np.ndarray, ...] | None = None) -> dict[str, float]:
     """All measures, by their names in metrics.jsonl.
 
     Args:
@@ -105,7 +105,7 @@ def health(features: np.ndarray, views: tuple[np.ndarray, np.ndarray] | None = N
         "dead_features": int(is_dead(features).sum()),
     }
     if views is not None:
-        found |= {"alignment": alignment(*views), "uniformity": uniformity(views[0])}
+        found |= {"alignment": alignment(views[0], views[1]), "uniformity": uniformity(views[0])}
     return found
 
 

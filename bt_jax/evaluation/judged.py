@@ -220,16 +220,29 @@ class Evaluation:
             f"{(judged.facts or {}).get('source', 'none')}."
         )
 
-    def pairs_of_views(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def pairs_of_views(self) -> tuple[np.ndarray, ...] | None:
         """The features of two views each of `knn.pairs` train images, with the views of `config.pairs`; None without pairs."""
+        return self._features_of_views("pair", 2, self.config.knn.pairs)
+
+    def views_for_lidar(self) -> np.ndarray | None:
+        """The features (n, q, F) of `knn.lidar_views` views each of `knn.lidar_images` train images, or None without any.
+
+        The views are drawn from `config.pairs.view_a` and `view_b` in turn.
+        """
+        found = self._features_of_views("lidar", self.config.knn.lidar_views, self.config.knn.lidar_images)
+        return None if found is None or len(found[0]) < 2 else np.stack(found, axis=1)
+
+    def _features_of_views(self, name: str, views: int, count: int) -> tuple[np.ndarray, ...] | None:
         config = self.config
-        draws = (ViewSpec(**config.pairs.view_a), ViewSpec(**config.pairs.view_b))
+        kinds = (ViewSpec(**config.pairs.view_a), ViewSpec(**config.pairs.view_b))
+        draws = tuple(kinds[view % 2] for view in range(views))
         pairs = Pairs(
             self.train,
             config.data,
-            ViewGroup("pair", draws, config.data.image_size),
+            ViewGroup(name, draws, config.data.image_size),
+            tuple(range(views)),
             seed=config.seed,
-            count=config.knn.pairs,
+            count=count,
             batch_size=config.features.batch_size,
             mesh=self.mesh,
         )

@@ -1,4 +1,4 @@
-"""Pairs of views, for alignment and uniformity (health.py)."""
+"""Views of a few images: pairs for alignment and uniformity (health.py), and more of them for LiDAR (lidar.py)."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from bt_jax.runtime import mesh as mesh_lib
 
 
 class Pairs:
-    """Two views each of a few images: the views of the first batches of a run."""
+    """Two views, or more, each of a few images: the views of the first batches of a run."""
 
     def __init__(
         self,
         source: Source,
         data: ConfigDict,
         group: ViewGroup,
-        views: tuple[int, int] = (0, 1),
+        views: tuple[int, ...] = (0, 1),
         *,
         seed: int,
         count: int,
@@ -31,7 +31,7 @@ class Pairs:
     ):
         """Args:
         data: `config.data` of a run.
-        group: the distributions of the views; views: which two of the group.
+        group: the distributions of the views; views: which of the group.
         count: the largest number of images; fewer if the source has fewer.
         batch_size: images per pass through the encoder, over all devices.
         """
@@ -41,9 +41,9 @@ class Pairs:
         self.count = min(count, len(source) // batch_size * batch_size)
         self._batches: list[np.ndarray] | None = None
 
-    def features(self, extract: FeatureExtractor, variables: Any) -> tuple[np.ndarray, np.ndarray] | None:
-        """The features of the first and the second views, (count, F) both, or None without pairs; every call has the same
-        views.
+    def features(self, extract: FeatureExtractor, variables: Any) -> tuple[np.ndarray, ...] | None:
+        """The features of the first views, of the second and so on, each (count, F), or None without images; every call has
+        the same views.
         """
         if not self.count:
             return None
@@ -56,8 +56,7 @@ class Pairs:
                 mask = number * self._size + rows < self.count
                 yield {"image": np.ascontiguousarray(views[:, view]), "label": np.zeros_like(rows), "mask": mask}
 
-        first, second = (extract(variables, one(view), self._size)[0] for view in self._views)
-        return first, second
+        return tuple(extract(variables, one(view), self._size)[0] for view in self._views)
 
     def _drawn(self) -> list[np.ndarray]:
         """The views in this process's rows of each batch, kept in the host's memory, as training needs the device's."""

@@ -8,7 +8,7 @@ from bt_jax.config.groups.model import MODEL
 from bt_jax.config.groups.monitor import pairs_rule
 from bt_jax.config.groups.run import INIT_FROM, RUN
 from bt_jax.config.groups.views import view_fields
-from bt_jax.config.rules import above_zero, at_least, positive_integers
+from bt_jax.config.rules import above_zero, anything, at_least, between, positive_integers
 
 KNN = Group(
     "knn",
@@ -26,12 +26,24 @@ KNN = Group(
             pairs_rule,
             "Train images with two views each for alignment and uniformity; 0 for neither",
         ),
+        "lidar_images": Field(0, pairs_rule, "Largest number of train images for LiDAR, such as 1000; 0 for no LiDAR"),
+        "lidar_views": Field(
+            10, between(2, 500), "Views of each image for LiDAR, drawn from pairs.view_a and pairs.view_b in turn"
+        ),
+        "layers": Field(
+            False,
+            anything,
+            "Whether to measure each layer of the projector too: kNN with the first k, a linear probe, RankMe and LiDAR",
+        ),
+        "layer_examples": Field(
+            50000, at_least(2), "Largest number of train images for the measures of layers, spread evenly"
+        ),
     },
 )
 
 PAIRS = Group(
     "pairs",
-    "the two views for alignment and uniformity; by default the paper's",
+    "the two views for alignment, uniformity and LiDAR; by default the paper's",
     {**view_fields("view_a"), **view_fields("view_b", blur=0.1, solarize=0.2)},
 )
 
