@@ -66,7 +66,7 @@ class FeatureMonitor:
         features, _, places = zip(*self._extract.parts(variables, batches, settings.batch_size), strict=True)
         return np.concatenate(features), evenly(len(self.source), settings.test_examples)[np.concatenate(places)]
 
-    def _views(self, variables: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    def _views(self, variables: Any) -> tuple[np.ndarray, ...] | None:
         return self._pairs.features(self._extract, variables) if self._pairs is not None else None
 
     def _batches(self, source: Source, limit: int):
