@@ -16,8 +16,7 @@ from bt_jax.evaluation.lidar import lidar
 from bt_jax.evaluation.results import Result
 from bt_jax.models.heads import MLPHead
 
-# The four largest of the defaults of `linear.l2`: smaller ones need many more iterations.
-L2S = (1e-4, 1e-3, 1e-2, 1e-1)
+L2S = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +96,6 @@ def table_of_layers(rows: Sequence[Result], *, k: int, train_images: int) -> str
     lines += [
         f"kNN and linear probe: top-1 of the test images, with {train_images} train images.",
         "RankMe and LiDAR: effective ranks. Layers are taken after batch norm and ReLU,",
-        "where they have them; the last is what the loss was given.",
+        "where they have them; the last is the embedding.",
     ]
     return "\n".join(lines)
