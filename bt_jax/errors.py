@@ -9,6 +9,10 @@ class UserError(ValueError):
     """
 
 
+class NotFinite(UserError):
+    """A training whose loss is not finite, usually because its learning rates are too high."""
+
+
 class Preempted(SystemExit):
     """The run was asked to stop, has saved, and should be run again: exit status 75, EX_TEMPFAIL in sysexits.h."""
 

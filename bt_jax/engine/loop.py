@@ -21,7 +21,7 @@ from bt_jax.engine.run import Run
 from bt_jax.engine.setup import Setup
 from bt_jax.engine.state import TrainState, abstract_state
 from bt_jax.engine.step import jit_step, make_train_step
-from bt_jax.errors import UserError
+from bt_jax.errors import NotFinite, UserError
 from bt_jax.reporting.bad_images import BadImages
 from bt_jax.reporting.profile import Profiler, flops_of
 
@@ -165,7 +165,7 @@ def _not_finite(run: Run, step: int, values: Mapping[str, float]) -> UserError:
         "no checkpoint had been saved yet"
     )  # fmt: skip
     found = ", ".join(f"{name} {value:g}" for name, value in values.items())
-    return UserError(f"the loss is not finite at step {step} ({found}); {kept}. {run.setup.advice}")
+    return NotFinite(f"the loss is not finite at step {step} ({found}); {kept}. {run.setup.advice}")
 
 
 def _program(setup: Setup) -> Program:

@@ -139,6 +139,9 @@ def _note(folder: str, result: Result) -> str:
         width = "" if checkpoint["width"] == 64 else f" of width {checkpoint['width']}"
         encoder = f"{checkpoint['arch']}{width}{step}, {checkpoint['sha256'][:8]}"
     nesterov = ", Nesterov momentum" if sgd.get("nesterov") else ""
+    if searched := [run["search"]["chosen"] for run in result["runs"] if "search" in run]:
+        found = ", ".join(sorted({f"{rates['encoder']:g} and {rates['classifier']:g}" for rates in searched}))
+        rates = f"rates of encoder and head chosen on held-out train images, {found}"
     return "; ".join(
         [
             f"Protocol: {tuning.get('protocol', 'not recorded')}",

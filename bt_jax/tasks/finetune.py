@@ -16,6 +16,7 @@ from bt_jax.data.subsets import check_labels, fingerprint, labels_of, listed, st
 from bt_jax.engine.session import Session
 from bt_jax.evaluation.classifier import ClassifierTraining
 from bt_jax.evaluation.judged import Evaluation, run_task
+from bt_jax.evaluation.rate_search import RateSearch
 from bt_jax.evaluation.results import Result, make_result, write_result
 from bt_jax.optim.make import described_schedule
 from bt_jax.tasks.linear import described_seeds, farewell
@@ -45,26 +46,32 @@ def evaluate_finetune(
     evaluation = Evaluation(config, workdir, mesh, within=within, say=say)
     seeds = range(config.seed, config.seed + config.repeats)
     parts = [labelled_part(evaluation.train, config.finetune, seed) for seed in seeds]
-    trainings = [
-        ClassifierTraining(
-            config,
-            workdir if config.repeats == 1 else workdir / f"seed_{seed}",
-            mesh,
-            evaluation.judged,
-            part,
-            evaluation.test,
-            seed=seed,
-            rates=_rates(config),
+
+    def training(seed: int, part: Source, rates: dict[str, float]) -> ClassifierTraining:
+        return ClassifierTraining(
+            config, folder(seed), mesh, evaluation.judged, part, evaluation.test, seed=seed, rates=rates,
             quiet=say is not None,
-        )
+        )  # fmt: skip
+
+    def folder(seed: int) -> epath.Path:
+        return workdir if config.repeats == 1 else workdir / f"seed_{seed}"
+
+    trainings = [training(seed, part, _rates(config)) for seed, (part, _) in zip(seeds, parts, strict=True)]
+    searches = [
+        RateSearch(config, folder(seed), mesh, evaluation.judged, part, seed=seed, rates=_rates(config))
         for seed, (part, _) in zip(seeds, parts, strict=True)
+        if config.finetune.search_rates
     ]
     runs = []
     with evaluation.begun(_described(config, len(parts[0][0])), seeds=described_seeds(config)) as session:
-        for training, (_, examples) in zip(trainings, parts, strict=True):
+        for place, (part, examples) in enumerate(parts):
+            seed, found = seeds[place], {}
             if config.repeats > 1:
-                evaluation.say(f"\nseed {training.seed}")
-            runs.append(training.run(session) | {"labels": fingerprint(examples)})
+                evaluation.say(f"\nseed {seed}")
+            if searches:
+                rates, search = searches[place].run(session, evaluation.say)
+                trainings[place], found = training(seed, part, rates), {"search": search}
+            runs.append(trainings[place].run(session) | {"labels": fingerprint(examples)} | found)
     if not evaluation.is_first:
         return {}
     facts = {
@@ -119,8 +126,9 @@ def _rates(config: ConfigDict) -> dict[str, float]:
 
 def _described(config: ConfigDict, count: int) -> str:
     sgd, rates = config.sgd, _rates(config)
+    search = ", times factors that are chosen on held-out train images" if config.finetune.search_rates else ""
     return (
         f"{'from scratch' if config.finetune.from_scratch else 'fine-tuned'} on {count} labels; SGD, {config.epochs} epochs in "
         f"batches of {config.batch_size}, learning rates of encoder {rates['encoder']:g} and head {rates['classifier']:g} × "
-        f"{config.batch_size}/256, {described_schedule(sgd)}, momentum {sgd.momentum:g}, weight decay {sgd.weight_decay:g}; crop and flip"
+        f"{config.batch_size}/256{search}, {described_schedule(sgd)}, momentum {sgd.momentum:g}, weight decay {sgd.weight_decay:g}; crop and flip"
     )

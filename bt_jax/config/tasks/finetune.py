@@ -8,7 +8,7 @@ from bt_jax.config.groups.mesh import MESH
 from bt_jax.config.groups.model import MODEL
 from bt_jax.config.groups.run import INIT_FROM, LENGTHS, LOG, REPEATS, RUN
 from bt_jax.config.methods.supervised import SUPERVISED
-from bt_jax.config.rules import anything, at_least, one_of
+from bt_jax.config.rules import anything, at_least, one_of, positive_numbers
 
 
 @contradiction("finetune.from_scratch", "task", "init_from")
@@ -34,6 +34,27 @@ FINETUNE = Group(
     "finetune",
     "which labels, and the baseline without pre-training",
     {
+        "search_rates": Field(
+            False,
+            anything,
+            "Whether to choose learning rates first, by accuracy on labelled train images that are held out; the training on all "
+            "labels and the test follow once",
+        ),
+        "search_encoder": Field(
+            (0.3, 1.0, 3.0),
+            positive_numbers,
+            "With search_rates, the factors of the encoder's learning rate that are tried, or of both from scratch",
+        ),
+        "search_head": Field(
+            (0.3, 1.0, 3.0),
+            positive_numbers,
+            "With search_rates, the factors of the head's learning rate, each with each of the encoder's; not used from scratch",
+        ),
+        "search_held_out": Field(
+            0.2,
+            lambda v: None if 0 < v < 1 else "must be more than 0 and less than 1",
+            "With search_rates, the fraction of each class's labels that is held out",
+        ),
         "protocol": Field(
             "own settings",
             anything,
