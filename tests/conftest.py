@@ -10,7 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Most of the tests' time is compilation; less optimized programs take a third less of it, and compute the same to rounding.
 # Flags that are already set win.
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=1 "
+    "--xla_backend_optimization_level=0 "
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
 )
