@@ -2,11 +2,14 @@
 
 import dataclasses
 import errno
+import shutil
+import warnings
 import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from etils import epath
 
 from bt_jax import config as config_lib
@@ -16,11 +19,12 @@ from bt_jax.engine.state import init_state
 from bt_jax.engine.step import make_train_step
 from bt_jax.facts import Facts
 from bt_jax.methods import BYOL, BarlowTwins, SimCLR, VICReg, make_method
-from bt_jax.models import Projector, ResNet
+from bt_jax.models import Projector, ResNet, resnet
 from bt_jax.models.inputs import Inputs
 from bt_jax.optim import make_optimizer
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime.workdir import claim_workdir
+from bt_jax.tasks.pretrain import pretrain
 
 
 def recipe(name: str, shape: tuple[int, ...], salt: int) -> np.ndarray:
@@ -200,3 +204,34 @@ def no_room_for(monkeypatch, module, name):
         write(path, text)
 
     monkeypatch.setattr(module, "write_whole", write_whole)
+
+
+def run_of(method, folder, monkeypatch, **settings):
+    """A small run of a method, and the same stopped after the first of two epochs and resumed, in `folder`/run and /again.
+
+    64 images of 8 × 8 pixels, batches of 16, a network of one block on one device; `settings` are of the method's group.
+
+    Returns:
+      The states in their last checkpoints, as nested dictionaries of arrays.
+    """
+    monkeypatch.setitem(resnet.BLOCKS, "resnet18", (1,))
+    rng, labels = np.random.default_rng(0), np.arange(64) % 2
+    images = (rng.integers(0, 120, (64, 8, 8, 3)) + 120 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(folder / "set.npz", x_train=images, y_train=labels, x_test=images[:16], y_test=labels[:16])
+    config = config_lib.default(method=method)
+    config.batch_size, config.epochs, config.optimizer.warmup_epochs = 16, 2, 1
+    config.data.update(source="arrays", data_dir=str(folder / "set.npz"), image_size=8, eval_resize=0, threads=2)
+    config.model.update(arch="resnet18", width=4, small_images=True)
+    config[method].update(settings)
+    config.mesh.data = 1
+    config.monitor.update(every_epochs=2, batch_size=16, k=5, pairs=16)
+    config.log.update(every_steps=1, tensorboard=False)
+    pretrain(config, str(folder / "run"))
+    shutil.copytree(folder / "run", folder / "again")
+    shutil.rmtree(folder / "again" / "checkpoints" / "8")
+    pretrain(config, str(folder / "again"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Orbax, that the topology could be another
+        return [
+            ocp.PyTreeCheckpointer().restore(folder / run / "checkpoints" / "8" / "state") for run in ("run", "again")
+        ]

@@ -1,17 +1,14 @@
 """bt_jax/methods/pirl.py: the heads, the bank and its rows, the negatives, and exactness on devices."""
 
 import re
-import shutil
-import warnings
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
-from recipes import relative, spec_of
+from recipes import relative, run_of, spec_of
 
 from bt_jax import UserError
 from bt_jax import config as config_lib
@@ -23,11 +20,10 @@ from bt_jax.engine.step import jit_step, make_train_step
 from bt_jax.facts import Facts
 from bt_jax.losses import memory_cross_entropy
 from bt_jax.methods import PIRL, check_source
-from bt_jax.models import MLPHead, ResNet, resnet
+from bt_jax.models import MLPHead, ResNet
 from bt_jax.models.inputs import Inputs
 from bt_jax.optim import make_optimizer, sgd
 from bt_jax.runtime import mesh as mesh_lib
-from bt_jax.tasks.pretrain import pretrain
 
 N, IMAGES = 16, 50
 
@@ -277,26 +273,6 @@ def test_official_optimizer():
 
 def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     """Stopped after the first epoch, bank and normalizer included."""
-    monkeypatch.setitem(resnet.BLOCKS, "resnet18", (1,))
-    rng = np.random.default_rng(0)
-    labels = np.arange(64) % 2
-    images = (rng.integers(0, 120, (64, 8, 8, 3)) + 120 * labels[:, None, None, None]).astype(np.uint8)
-    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images[:16], y_test=labels[:16])
-    config = config_lib.default(method="pirl")
-    config.batch_size, config.epochs = 16, 2
-    config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"), image_size=8, eval_resize=0, threads=2)
-    config.model.update(arch="resnet18", width=4, small_images=True)
-    config.pirl.update(projector=(8,), negatives=20, patch_size=4, cell=5)
-    config.mesh.data = 1
-    config.monitor.update(every_epochs=2, batch_size=16, k=5, pairs=16)
-    config.log.update(every_steps=1, tensorboard=False)
-    pretrain(config, str(tmp_path / "run"))
-    shutil.copytree(tmp_path / "run", tmp_path / "again")
-    shutil.rmtree(tmp_path / "again" / "checkpoints" / "8")
-    pretrain(config, str(tmp_path / "again"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Orbax, that the topology could be another
-        folders = [tmp_path / run / "checkpoints" / "8" / "state" for run in ("run", "again")]
-        states = [ocp.PyTreeCheckpointer().restore(folder) for folder in folders]
+    states = run_of("pirl", tmp_path, monkeypatch, projector=(8,), negatives=20, patch_size=4, cell=5)
     chex.assert_trees_all_equal(*states)
     assert states[0]["method_state"]["bank"].shape == (1024, 8) and states[0]["method_state"]["normalizer"] > 0

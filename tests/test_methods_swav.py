@@ -1,18 +1,15 @@
 """bt_jax/methods/swav.py: statistics by size, prototypes outside of the gradient, the queue, and exactness on devices."""
 
 import dataclasses
-import shutil
-import warnings
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
-from recipes import relative, spec_of
+from recipes import relative, run_of, spec_of
 
 import bt_jax
 from bt_jax import UserError
@@ -23,11 +20,10 @@ from bt_jax.engine.step import make_train_step
 from bt_jax.facts import Facts
 from bt_jax.losses import sinkhorn, swav_loss
 from bt_jax.methods import SwAV
-from bt_jax.models import MLPHead, Prototypes, ResNet, resnet
+from bt_jax.models import MLPHead, Prototypes, ResNet
 from bt_jax.models.inputs import Inputs
 from bt_jax.optim import larc
 from bt_jax.runtime import mesh as mesh_lib
-from bt_jax.tasks.pretrain import pretrain
 
 N, K = 16, 6
 
@@ -258,27 +254,17 @@ def test_build_counts_epochs():
 
 def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     """Stopped after the first epoch, with prototypes frozen until then and a queue half full."""
-    monkeypatch.setitem(resnet.BLOCKS, "resnet18", (1,))
-    rng = np.random.default_rng(0)
-    labels = np.arange(64) % 2
-    images = (rng.integers(0, 120, (64, 8, 8, 3)) + 120 * labels[:, None, None, None]).astype(np.uint8)
-    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images[:16], y_test=labels[:16])
-    config = config_lib.default(method="swav")
-    config.batch_size, config.epochs, config.optimizer.warmup_epochs = 16, 2, 1
-    config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"), image_size=8, eval_resize=0, threads=2)
-    config.model.update(arch="resnet18", width=4, small_images=True)
-    config.swav.update(projector=(16, 8), prototypes=K, small_crops=2, small_size=6, queue=96, queue_from_epoch=0)
-    config.mesh.data = 1
-    config.monitor.update(every_epochs=2, batch_size=16, k=5, pairs=16)
-    config.log.update(every_steps=1, tensorboard=False)
-    pretrain(config, str(tmp_path / "run"))
-    shutil.copytree(tmp_path / "run", tmp_path / "again")
-    shutil.rmtree(tmp_path / "again" / "checkpoints" / "8")
-    pretrain(config, str(tmp_path / "again"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Orbax, that the topology could be another
-        folders = [tmp_path / run / "checkpoints" / "8" / "state" for run in ("run", "again")]
-        states = [ocp.PyTreeCheckpointer().restore(folder) for folder in folders]
+    states = run_of(
+        "swav",
+        tmp_path,
+        monkeypatch,
+        projector=(16, 8),
+        prototypes=K,
+        small_crops=2,
+        small_size=6,
+        queue=96,
+        queue_from_epoch=0,
+    )
     chex.assert_trees_all_equal(*states)
     queue = states[0]["method_state"]["queue"]
     assert queue.shape == (2, 96, 8) and np.all(np.linalg.norm(queue, axis=-1) > 0.99)

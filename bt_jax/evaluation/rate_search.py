@@ -21,6 +21,7 @@ from bt_jax.evaluation.judged import Judged
 from bt_jax.evaluation.results import Result
 
 Rates = Mapping[str, float]
+_NONE = -1  # no place in the grid, as an integer that processes can send
 
 
 def grid(config: ConfigDict, rates: Rates) -> list[dict[str, float]]:
@@ -114,9 +115,10 @@ class RateSearch:
                 "held-out train images"
             )
         best = min(range(len(tried)), key=lambda i: (-tried[i]["top1"], tried[i]["loss"]))
+        best = best if tried[best]["loss"] < math.inf else _NONE
         if jax.process_count() > 1:  # only the first process has the accuracies
             best = int(multihost_utils.broadcast_one_to_all(np.int32(best)))
-        if session.is_first and tried[best]["loss"] == math.inf:
+        if best == _NONE:
             raise UserError("the loss is not finite with any of the learning rates; lower those in sgd.")
         chosen = self._grid[best]
         say(f"chosen: encoder {chosen['encoder']:g}, head {chosen['classifier']:g}")
