@@ -343,7 +343,7 @@ def test_a_single_host_starts_nothing(monkeypatch):
 
 
 def test_the_compared_code_is_the_whole_package(monkeypatch):
-    read, before = pathlib.Path.read_bytes, processes._code()
+    read, before = pathlib.Path.read_bytes, processes.code_fingerprint()
     changed = ("losses", "barlow_twins.py")
     monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: b"" if path.parts[-2:] == changed else read(path))
-    assert processes._code() != before
+    assert processes.code_fingerprint() != before

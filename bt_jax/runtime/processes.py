@@ -208,7 +208,7 @@ def joined(config: ConfigDict, workdir: str) -> Iterator[None]:
     try:
         own = {name for name, field in fields_of(config).items() if field.own}
         same = {name: value for name, value in flatten(config).items() if name not in own}
-        agree("config", {**same, "workdir": str(workdir), "JAX": jax.__version__, "code of bt_jax": _code()})
+        agree("config", {**same, "workdir": str(workdir), "JAX": jax.__version__, "code of bt_jax": code_fingerprint()})
         yield
     except Preempted:  # all leave at this step, and each has saved its part
         raise
@@ -257,7 +257,7 @@ def agree(what: str, facts: Mapping[str, Any], seconds: int = 300) -> None:
         )
 
 
-def _code() -> str:
+def code_fingerprint() -> str:
     """A fingerprint of this package's source."""
     digest = hashlib.sha256()
     for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):

@@ -1,0 +1,1 @@
+"""What the claims share: how a claim is written down, run, judged and reported."""

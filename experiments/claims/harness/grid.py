@@ -1,0 +1,348 @@
+"""Runs the cells of a grid: skips what is done, resumes what was interrupted, and goes on when one fails.
+
+OUT/grid.json          the scale, and the code that the runs are made with
+OUT/cells/CELL.json    what a finished run found: small, to be kept
+OUT/work/CELL/         its workdir and log until then
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils import epath
+
+from bt_jax.errors import Preempted, UserError
+from bt_jax.runtime.files import read_object, write_whole
+from bt_jax.runtime.processes import code_fingerprint
+
+from .claim import SCALES, Cell
+
+ROOT = pathlib.Path(__file__).parents[3]
+NEEDED_BYTES = 500 * 2**20  # for the workdirs of the runs that are begun
+INTERRUPTED = 75  # main.py's status after it has saved
+
+
+@dataclasses.dataclass
+class Grid:
+    """A folder of results.
+
+    Attributes:
+      out: the folder.
+      scale: the name of the runs' scale.
+      data_dir: where CIFAR-10 is; see `data.data_dir`.
+    """
+
+    out: pathlib.Path
+    scale: str
+    data_dir: str = ""
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """What a finished run found; None if it has not finished.
+
+        Raises:
+          UserError: its file is damaged, or of another run.
+        """
+        path = self.out / "cells" / f"{cell.name}.json"
+        if not path.exists():
+            return None
+        try:
+            found = read_object(path)
+            same = found["scale"] == cell.scale and found["arguments"] == cell.arguments()
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} is not a result ({error}); remove it, and its run is made again") from None
+        if not same:
+            raise UserError(
+                f"{path} is the result of another run, {' '.join(found['arguments'])}; choose another --out"
+            )
+        return found
+
+    @contextlib.contextmanager
+    def held(self, other_code: bool) -> Iterator[None]:
+        """Holds the folder for one runner, and checks that its results go with this scale and code.
+
+        Raises:
+          UserError: another runner works in it; it has another scale, or runs of other code and not `other_code`.
+        """
+        try:
+            (self.out / "cells").mkdir(parents=True, exist_ok=True)
+            (self.out / "work").mkdir(exist_ok=True)
+            lock = open(self.out / "work" / "lock", "w")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"--out={self.out} cannot be written ({error.strerror})") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"--out={self.out} is in use by another run.py; choose another") from None
+            self._check_origin(other_code)
+            yield
+
+    def _check_origin(self, other_code: bool) -> None:
+        path, code = self.out / "grid.json", code_fingerprint()
+        if path.exists():
+            there = read_object(epath.Path(path))
+            if there.get("scale") != self.scale:
+                raise UserError(f"--out={self.out} holds runs at the scale {there.get('scale')}; choose another")
+            if there.get("code") != code and not other_code:
+                raise UserError(
+                    f"--out={self.out} holds runs made with other code of bt_jax ({there.get('code')}, now {code}); choose "
+                    "another, or add --other-code, and each result says with which it was made"
+                )
+        write_whole(epath.Path(path), json.dumps({"scale": self.scale, "code": code}, indent=2) + "\n")
+
+    def workdir(self, cell: Cell) -> pathlib.Path:
+        return self.out / "work" / cell.name
+
+    def command(self, cell: Cell) -> list[str]:
+        where = [f"--config.data.data_dir={self.data_dir}"] if self.data_dir else []
+        return [
+            sys.executable,
+            "main.py",
+            *cell.arguments(),
+            *where,
+            f"--workdir={self.workdir(cell).resolve() / 'run'}",
+        ]
+
+
+class Runner:
+    """Makes the runs of a grid, `jobs` at a time, each with its share of the cores."""
+
+    def __init__(self, grid: Grid, *, jobs: int, minutes: float = 0, keep: bool = False, command=None):
+        self._grid, self._jobs, self._keep = grid, jobs, keep
+        self._command = command or grid.command
+        self._ends = time.monotonic() + 60 * minutes if minutes else float("inf")
+        self._lock = threading.Lock()
+        self._children: dict[Cell, subprocess.Popen] = {}
+        self._stopping = False
+        self._made, self._began = 0, time.monotonic()
+        self._failed: dict[Cell, str] = {}
+
+    def run(self, cells: list[Cell]) -> None:
+        """Makes all runs that have no result yet.
+
+        Raises:
+          UserError: some failed (all others were made), or the disk is full.
+          Preempted: it was asked to stop, or `minutes` are over; the same command goes on.
+        """
+        self._waiting = [cell for cell in cells if self._grid.result(cell) is None]
+        self._all, self._done = len(cells), len(cells) - len(self._waiting)
+        _say(f"{self._all} runs, {self._done} of them done")
+        stop = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        workers = [threading.Thread(target=self._work, args=(share,)) for share in _shares(self._jobs)]
+        try:
+            for worker in workers:
+                worker.start()
+            while any(worker.is_alive() for worker in workers):
+                if time.monotonic() > self._ends and not self._stopping:
+                    self._stop()
+                time.sleep(0.1)
+        finally:
+            for number, handler in stop.items():
+                signal.signal(number, handler)
+        if self._full:
+            raise UserError(f"{self._full}; make room, and the same command goes on")
+        if self._failed:
+            told = "\n".join(f"  {cell.name}: {why}" for cell, why in self._failed.items())
+            raise UserError(f"{len(self._failed)} of {self._all} runs failed, all others are done:\n{told}")
+        if self._stopping:
+            _say("stopped; the same command goes on")
+            raise Preempted
+
+    _full = ""
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+        with self._lock:
+            for child in self._children.values():
+                child.send_signal(signal.SIGTERM)  # it saves its step
+
+    def _work(self, cores: set[int]) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting or self._stopping or self._full:
+                    return
+                free = shutil.disk_usage(self._grid.out).free
+                if free < NEEDED_BYTES:
+                    self._full = (
+                        f"the disk of {self._grid.out} has {free >> 20} MB left, and runs need {NEEDED_BYTES >> 20}"
+                    )
+                    return
+                cell = self._waiting.pop(0)
+            try:
+                outcome = self._make(cell, cores)
+            except OSError as error:
+                self._full = f"{self._grid.out} cannot be written ({error.strerror})"
+                return
+            with self._lock:
+                if outcome == "failed":
+                    continue
+                self._done += outcome == "done"
+                self._made += outcome == "done"
+                if outcome == "done":
+                    _say(f"{self._done}/{self._all} {self._told(cell)}{self._left()}")
+
+    def _told(self, cell: Cell) -> str:
+        found = self._grid.result(cell) or {}
+        accuracy = "diverged" if found.get("diverged") else f"kNN {found['accuracy']:.2f} %"
+        return f"{cell.name}: {accuracy}, {found['cpu_seconds'] / 60:.1f} core minutes"
+
+    def _left(self) -> str:
+        if not self._waiting:
+            return ""
+        each = (time.monotonic() - self._began) / self._made
+        minutes = each * (len(self._waiting) + len(self._children) / 2) / 60
+        return f"; about {minutes // 60:.0f}:{minutes % 60:02.0f} h left"
+
+    def _make(self, cell: Cell, cores: set[int]) -> str:
+        """Runs a cell to its end: "done", "failed" or "interrupted"."""
+        folder = self._grid.workdir(cell)
+        folder.mkdir(exist_ok=True)
+        began = time.monotonic()
+        with open(folder / "log.txt", "a") as log:
+            command = self._command(cell)
+            with self._lock:
+                if self._stopping:
+                    return "interrupted"
+                child = subprocess.Popen(
+                    command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+                    preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+                )  # fmt: skip
+                self._children[cell] = child
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+        with self._lock:
+            del self._children[cell]
+        spent = _spent(folder, usage.ru_utime + usage.ru_stime, time.monotonic() - began)
+        if child.returncode == INTERRUPTED or (self._stopping and child.returncode):
+            return "interrupted"
+        diverged = _diverged(folder / "run")
+        if child.returncode and not diverged:
+            last = [line for line in (folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()][-1:]
+            self._failed[cell] = f"{''.join(last)[:300] or child.returncode} ({folder / 'log.txt'})"
+            _say(f"failed: {cell.name}: {self._failed[cell]}")
+            return "failed"
+        found = _found(cell, folder / "run", diverged) | spent
+        write_whole(
+            epath.Path(self._grid.out / "cells" / f"{cell.name}.json"),
+            json.dumps(found, indent=1, sort_keys=True) + "\n",
+        )
+        if not self._keep:
+            shutil.rmtree(folder)
+        return "done"
+
+
+def _shares(jobs: int) -> list[set[int]]:
+    """The cores of each job; all of them if there are fewer cores than jobs, or where they cannot be chosen."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [set()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[job::jobs]) or set(cores) for job in range(jobs)]
+
+
+def _spent(folder: pathlib.Path, cpu: float, wall: float) -> dict[str, float]:
+    """Adds the seconds of an attempt to those of earlier ones."""
+    path = folder / "spent.json"
+    before = read_object(epath.Path(path)) if path.exists() else {"cpu_seconds": 0.0, "seconds": 0.0, "attempts": 0}
+    spent = {
+        "cpu_seconds": round(before["cpu_seconds"] + cpu, 1),
+        "seconds": round(before["seconds"] + wall, 1),
+        "attempts": before["attempts"] + 1,
+    }
+    write_whole(epath.Path(path), json.dumps(spent) + "\n")
+    return spent
+
+
+def _records(run: pathlib.Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _diverged(run: pathlib.Path) -> bool:
+    """Whether a loss was not finite, which metrics.jsonl has as null."""
+    return any(record.get("loss", 0.0) is None for record in _records(run))
+
+
+def _found(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
+    """What is kept of a run: how it was made, and what it found.
+
+    A run whose loss is not finite has the accuracy of guessing.
+    """
+    records = _records(run)
+    looks = [record for record in records if "knn_accuracy" in record]
+    losses = [record for record in records if record.get("loss") is not None]
+    found = {
+        "scale": cell.scale,
+        "method": cell.method,
+        "fields": dict(cell.fields),
+        "seed": cell.seed,
+        "arguments": cell.arguments(),
+        "code": code_fingerprint(),
+        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        "machine": f"{os.cpu_count()} cores, {_processor()}",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "diverged": diverged,
+        "untrained": round(100 * looks[0]["knn_accuracy"], 2),
+        "loss": losses[-1]["loss"] if losses else None,
+        "steps": losses[-1]["step"] if losses else 0,
+    }
+    if diverged:
+        return found | {"accuracy": 10.0}
+    result = read_object(epath.Path(run / "pretrain.json"))
+    return found | {
+        "accuracy": round(100 * result["knn_accuracy_after"], 2),
+        "rankme": round(looks[-1]["rankme"], 1),
+        "dead_features": looks[-1]["dead_features"],
+        "raw_pixels": round(100 * result["knn_accuracy_raw_pixels"], 2),
+        "steps": result["step"],
+        "weights": _weights(run),
+    }
+
+
+def _weights(run: pathlib.Path) -> str:
+    """A fingerprint of the last checkpoint's arrays: equal for equal bits."""
+    last = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1)
+    notes = read_object(epath.Path(last / "run" / "metadata"))
+    text = json.dumps(notes["fingerprints"], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M')} {text}", flush=True)
+
+
+def scale_of(out: pathlib.Path) -> str:
+    """The scale of a folder's results.
+
+    Raises:
+      UserError: it holds none.
+    """
+    try:
+        scale = read_object(epath.Path(out / "grid.json"))["scale"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"--out={out} holds no results of run.py") from None
+    if scale not in SCALES:
+        raise UserError(f"--out={out} holds results at an unknown scale, {scale!r}")
+    return scale

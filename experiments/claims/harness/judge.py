@@ -1,0 +1,96 @@
+"""The verdict on a statement, from the accuracies of its arms by seed.
+
+Arms are paired: with the same seed they have the same images, views and initial weights of the encoder. So the effect is computed
+seed by seed, and its 95 % interval is Student's, from the mean and standard deviation over the seeds.
+"""
+
+import dataclasses
+import math
+import statistics
+
+import numpy as np
+from scipy import stats
+
+from .claim import Claim, Statement
+
+VERDICTS = ("shown", "undecided", "not shown", "opposite", "not run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What the runs say about a statement: `mean` and the interval from `low` to `high` in points, over `seeds` seeds."""
+
+    verdict: str
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    seeds: int = 0
+    deviation: float = math.nan
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of some values; of one value everything."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def judge(statement: Statement, accuracies: dict[str, dict[int, float]]) -> Outcome:
+    """The outcome of a statement.
+
+    Args:
+      accuracies: by arm, then seed, in %.
+
+    With effects turned so that the claimed direction is above 0, "shown" is an interval above 0 with a mean of at least the margin;
+    "opposite" an interval below 0; "not shown" one that ends below the margin, so that an effect of that size is ruled out; all
+    else is "undecided". If the arms are claimed to be the same, "shown" is an interval within the margin on both sides,
+    and "opposite" one outside of it.
+    """
+    arms = [accuracies.get(name, {}) for name in statement.weights]
+    seeds = sorted(set.intersection(*map(set, arms)))
+    if not seeds:
+        return Outcome("not run")
+    effects = [float(np.dot(list(statement.weights.values()), [arm[seed] for arm in arms])) for seed in seeds]
+    mean, (low, high) = statistics.fmean(effects), interval(effects)
+    deviation = statistics.stdev(effects) if len(effects) > 1 else math.nan
+    return Outcome(_verdict(statement, mean, low, high), mean, low, high, len(seeds), deviation)
+
+
+def _verdict(statement: Statement, mean: float, low: float, high: float) -> str:
+    margin = statement.margin
+    if statement.claimed == "same":
+        if -margin <= low and high <= margin:
+            return "shown"
+        return "opposite" if low > margin or high < -margin else "undecided"
+    if statement.claimed == "below":
+        mean, low, high = -mean, -high, -low
+    if low > 0 and mean >= margin:
+        return "shown"
+    if high < 0:
+        return "opposite"
+    return "not shown" if high < margin else "undecided"
+
+
+def overall(verdicts: list[str]) -> str:
+    """A claim is shown if all of its statements are; otherwise the first of: opposite, not shown, undecided, not run."""
+    for verdict in ("opposite", "not shown", "undecided", "not run"):
+        if verdict in verdicts:
+            return verdict
+    return "shown"
+
+
+def seeds_needed(statement: Statement, outcome: Outcome) -> int | None:
+    """How many seeds would decide a statement if mean and deviation stayed; None if more than 200 would be needed."""
+    if outcome.seeds < 2:
+        return None
+    for count in range(outcome.seeds + 1, 201):
+        half = stats.t.ppf(0.975, count - 1) * outcome.deviation / math.sqrt(count)
+        if _verdict(statement, outcome.mean, outcome.mean - half, outcome.mean + half) != "undecided":
+            return count
+    return None
+
+
+def outcomes(claim: Claim, accuracies: dict[str, dict[int, float]]) -> list[Outcome]:
+    return [judge(statement, accuracies) for statement in claim.statements]

@@ -1,0 +1,122 @@
+"""Tries a claim of the paper, or several, at a size that one can afford.
+
+    python experiments/claims/run.py loss_parts --scale=cpu --jobs=2 --out=DIR --data-dir=CIFAR10      makes its runs
+    python experiments/claims/run.py all --scale=gpu --out=DIR --data-dir=CIFAR10 --minutes=9          all claims, for nine minutes
+    python experiments/claims/run.py plan loss_parts --scale=paper            prints the runs' commands, and makes none
+    python experiments/claims/run.py report --out=DIR --page=PAGE.md          judges what DIR holds: tables, plots, verdicts
+    python experiments/claims/run.py again --out=DIR --data-dir=CIFAR10       makes one finished run again, and compares bits
+
+The same command goes on after an interruption. CIFAR10 is the folder of TFDS, or an .npz file as data.source=arrays takes it.
+"""
+
+import argparse
+import pathlib
+import random
+import shlex
+import sys
+
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+from harness import claim as claims  # noqa: E402
+from harness.grid import Grid, Runner, scale_of  # noqa: E402
+
+from bt_jax import console  # noqa: E402
+from bt_jax.errors import UserError  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="\n".join(__doc__.splitlines()[2:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("words", nargs="+", metavar="[plan] CLAIM… | report | again", help=", ".join(claims.names()))
+    parser.add_argument("--scale", default="cpu", help=", ".join(claims.SCALES))
+    parser.add_argument("--out", type=pathlib.Path, help="folder of the results; default: runs/claims/SCALE")
+    parser.add_argument("--data-dir", default="", help="where CIFAR-10 is")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--minutes", type=float, default=0, help="stop after this time; 0: when all is done")
+    parser.add_argument("--seeds", type=int, default=0, help="only the first so many seeds; 0: all")
+    parser.add_argument("--keep", action="store_true", help="keep the workdirs of finished runs")
+    parser.add_argument(
+        "--other-code", action="store_true", help="go on in a folder whose runs were made with other code"
+    )
+    parser.add_argument("--page", type=pathlib.Path, help="with report: the page to write; its pictures go beside it")
+    arguments = parser.parse_args()
+    out = arguments.out or pathlib.Path("runs/claims") / arguments.scale
+    command, *names = arguments.words
+    if command == "report":
+        from harness.report import report
+
+        print(report(Grid(out, scale_of(out)), arguments.page))
+    elif command == "again":
+        again(Grid(out, scale_of(out), arguments.data_dir))
+    elif command == "plan":
+        plan(_chosen(names, arguments.scale), arguments)
+    else:
+        chosen = _chosen(arguments.words, arguments.scale)
+        if arguments.scale == "paper":
+            raise UserError(
+                "runs at the scale paper need a pod; `run.py plan CLAIM --scale=paper` prints their commands"
+            )
+        if not arguments.data_dir:
+            raise UserError(
+                '--data-dir must name CIFAR-10: the folder in which TFDS has prepared it (python -c "import '
+                "tensorflow_datasets as tfds; tfds.load('cifar10', data_dir='DIR')\")"
+            )
+        grid = Grid(out, arguments.scale, arguments.data_dir)
+        with grid.held(arguments.other_code):
+            runner = Runner(grid, jobs=max(1, arguments.jobs), minutes=arguments.minutes, keep=arguments.keep)
+            runner.run(_cells(chosen, arguments))
+
+
+def _chosen(names: list[str], scale: str) -> list[claims.Claim]:
+    if not names:
+        raise UserError(f"no claim is named; there are {', '.join(claims.names())}, or all")
+    every = [name for name in claims.names() if name != "tuning"] if names == ["all"] else names
+    return [claims.load(name, scale) for name in every]
+
+
+def _cells(chosen: list[claims.Claim], arguments) -> list[claims.Cell]:
+    cells = claims.cells(arguments.scale, chosen)
+    if arguments.seeds:
+        cells = [cell for cell in cells if any(cell.seed in claim.seeds[: arguments.seeds] for claim in chosen)]
+    return cells
+
+
+def plan(chosen: list[claims.Claim], arguments) -> None:
+    """Prints the runs, and how long they would take if that is known."""
+    cells = _cells(chosen, arguments)
+    for cell in cells:
+        cell.config()
+        print("python main.py", shlex.join(cell.arguments()), f"--workdir=DIR/{cell.name}")
+    minutes = claims.SCALES[arguments.scale].minutes
+    print(f"# {len(cells)} runs" + (f", about {len(cells) * minutes / 60:.1f} hours of one core" if minutes else ""))
+
+
+def again(grid: Grid) -> None:
+    """Makes a finished run again in another folder, and compares accuracy and weights with what it found."""
+    finished = {
+        found.name: found
+        for name in claims.names()
+        for found in claims.cells(grid.scale, [claims.load(name, grid.scale)])
+        if grid.result(found) is not None
+    }
+    if not finished:
+        raise UserError(f"--out={grid.out} holds no finished run")
+    cell = finished[random.choice(sorted(finished))]
+    other = Grid(grid.out / "work" / "again", grid.scale, grid.data_dir)
+    with other.held(other_code=True):
+        Runner(other, jobs=1).run([cell])
+    before, after = grid.result(cell), other.result(cell)
+    assert before is not None and after is not None
+    same = before.get("weights") == after.get("weights") and before["accuracy"] == after["accuracy"]
+    print(f"{cell.name}: {'the same bits' if same else 'OTHER bits'}; {before['accuracy']} % and {after['accuracy']} %")
+    sys.exit(not same)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(console.printable(f"error: {error}."))
