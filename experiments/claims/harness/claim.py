@@ -10,6 +10,7 @@ A claim is a module of experiments/claims/ with
 import dataclasses
 import hashlib
 import importlib
+import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -134,6 +135,13 @@ class Cell:
         config.update_from_flattened_dict(dict(self.fields) | {"seed": self.seed})
         config_lib.check(config)
         return config
+
+    def settings(self) -> dict[str, Any]:
+        """All fields in which the run differs from the defaults, as JSON has them."""
+        usual = config_lib.flatten(config_lib.default(method=self.method))
+        fields = config_lib.flatten(self.config())
+        changed = {name: value for name, value in fields.items() if value != usual.get(name, value)}
+        return json.loads(json.dumps(changed))
 
 
 def names() -> list[str]:

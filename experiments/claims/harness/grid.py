@@ -62,13 +62,14 @@ class Grid:
             return None
         try:
             found = read_object(path)
-            same = found["scale"] == cell.scale and found["arguments"] == cell.arguments()
+            theirs, ours = found["settings"], cell.settings()
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} is not a result ({error}); remove it, and its run is made again") from None
-        if not same:
-            raise UserError(
-                f"{path} is the result of another run, {' '.join(found['arguments'])}; choose another --out"
+        if differ := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):
+            told = ", ".join(
+                f"{name} {theirs.get(name, 'default')} there, {ours.get(name, 'default')} here" for name in differ[:3]
             )
+            raise UserError(f"{path} is the result of another run ({told}); choose another --out")
         return found
 
     @contextlib.contextmanager
@@ -290,7 +291,7 @@ def _found(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
         "method": cell.method,
         "fields": dict(cell.fields),
         "seed": cell.seed,
-        "arguments": cell.arguments(),
+        "settings": cell.settings(),
         "code": code_fingerprint(),
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "machine": f"{os.cpu_count()} cores, {_processor()}",
