@@ -55,10 +55,10 @@ def statements(scale):
     def change(name, rule, weight=1.0):
         return {_name(name, small, rule): weight, _name(name, base, "linear"): -weight}
 
-    found = [
+    return [
         Statement(
             f"from {base} to {small} images Barlow Twins loses at most 2 points, square root",
-            change("Barlow Twins", "square root"), "above", -2.0,
+            change("Barlow Twins", "square root"), "kept", 2.0,
         ),
         *(
             Statement(
@@ -68,7 +68,6 @@ def statements(scale):
             for rule in ("linear", "square root")
         ),
     ]  # fmt: skip
-    return found
 
 
 def _batches(scale):

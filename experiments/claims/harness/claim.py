@@ -76,7 +76,8 @@ class Statement:
     Attributes:
       text: the statement, as a sentence.
       weights: the effect is the sum of these weights times the arms' accuracies, seed by seed.
-      claimed: "above" or "below": the effect is at least `margin` above or below 0. "same": it is within ± `margin`.
+      claimed: "above" or "below": the effect is at least `margin` above or below 0. "same": it is within ± `margin`. "kept": it is
+        not more than `margin` below 0.
       margin: the smallest effect that counts, in points.
     """
 

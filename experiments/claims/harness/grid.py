@@ -260,7 +260,7 @@ def _spent(folder: pathlib.Path, cpu: float, wall: float) -> dict[str, float]:
     path = folder / "spent.json"
     before = read_object(epath.Path(path)) if path.exists() else {"cpu_seconds": 0.0, "seconds": 0.0, "attempts": 0}
     spent = {
-        "cpu_seconds": round(before["cpu_seconds"] + cpu, 1),
+        "cpu_seconds": round(before["cpu_seconds"] + cpu, 2),
         "seconds": round(before["seconds"] + wall, 1),
         "attempts": before["attempts"] + 1,
     }

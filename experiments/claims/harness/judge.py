@@ -46,7 +46,8 @@ def judge(statement: Statement, accuracies: dict[str, dict[int, float]]) -> Outc
     With effects turned so that the claimed direction is above 0, "shown" is an interval above 0 with a mean of at least the margin;
     "opposite" an interval below 0; "not shown" one that ends below the margin, so that an effect of that size is ruled out; all
     else is "undecided". If the arms are claimed to be the same, "shown" is an interval within the margin on both sides,
-    and "opposite" one outside of it.
+    and "opposite" one outside of it; if an accuracy is said to be kept, "shown" is an interval above minus the margin, and "opposite"
+    one below that.
     """
     arms = [accuracies.get(name, {}) for name in statement.weights]
     seeds = sorted(set.intersection(*map(set, arms)))
@@ -64,6 +65,8 @@ def _verdict(statement: Statement, mean: float, low: float, high: float) -> str:
         if -margin <= low and high <= margin:
             return "shown"
         return "opposite" if low > margin or high < -margin else "undecided"
+    if statement.claimed == "kept":
+        return "shown" if low >= -margin else "opposite" if high < -margin else "undecided"
     if statement.claimed == "below":
         mean, low, high = -mean, -high, -low
     if low > 0 and mean >= margin:

@@ -1,0 +1,260 @@
+"""The page of results: for each claim its text, a table, a plot and a verdict."""
+
+import datetime
+import math
+import pathlib
+import statistics
+from typing import Any
+
+from etils import epath
+
+from bt_jax.runtime.files import write_whole
+
+from .claim import Arm, Claim, cell, load, names
+from .grid import Grid
+from .judge import Outcome, interval, outcomes, overall, seeds_needed
+
+MARKERS = "os^DvPX*<>"
+LINES = ("-", "--", "-.", ":")
+
+
+def report(grid: Grid, page: pathlib.Path | None = None) -> str:
+    """Judges all claims that a folder has results of; returns the page as Markdown.
+
+    Args:
+      page: where the page is written, if anywhere; plots go into a folder of its name beside it.
+
+    Raises:
+      UserError: a result is damaged.
+    """
+    judged, sections, spent = [], [], Spent()
+    pictures = page.with_suffix("") if page else None
+    for name in names():
+        claim = load(name, grid.scale)
+        found = _results(grid, claim)
+        if not any(found.values()):
+            continue
+        accuracies = {arm: {seed: r["accuracy"] for seed, r in runs.items()} for arm, runs in found.items()}
+        results = outcomes(claim, accuracies)
+        minutes = spent.add(found)
+        picture = _plot(claim, accuracies, pictures) if pictures else None
+        sections.append(_section(claim, found, results, minutes, grid.scale, picture, page))
+        if claim.statements:
+            judged.append((claim, results, found, minutes))
+    text = "\n\n".join([_head(grid, judged, spent), *sections]) + "\n"
+    if page:
+        write_whole(epath.Path(page), text)
+    return text
+
+
+class Spent:
+    """CPU time of the runs; those that claims share count once in the sum."""
+
+    def __init__(self):
+        self.runs: dict[str, dict[str, Any]] = {}
+
+    def add(self, found: dict[str, dict[int, dict[str, Any]]]) -> float:
+        """Adds a claim's runs; returns their hours of one core."""
+        own = {run["name"]: run for runs in found.values() for run in runs.values()}
+        self.runs |= own
+        return sum(run["cpu_seconds"] for run in own.values()) / 3600
+
+    def hours(self) -> float:
+        return sum(run["cpu_seconds"] for run in self.runs.values()) / 3600
+
+
+def _results(grid: Grid, claim: Claim) -> dict[str, dict[int, dict[str, Any]]]:
+    """By arm, then seed."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for arm in claim.arms:
+        found[arm.name] = {}
+        for seed in claim.seeds:
+            run = cell(grid.scale, arm, seed)
+            if (result := grid.result(run)) is not None:
+                found[arm.name][seed] = result | {"name": run.name}
+    return found
+
+
+def _head(grid: Grid, judged: list, spent: Spent) -> str:
+    runs = list(spent.runs.values())
+    machines = sorted({run["machine"] for run in runs})
+    versions = sorted({f"JAX {run['versions']['jax']}, Python {run['versions']['python']}" for run in runs})
+    dates = sorted({run["date"] for run in runs})
+    codes = sorted({run["code"] for run in runs})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    lines = [
+        "# The paper's claims, tried",
+        f"At the scale `{grid.scale}` (experiments/claims/recipe.py). {len(runs)} runs, {spent.hours():.1f} hours of one core in all; "
+        f"{'; '.join(machines)}; {'; '.join(versions)}; {when}; code {', '.join(codes)}. Written by `python experiments/claims/run.py "
+        f"report` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}.",
+        "Accuracies are those of kNN in %, means over the seeds with the standard deviation and Student's 95 % interval. Effects are "
+        "differences in points, paired by seed: with the same seed arms have the same images, views and first weights of the encoder. "
+        "The test error of one run is about 0.5 points, alike for all arms.",
+        "| claim | verdict | main effect, points | hours |\n|---|---|---|---|",
+    ]
+    for claim, results, found, hours in judged:
+        verdict = overall([outcome.verdict for outcome in results])
+        missing = sum(len(claim.seeds) - len(runs) for runs in found.values())
+        told = f"{verdict}{f' ({missing} runs missing)' if missing else ''}"
+        lines[-1] += f"\n| [{claim.title}](#{_anchor(claim)}) | {told} | {_effect(results[0])} | {hours:.1f} |"
+    return "\n\n".join(lines)
+
+
+def _section(
+    claim: Claim, found: dict, results: list[Outcome], hours: float, scale: str, picture: pathlib.Path | None, page
+) -> str:
+    parts = [f"## {claim.title}", f"`{claim.name}.py`, {hours:.1f} hours of one core.", f"```\n{claim.text}\n```"]
+    if results:
+        parts.append(f"**{overall([outcome.verdict for outcome in results]).capitalize()}.**")
+        parts.append(_verdicts(claim, found, results, scale))
+    parts.append(_table(claim, found))
+    if picture and page:
+        parts.append(f"![{claim.title}: accuracy of each arm]({picture.relative_to(page.parent).as_posix()})")
+    return "\n\n".join(parts)
+
+
+def _verdicts(claim: Claim, found: dict, results: list[Outcome], scale: str) -> str:
+    lines = ["| statement | effect, points | 95 % interval | verdict |", "|---|---|---|---|"]
+    after = []
+    for statement, outcome in zip(claim.statements, results, strict=True):
+        sign = {"below": "≤ −", "above": "≥ ", "same": "within ± ", "kept": "≥ −"}[statement.claimed]
+        asked = f"{statement.text} ({sign}{statement.margin:g})"
+        between = f"{outcome.low:+.2f} to {outcome.high:+.2f}" if math.isfinite(outcome.low) else ""
+        lines.append(f"| {asked} | {_effect(outcome)} | {between} | {outcome.verdict} |")
+        if outcome.verdict == "undecided":
+            after.append(_what_it_takes(claim, statement, outcome, found, scale))
+    return "\n".join(lines) + "".join(f"\n\n{text}" for text in after)
+
+
+def _what_it_takes(claim: Claim, statement, outcome: Outcome, found: dict, scale: str) -> str:
+    needed = seeds_needed(statement, outcome)
+    if outcome.seeds < 2:
+        return f"“{statement.text}”: one seed has no interval."
+    half = (outcome.high - outcome.low) / 2
+    if needed is None:
+        return (
+            f"“{statement.text}”: the interval is ± {half:.2f} points wide, and the mean is so near to a limit that 200 seeds would "
+            "not decide it."
+        )
+    costs = [run["cpu_seconds"] for name in statement.weights for run in found[name].values()]
+    more = (needed - outcome.seeds) * len(statement.weights)
+    hours = more * statistics.fmean(costs) / 3600
+    shrunk = half * math.sqrt(outcome.seeds / needed)
+    cost = f"{more} more runs, {hours:.1f} hours of one core" if scale == "cpu" else f"{more} more runs"
+    return (
+        f"“{statement.text}”: with this mean and deviation {needed} seeds would decide it, at an interval of about ± {shrunk:.2f} in "
+        f"place of ± {half:.2f}: {cost}."
+    )
+
+
+def _table(claim: Claim, found: dict) -> str:
+    paper = any(arm.paper for arm in claim.arms)
+    lines = [
+        "| | kNN | s.d. | 95 % interval | seeds | RankMe | loss at the end |" + (" paper |" if paper else ""),
+        "|---|---|---|---|---|---|---|" + ("---|" if paper else ""),
+    ]
+    for arm in claim.arms:
+        runs = list(found[arm.name].values())
+        cells = [arm.name, *_numbers(runs)] + ([arm.paper] if paper else [])
+        lines.append("| " + " | ".join(cells) + " |")
+    runs = [run for arm in claim.arms for run in found[arm.name].values()]
+    untrained = statistics.fmean(run["untrained"] for run in runs)
+    pixels = [run["raw_pixels"] for run in runs if "raw_pixels" in run]
+    lines.append(f"\nUntrained {untrained:.1f}" + (f", raw pixels {pixels[0]:.1f}." if pixels else "."))
+    return "\n".join(lines)
+
+
+def _numbers(runs: list[dict[str, Any]]) -> list[str]:
+    if not runs:
+        return ["not run", "", "", "0", "", ""]
+    values = [run["accuracy"] for run in runs]
+    low, high = interval(values)
+    diverged = sum(run["diverged"] for run in runs)
+    ranks = [run["rankme"] for run in runs if "rankme" in run]
+    losses = [run["loss"] for run in runs if run["loss"] is not None]
+    return [
+        f"{statistics.fmean(values):.2f}" + (f" ({diverged} diverged)" if diverged else ""),
+        f"{statistics.stdev(values):.2f}" if len(values) > 1 else "",
+        f"{low:.2f} to {high:.2f}" if len(values) > 1 else "",
+        str(len(values)),
+        f"{statistics.fmean(ranks):.1f}" if ranks else "",
+        f"{statistics.fmean(losses):.4g}" if losses else "",
+    ]
+
+
+def _effect(outcome: Outcome) -> str:
+    return f"{outcome.mean:+.2f}" if outcome.seeds else ""
+
+
+def _anchor(claim: Claim) -> str:
+    kept = "".join(c for c in claim.title.lower() if c.isalnum() or c in " -")
+    return kept.replace(" ", "-")
+
+
+def _plot(claim: Claim, accuracies: dict[str, dict[int, float]], folder: pathlib.Path) -> pathlib.Path:
+    """Seeds as small points, means as large ones with their interval; arms along an axis, or one below the other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    arms = [arm for arm in claim.arms if accuracies[arm.name]]
+    along = bool(claim.axis) and all(arm.x is not None for arm in arms)
+    figure, axes = plt.subplots(figsize=(6.4, 3.6 if along else 1.2 + 0.38 * len(arms)), layout="constrained")
+    if along:
+        _curves(axes, claim, arms, accuracies)
+    else:
+        _rows(axes, arms, accuracies)
+    axes.grid(visible=True, linewidth=0.4, color="0.85")
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    path = folder / f"{claim.name}.png"
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def _error(values: list[float]) -> float:
+    low, high = interval(values)
+    return (high - low) / 2 if len(values) > 1 else 0.0
+
+
+def _rows(axes, arms: list[Arm], accuracies) -> None:
+    for row, arm in enumerate(arms):
+        values = list(accuracies[arm.name].values())
+        axes.plot(values, [row] * len(values), "o", color="0.55", markersize=4)
+        axes.errorbar(
+            statistics.fmean(values), row, xerr=_error(values), fmt="|", color="black", capsize=4, markersize=12
+        )
+    axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
+    axes.invert_yaxis()
+    axes.set_xlabel("kNN accuracy, %  (points: seeds; bar: mean and 95 % interval)")
+
+
+def _curves(axes, claim: Claim, arms: list[Arm], accuracies) -> None:
+    lines: dict[str, list[Arm]] = {}
+    for arm in arms:
+        lines.setdefault(arm.line, []).append(arm)
+    for place, (name, points) in enumerate(lines.items()):
+        points = sorted(points, key=lambda arm: arm.x or 0.0)
+        xs = [arm.x for arm in points]
+        values = [list(accuracies[arm.name].values()) for arm in points]
+        gray, marker = f"{0.6 * place / max(1, len(lines) - 1):.2f}", MARKERS[place % len(MARKERS)]
+        axes.errorbar(
+            xs, [statistics.fmean(v) for v in values], yerr=[_error(v) for v in values], label=name, color=gray, marker=marker,
+            linestyle=LINES[place % len(LINES)], capsize=3, markersize=5,
+        )  # fmt: skip
+        for x, v in zip(xs, values, strict=True):
+            axes.plot([x] * len(v), v, ".", color=gray, markersize=3)
+    found = sorted({arm.x for arm in arms if arm.x is not None})
+    if found[0] > 0 and found[-1] / found[0] >= 8:
+        axes.set_xscale("log")
+        axes.set_xticks(found, [f"{x:g}" for x in found], minor=False)
+        axes.minorticks_off()
+    else:
+        axes.set_xticks(found)
+    axes.set_xlabel(claim.axis)
+    axes.set_ylabel("kNN accuracy, %")
+    axes.legend(fontsize="small", frameon=False)

@@ -1,0 +1,365 @@
+"""The claims of experiments/claims/: their grids, their verdicts and the runner, without training anything."""
+
+import json
+import math
+import pathlib
+import re
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from bt_jax.errors import Preempted, UserError
+from bt_jax.runtime.processes import code_fingerprint
+
+FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "claims"
+sys.path.insert(0, str(FOLDER))
+
+import run  # noqa: E402
+from harness import claim as claims  # noqa: E402
+from harness import grid as grids  # noqa: E402
+from harness.claim import Arm, Cell, Statement  # noqa: E402
+from harness.grid import Grid, Runner  # noqa: E402
+from harness.judge import Outcome, interval, judge, overall, seeds_needed  # noqa: E402
+from harness.report import report  # noqa: E402
+
+CLAIMS = [name for name in claims.names() if name != "tuning"]
+
+
+# --- Claims as they are written down ---
+
+
+@pytest.mark.parametrize("scale", claims.SCALES)
+@pytest.mark.parametrize("name", claims.names())
+def test_every_arm_is_a_valid_run_and_every_statement_names_arms(name, scale):
+    claim = claims.load(name, scale)
+    arms = {arm.name: claims.cell(scale, arm, 0) for arm in claim.arms}
+    assert len(arms) == len(claim.arms)
+    assert len(set(arms.values())) == len(arms), "two arms are the same run"
+    for cell in arms.values():
+        cell.settings()
+    for statement in claim.statements:
+        assert statement.weights.keys() <= arms.keys()
+        assert statement.claimed in ("above", "below", "same", "kept")
+        assert sum(statement.weights.values()) == pytest.approx(0), "an effect is a difference"
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_says_what_is_claimed_and_how_it_is_judged_before_it_is_run(name):
+    text = claims.load(name, "cpu").text
+    places = [text.find(f"\n{word}:") for word in ("Claimed", "Measure", "Prediction", "Rule")]
+    assert -1 not in places and places == sorted(places)
+
+
+def test_claims_share_their_common_arms():
+    together = claims.cells("cpu", [claims.load("loss_parts", "cpu"), claims.load("asymmetry", "cpu")])
+    assert len(together) == 3 * (6 + 4 - 1)
+    assert [cell.seed for cell in together[:6]] == [0] * 6, "first all arms with one seed"
+
+
+def test_names_of_all_runs_differ_and_suit_file_systems():
+    for scale in claims.SCALES:
+        cells = claims.cells(scale, [claims.load(name, scale) for name in claims.names()])
+        names = [cell.name for cell in cells]
+        assert len(set(names)) == len(names)
+        assert all(re.fullmatch(r"[a-zA-Z0-9._-]{1,80}", name) for name in names)
+
+
+def test_arms_differ_from_the_recipe_in_their_fields_only():
+    base = claims.cell("cpu", Arm("a"), 0).settings()
+    other = claims.cell("cpu", Arm("b", fields={"barlow_twins.terms": "invariance"}), 3).settings()
+    assert {name for name in base.keys() | other.keys() if base.get(name) != other.get(name)} == {
+        "barlow_twins.terms",
+        "seed",
+    }
+
+
+def test_the_arms_of_less_data_make_about_the_same_number_of_steps():
+    for arm in claims.load("less_data", "cpu").arms:
+        config = claims.cell("cpu", arm, 0).config()
+        share = (
+            0.05 if "5 %" in arm.name.split(", ")[1] and "%" in arm.name and config.data.train_split != "train" else 1.0
+        )
+        steps = config.epochs * (int(50_000 * share) // config.batch_size)
+        assert steps == pytest.approx(6 * 195, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("no_claim", "cpu"), ("loss_parts", "laptop"), ("run", "cpu")])
+def test_unknown_claims_and_scales_are_one_sentence(name, scale):
+    with pytest.raises(UserError, match="there is no (claim|scale) '.*'; there are .*"):
+        claims.load(name, scale)
+
+
+# --- Verdicts ---
+
+
+def _accuracies(**arms):
+    return {name: dict(enumerate(values)) for name, values in arms.items()}
+
+
+A_MINUS_B = {"a": 1, "b": -1}
+
+
+@pytest.mark.parametrize(
+    ("claimed", "margin", "a", "verdict"),
+    [
+        ("above", 1.0, [5.0, 5.1, 4.9], "shown"),
+        ("above", 1.0, [0.5, 0.6, 0.4], "not shown"),  # above 0, but an effect of 1 is ruled out
+        ("above", 1.0, [-2.0, -2.1, -1.9], "opposite"),
+        ("above", 1.0, [4.0, 0.0, -1.0], "undecided"),
+        ("below", 1.0, [-5.0, -5.1, -4.9], "shown"),
+        ("below", 1.0, [5.0, 5.1, 4.9], "opposite"),
+        ("same", 1.0, [0.1, -0.1, 0.0], "shown"),
+        ("same", 1.0, [3.0, 3.1, 2.9], "opposite"),
+        ("same", 1.0, [2.0, -2.0, 0.0], "undecided"),
+        ("kept", 1.0, [-0.1, 0.1, 0.0], "shown"),
+        ("kept", 1.0, [-3.0, -3.1, -2.9], "opposite"),
+        ("kept", 1.0, [-3.0, 1.0, 0.0], "undecided"),
+        ("above", 1.0, [5.0], "undecided"),  # one seed has no interval
+    ],
+)
+def test_verdicts(claimed, margin, a, verdict):
+    found = judge(Statement("", A_MINUS_B, claimed, margin), _accuracies(a=a, b=[0.0] * len(a)))
+    assert found.verdict == verdict
+    assert found.seeds == len(a)
+
+
+def test_the_interval_is_students():
+    # scipy.stats.ttest_1samp([1, 2, 4], 0).confidence_interval(): mean 7/3, s.d. 1.5275, t(2) = 4.30265
+    low, high = interval([1.0, 2.0, 4.0])
+    np.testing.assert_allclose(
+        [low, high], [7 / 3 - 4.302652730 * 1.527525232 / 3**0.5, 7 / 3 + 4.302652730 * 1.527525232 / 3**0.5]
+    )
+    assert interval([1.0]) == (-math.inf, math.inf)
+
+
+def test_arms_are_paired_by_seed():
+    """A spread that both arms share says nothing about their difference."""
+    found = judge(Statement("", A_MINUS_B, "above", 1.0), _accuracies(a=[12.0, 22.1, 31.9], b=[10.0, 20.0, 30.0]))
+    assert found.verdict == "shown" and found.deviation < 0.2
+    only = judge(Statement("", A_MINUS_B, "above", 1.0), {"a": {0: 1.0, 1: 2.0}, "b": {1: 1.0, 2: 5.0}})
+    assert only.seeds == 1 and only.mean == 1.0
+    assert judge(Statement("", A_MINUS_B, "above", 1.0), {"a": {0: 1.0}}).verdict == "not run"
+
+
+def test_a_claim_is_shown_only_if_all_of_it_is():
+    assert overall(["shown", "shown"]) == "shown"
+    assert overall(["shown", "undecided"]) == "undecided"
+    assert overall(["undecided", "not shown", "shown"]) == "not shown"
+    assert overall(["not shown", "opposite"]) == "opposite"
+
+
+def test_the_seeds_that_would_decide_are_counted():
+    statement = Statement("", A_MINUS_B, "above", 1.0)
+    undecided = judge(statement, _accuracies(a=[3.0, 1.0, 0.5], b=[0.0, 0.0, 0.0]))
+    assert undecided.verdict == "undecided"
+    needed = seeds_needed(statement, undecided)
+    assert needed is not None and 3 < needed < 20
+    assert seeds_needed(statement, Outcome("undecided", mean=0.0, seeds=3, deviation=5.0)) is not None
+    assert seeds_needed(statement, Outcome("undecided", mean=1.0, seeds=1)) is None
+
+
+# --- The runner ---
+
+# In place of main.py: writes what a run leaves, by the name of its workdir.
+RUN = textwrap.dedent(
+    """
+    import json, os, pathlib, signal, sys, time
+    folder, behaviour = pathlib.Path(sys.argv[1]), sys.argv[2]
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = folder / "begun"
+    begun.write_text(begun.read_text() + "x" if begun.exists() else "x")
+    if behaviour == "fails":
+        sys.exit("error: the rows are wrong.")
+    if behaviour == "waits" and begun.read_text() == "x":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+        (folder / "waiting").touch()
+        time.sleep(60)
+    loss = None if behaviour == "diverges" else 3.0
+    records = [{"step": 0, "knn_accuracy": 0.2}, {"step": 9, "loss": 7.0}, {"step": 10, "loss": loss}]
+    if loss is None:
+        records = records
+    else:
+        records.append({"step": 10, "knn_accuracy": 0.41, "rankme": 30.0, "dead_features": 0})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\\n" for r in records))
+    if loss is None:
+        sys.exit("error: the loss is not finite.")
+    (folder / "pretrain.json").write_text(json.dumps({"knn_accuracy_after": 0.41, "knn_accuracy_raw_pixels": 0.3, "step": 10}))
+    notes = folder / "checkpoints" / "10" / "run"
+    notes.mkdir(parents=True)
+    (notes / "metadata").write_text(json.dumps({"fingerprints": {"params": 7}}))
+    """
+)
+
+
+def _cells(*fields):
+    return [Cell("cpu", "barlow_twins", (("barlow_twins.lambd", value),), False, 0) for value in fields]
+
+
+def _hold(grid, other_code=False):
+    with grid.held(other_code):
+        pass
+
+
+def _runner(out, behaviours=None, jobs=1, **settings):
+    grid = Grid(out, "cpu")
+    behaviours = behaviours or {}
+
+    def command(cell):
+        return [sys.executable, "-c", RUN, str(grid.workdir(cell) / "run"), behaviours.get(cell, "works")]
+
+    _hold(grid)
+    return grid, Runner(grid, jobs=jobs, command=command, **settings)
+
+
+def test_runs_are_made_once_and_leave_a_small_file(tmp_path, capsys):
+    cells = _cells(0.1, 0.2, 0.3)
+    grid, runner = _runner(tmp_path, jobs=2)
+    runner.run(cells)
+    found = [grid.result(cell) for cell in cells]
+    assert all(run["accuracy"] == 41.0 and run["untrained"] == 20.0 and run["rankme"] == 30.0 for run in found)
+    assert all(run["cpu_seconds"] > 0 and run["attempts"] == 1 and run["code"] == code_fingerprint() for run in found)
+    assert not any(grid.workdir(cell).exists() for cell in cells)
+    assert "3/3" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    _, again = _runner(tmp_path, dict.fromkeys(cells, "fails"))
+    again.run(cells)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+
+
+def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
+    cells = _cells(0.1, 0.2, 0.3)
+    grid, runner = _runner(tmp_path, {cells[1]: "fails"})
+    with pytest.raises(
+        UserError, match=r"1 of 3 runs failed, all others are done:\n.*lambd-0.2-seed0: error: the rows are wrong"
+    ):
+        runner.run(cells)
+    assert grid.result(cells[2]) is not None and grid.result(cells[1]) is None
+    _, runner = _runner(tmp_path)
+    runner.run(cells)
+    assert grid.result(cells[1])["attempts"] == 2
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path):
+    (cell,) = _cells(0.1)
+    grid, runner = _runner(tmp_path, {cell: "diverges"})
+    runner.run([cell])
+    found = grid.result(cell)
+    assert found["diverged"] and found["accuracy"] == 10.0 and found["loss"] == 7.0
+
+
+def test_an_interrupted_grid_goes_on(tmp_path):
+    cells = _cells(0.1, 0.2)
+    grid, runner = _runner(tmp_path, {cells[0]: "waits"}, minutes=0.02)
+    with pytest.raises(Preempted):
+        runner.run(cells)
+    assert grid.result(cells[0]) is None and grid.result(cells[1]) is None
+    _, runner = _runner(tmp_path, {cells[0]: "waits"})
+    runner.run(cells)
+    assert grid.result(cells[0])["attempts"] == 2, "the same workdir was run again"
+
+
+def test_a_full_disk_stops_before_the_next_run(tmp_path, monkeypatch):
+    _, runner = _runner(tmp_path)
+    monkeypatch.setattr(grids, "NEEDED_BYTES", 1 << 60)
+    with pytest.raises(UserError, match="MB left, and runs need .*; make room, and the same command goes on"):
+        runner.run(_cells(0.1))
+    assert not list((tmp_path / "cells").iterdir())
+
+
+def test_a_folder_belongs_to_one_scale_one_code_and_one_runner(tmp_path, monkeypatch):
+    grid, runner = _runner(tmp_path)
+    runner.run(_cells(0.1))
+    with grid.held(other_code=False), pytest.raises(UserError, match="in use by another run.py"):
+        _hold(grid)
+    with pytest.raises(UserError, match="holds runs at the scale cpu; choose another"):
+        _hold(Grid(tmp_path, "gpu"))
+    monkeypatch.setattr(grids, "code_fingerprint", lambda: "other")
+    with pytest.raises(UserError, match="holds runs made with other code of bt_jax .*--other-code"):
+        _hold(grid)
+    _hold(grid, other_code=True)
+
+
+def test_results_of_another_recipe_and_damaged_ones_are_refused(tmp_path):
+    (cell,) = _cells(0.1)
+    grid, runner = _runner(tmp_path)
+    runner.run([cell])
+    path = tmp_path / "cells" / f"{cell.name}.json"
+    found = json.loads(path.read_text())
+    found["settings"]["optimizer.weight_decay"] = 0.5
+    path.write_text(json.dumps(found))
+    with pytest.raises(
+        UserError, match="the result of another run .optimizer.weight_decay 0.5 there, 0.0001 here.; choose another"
+    ):
+        grid.result(cell)
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(UserError, match="is not a result .*; remove it, and its run is made again"):
+        grid.result(cell)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["no_claim"], "there is no claim 'no_claim'; there are asymmetry"),
+        (["loss_parts"], "--data-dir must name CIFAR-10"),
+        (["loss_parts", "--scale=paper"], "runs at the scale paper need a pod"),
+        (["report", "--out=nowhere"], "--out=nowhere holds no results"),
+    ],
+)
+def test_bad_commands_are_one_sentence(words, sentence, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    with pytest.raises(UserError, match=sentence) as error:
+        run.main()
+    assert "\n" not in str(error.value)
+
+
+# --- The page ---
+
+
+def _write_results(out, claim, accuracy):
+    (out / "cells").mkdir(parents=True)
+    (out / "grid.json").write_text(json.dumps({"scale": "cpu", "code": "c0de"}))
+    for arm in claim.arms:
+        for seed in claim.seeds:
+            cell = claims.cell("cpu", arm, seed)
+            value = accuracy(arm.name, seed)
+            found = {
+                "settings": cell.settings(), "accuracy": value, "untrained": 22.0, "raw_pixels": 34.5, "rankme": 20.0,
+                "diverged": value == 10.0, "loss": 5.0, "cpu_seconds": 600.0, "machine": "2 cores", "code": "c0de",
+                "versions": {"jax": "0.10.2", "python": "3.11"}, "date": "2026-11-26",
+            }  # fmt: skip
+            (out / "cells" / f"{cell.name}.json").write_text(json.dumps(found))
+
+
+def test_the_page_has_verdicts_tables_and_a_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    claim = claims.load("loss_parts", "cpu")
+    base = {"Barlow Twins": 40.0, "along features": 39.5, "no normalisation": 10.0}
+    noise = {"along features": [0.8, 0.0, -0.8]}
+    _write_results(
+        tmp_path,
+        claim,
+        lambda arm, seed: base.get(arm, 30.0) + noise.get(arm, [0.0, 0.1, -0.1])[seed] * (arm != "no normalisation"),
+    )
+    page = tmp_path / "claims.md"
+    text = report(Grid(tmp_path, "cpu"), page)
+    assert page.read_text() == text
+    assert "18 runs, 3.0 hours of one core in all" in text
+    assert "**Undecided.**" in text and "seeds would decide it" in text
+    assert "| no normalisation | 10.00 (3 diverged) |" in text
+    assert "| invariance alone: below the whole loss (≤ −2) | -10.00 |" in text
+    assert (
+        "![Both terms of the loss, and its normalisation, are needed: accuracy of each arm](claims/loss_parts.png)"
+        in text
+    )
+    assert (tmp_path / "claims" / "loss_parts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unfinished_grid_has_a_page_too(tmp_path):
+    claim = claims.load("auto_correlation", "cpu")
+    _write_results(tmp_path, claim, lambda arm, seed: 40.0 + seed)
+    for path in (tmp_path / "cells").glob("*auto*"):
+        path.unlink()
+    text = report(Grid(tmp_path, "cpu"))
+    assert "not run (3 runs missing)" in text and "| auto-correlations | not run |" in text
