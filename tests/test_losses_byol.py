@@ -70,6 +70,9 @@ def test_moving_average_rate():
         steps = np.arange(0, total, max(total // 7, 1))
         expected = (1 - 0.99) * (np.cos(np.pi * steps / total) + 1) / 2
         np.testing.assert_allclose([moving_average_rate(0.99, s, total) for s in steps], expected, rtol=1e-5, atol=1e-9)
+    constant = [float(moving_average_rate(0.0, step, 10, end=0.0)) for step in (0, 5, 10)]
+    assert constant == [1.0, 1.0, 1.0], "with τ = 0 the target is the online network"
+    assert 1 - float(moving_average_rate(0.9, 5, 10, end=0.95)) == pytest.approx(0.925)
     near_end = float(moving_average_rate(0.996, 99_999, 100_000))
     assert near_end == pytest.approx(0.004 * (np.pi / 2 / 100_000) ** 2, rel=1e-3), (
         "1 - τ keeps its digits near the end"

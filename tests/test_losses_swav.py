@@ -56,6 +56,16 @@ def test_sinkhorn_is_the_official(epsilon, iterations):
     np.testing.assert_allclose(found, official_sinkhorn(scores, epsilon, iterations), rtol=1e-4, atol=1e-7)
 
 
+def test_without_turns_nothing_is_balanced():
+    """An ablation: each image's own softmax, so that one prototype may take all of them."""
+    scores = draw() + 2 * np.eye(draw().shape[1])[0]
+    with jax.enable_x64(True):
+        found = np.asarray(sinkhorn(jnp.asarray(scores), epsilon=0.1, iterations=0))
+    expected = np.exp(scores / 0.1) / np.exp(scores / 0.1).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert found[:, 0].sum() > 0.9 * len(scores)
+
+
 def test_marginals():
     """Rows sum to 1 after any number of turns; prototypes' sums come near N/K only with many of them."""
     scores = draw(40, 6).astype(np.float32)
@@ -169,7 +179,7 @@ def test_assignment_over_the_devices_is_that_of_the_batch():
         (lambda: sinkhorn(np.ones((0, 3), np.float32)), "none of them 0"),
         (lambda: sinkhorn(np.ones((2, 3), np.int32)), "scores are int32"),
         (lambda: sinkhorn(np.ones((2, 3), np.float32), epsilon=0), "epsilon is 0, but must be a positive number"),
-        (lambda: sinkhorn(np.ones((2, 3), np.float32), iterations=0), "iterations is 0, but must be at least 1"),
+        (lambda: sinkhorn(np.ones((2, 3), np.float32), iterations=-1), "iterations is -1, but must be at least 0"),
         (
             lambda: swav_loss(np.ones((2, 1, 3), np.float32), np.ones((2, 1, 3), np.float32)),
             r"scores have shape \(2, 1, 3\) and codes \(2, 1, 3\)",

@@ -33,6 +33,7 @@ VARIANTS = {
     "no projector": {"projector": Projector(())},
     "no batch norm": {"projector": Projector((32, 32), batch_norm=False), "ablation": Ablation(normalization="none")},
     "mixed": {"mixed": 4.0},
+    "joint statistics": {"joint_statistics": True},
     "cross-entropy": {"ablation": Ablation(loss="cross_entropy", off_diagonals="auto")},
 }
 
@@ -48,7 +49,7 @@ class Patches(nn.Module):
         lead, side = images.shape[:-3], images.shape[-2] // 4
         x = images.reshape(-1, side, 4, side, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, side, side, 48)
         x = nn.Dense(24, use_bias=False, dtype=self.dtype)(x)
-        x = nn.relu(ViewBatchNorm(dtype=self.dtype)(x, views=lead[1], train=train))
+        x = nn.relu(ViewBatchNorm(dtype=self.dtype)(x, views=lead[1] if len(lead) > 1 else 1, train=train))
         return x.mean((1, 2)).reshape(*lead, -1)
 
 
@@ -267,3 +268,23 @@ def test_a_model_axis_that_does_not_divide_the_features():
     mesh = mesh_lib.make_mesh(ConfigDict({"data": 2, "model": 3}), jax.devices()[:6])
     with pytest.raises(UserError, match=r"mesh.model is 3, but must divide the width of the embeddings, 64\."):
         built(mesh=mesh, projector=(), predictor=(33,))
+
+
+def test_joint_statistics_are_those_of_both_views_in_one_batch():
+    """Each view alone has other means, so that the loss differs, and the running mean moves once, by both."""
+    separate, joint = small_method(), dataclasses.replace(small_method(), joint_statistics=True)
+    params, model_state, _ = separate.init(KEY, spec_of(separate, N))
+    losses = {}
+    for method in (separate, joint):
+        loss, (new, _, _) = jax.jit(lambda m=method: m.loss(params, model_state, {}, BATCH, jnp.int32(0), KEY))()
+        losses[method.joint_statistics] = float(loss), new["batch_stats"]["encoder"]["bn1"]["mean"]
+    assert losses[True][0] != pytest.approx(losses[False][0], rel=1e-4)
+    views = joint.inputs.normalize(BATCH["views"]["pair"]).reshape(2 * N, 16, 16, 3)
+    first = jax.lax.conv_general_dilated(
+        views,
+        params["encoder"]["conv1"]["kernel"],
+        (1, 1),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    np.testing.assert_allclose(losses[True][1], 0.1 * np.mean(first, axis=(0, 1, 2)), rtol=1e-3, atol=1e-5)

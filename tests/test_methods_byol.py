@@ -107,6 +107,15 @@ def test_momentum_at_the_start_the_middle_and_the_end(method):
         np.testing.assert_allclose(1 - found["target"]["encoder"], tau, atol=1e-7)
 
 
+def test_with_a_momentum_of_0_the_target_is_the_online_network():
+    method = pair_method("byol", target_momentum=0.0, target_momentum_at_end=0.0)
+    params = {"encoder": jnp.ones(2), "projector": jnp.full(2, 3.0)}
+    target = {"target": {"encoder": jnp.zeros(2), "projector": jnp.zeros(2)}}
+    for done in (1, method.total_steps // 2, method.total_steps):
+        _, found = method.after_update(params, params, target, jnp.int32(done))
+        jax.tree.map(np.testing.assert_array_equal, found["target"], params)
+
+
 def test_no_gradient_reaches_the_target_and_all_of_it_the_online_network(method, start):
     params, model_state, method_state = start
 

@@ -51,6 +51,23 @@ def test_projector(start):
     assert np.std(kernel) == pytest.approx(0.01, rel=0.03)
 
 
+def test_without_negatives_only_the_other_view_is_in_the_loss():
+    """An ablation: equal embeddings have the lowest loss, and the gradient is that of the cosine."""
+    method = pair_method("simclr", temperature=0.5, negatives=False)
+    z_a, z_b = np.random.default_rng(0).standard_normal((2, 16, 8)).astype(np.float32)
+    cosines = np.sum(z_a * z_b, axis=1) / np.linalg.norm(z_a, axis=1) / np.linalg.norm(z_b, axis=1)
+    loss, parts = method.pair_loss(z_a, z_b)
+    assert float(loss) == pytest.approx(-np.mean(cosines) / 0.5, rel=1e-5)
+    assert set(parts) == {"accuracy", "spread"}
+    same = np.ones((16, 8), np.float32)
+    assert float(method.pair_loss(same, same)[0]) == pytest.approx(-2.0)
+    ours = jax.grad(lambda z: method.pair_loss(z, z_b)[0])(z_a)
+    unit_a, unit_b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z_a, z_b))
+    expected = -(unit_b - cosines[:, None] * unit_a) / np.linalg.norm(z_a, axis=1, keepdims=True) / 16 / 0.5
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+    assert "never below -2, which a collapsed network has too" in method.describe(16)["loss"]
+
+
 def test_both_views_have_one_distribution_and_the_loss_is_described(start):
     method = start[0]
     (group,) = method.view_groups

@@ -230,7 +230,7 @@ def test_what_is_said():
         ({"swav.queue": 300, "swav.queue_from_epoch": 1}, "swav.queue is 300, but must be a multiple of batch_size, such as 256 or 512"),
         ({"swav.queue": 512, "swav.queue_from_epoch": 100}, "swav.queue_from_epoch is 100, but must be less than epochs, which is 100"),
         ({"swav.small_size": 64}, "swav.small_size is 64, but must be at most data.image_size, which is 32"),
-        ({"swav.iterations": 0}, "swav.iterations is 0, but must be an integer of at least 1"),
+        ({"swav.iterations": -1}, "swav.iterations is -1, but must be an integer of at least 0"),
     ],
 )  # fmt: skip
 def test_bad_config(changes, sentence):

@@ -41,14 +41,14 @@ def _distance(prediction: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sum(jnp.square(unit(prediction) - unit(jax.lax.stop_gradient(target))), axis=1))
 
 
-def moving_average_rate(start: float, step: jax.Array | int, total_steps: int) -> jax.Array:
-    """1 - τ at a step: (1 - start) · (1 + cos(π step / total_steps)) / 2, so that τ rises from `start` to 1.
+def moving_average_rate(start: float, step: jax.Array | int, total_steps: int, end: float = 1.0) -> jax.Array:
+    """1 - τ at a step: (1 - end) + (end - start) · (1 + cos(π step / total_steps)) / 2, so that τ rises from `start` to `end`.
 
     The difference is returned because τ itself is too near 1 for float32 at the end of a long run; the half cosine is
     computed as a squared cosine for the same reason.
 
     Args:
-      start: τ at step 0, 0 to 1.
+      start, end: τ at step 0 and after the last step, 0 to 1; in the paper 1 at the end.
       step: the number of updates before this one, as in the official code.
 
     Returns:
@@ -57,7 +57,7 @@ def moving_average_rate(start: float, step: jax.Array | int, total_steps: int) -
     Source: paper, section 3.3; byol/utils/schedules.py, target_ema.
     """
     fraction = jnp.asarray(step).astype(jnp.result_type(float)) / max(total_steps, 1)
-    return (1 - start) * jnp.square(jnp.cos(jnp.pi / 2 * jnp.clip(fraction, 0, 1)))
+    return (1 - end) + (end - start) * jnp.square(jnp.cos(jnp.pi / 2 * jnp.clip(fraction, 0, 1)))
 
 
 def moved_towards(target, online, rate: jax.Array):

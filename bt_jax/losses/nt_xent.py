@@ -70,6 +70,16 @@ def nt_xent(
     return loss, {"accuracy": hits, "spread": spread_of_unit(u_a)}
 
 
+def without_negatives(z_a: jax.Array, z_b: jax.Array, *, temperature: float = 0.1) -> jax.Array:
+    """What is left of NT-Xent without other images: -mean_n cos(z_a[n], z_b[n]) / T, (), which equal embeddings minimise.
+
+    Args:
+      z_a, z_b, temperature: as for `nt_xent`.
+    """
+    z_a, z_b = checked_pair(z_a, z_b)
+    return -jnp.mean(jnp.sum(unit(z_a) * unit(z_b), axis=1)) / temperature
+
+
 def unrelated_nt_xent(n: int) -> float:
     """ln(2N - 1): exactly the loss of `n` images if all embeddings are equal, and about that if views are unrelated.
 

@@ -31,7 +31,7 @@ def sinkhorn(scores: jax.Array, *, epsilon: float = 0.05, iterations: int = 3) -
     Args:
       scores: (N, K), any floating dtype: the cosines of N images, of a queue too, with K prototypes.
       epsilon: ε, above 0; larger is more even.
-      iterations: turns, at least 1.
+      iterations: turns; with 0 nothing is balanced, and Q is the softmax of scores / ε, image by image.
 
     Returns:
       (N, K) float32 or float64, rows sum to 1.
@@ -43,10 +43,12 @@ def sinkhorn(scores: jax.Array, *, epsilon: float = 0.05, iterations: int = 3) -
     """
     scores = _checked(scores, "scores", ("N", "K"))
     _check_positive("epsilon", epsilon)
-    if iterations < 1:
-        raise ValueError(f"iterations is {iterations}, but must be at least 1.")
+    if iterations < 0:
+        raise ValueError(f"iterations is {iterations}, but must be at least 0.")
     n, k = scores.shape
     logs = full_precision(scores) / epsilon
+    if not iterations:
+        return jax.nn.softmax(logs, axis=1)
     for _ in range(iterations):
         logs = logs - jax.nn.logsumexp(logs, axis=0, keepdims=True) + math.log(n / k)
         logs = logs - jax.nn.logsumexp(logs, axis=1, keepdims=True)

@@ -44,12 +44,18 @@ class TwinNetwork(nn.Module):
     mesh: Mesh | None = None
     predictor: nn.Module | None = None
     predicted: int = 1
+    joint: bool = False
 
     def __call__(self, views: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        n, v = views.shape[:2]
+        if self.joint:  # the views of an image side by side, so that no row changes its device
+            views = views.reshape(-1, *views.shape[2:])
         features = self.encoder(views, train=train)
         if self.mesh is not None and mesh_lib.MODEL_AXIS in self.mesh.axis_names:
             features = jax.lax.with_sharding_constraint(features, mesh_lib.over_data(self.mesh))
         z = self.projector(features, train=train)
+        if self.joint:
+            z = z.reshape(n, v, -1)
         return z, z if self.predictor is None else self.predictor(z[:, : self.predicted], train=train)
 
 
@@ -68,6 +74,7 @@ class BarlowTwins(Method):
       symmetrized: whether the loss is the mean of that and of the one with a and b exchanged. The paper does not say; by
         default it is not. With a stop-gradient and no predictor, it would only halve the usual gradient, as the loss is
         symmetric in a and b, and Table 6 has another result for that.
+      joint_statistics: whether the views share the batch statistics of encoder and projector.
       mixed: λ_reg of Mixed Barlow Twins (`mixed_regulariser`), whose mixed images are a third view with batch statistics of
         its own, as there. Their order and share follow from the step's key, over the global batch.
     """
@@ -84,6 +91,7 @@ class BarlowTwins(Method):
     stop_gradient: bool = False
     symmetrized: bool = False
     mixed: float = 0.0
+    joint_statistics: bool = False
 
     name: ClassVar[str] = "barlow_twins"
     short_names: ClassVar[Mapping[str, str]] = {"on_diagonal": "on", "off_diagonal": "off"}
@@ -114,6 +122,7 @@ class BarlowTwins(Method):
             stop_gradient=settings.stop_gradient,
             symmetrized=settings.symmetrized,
             mixed=settings.mixed,
+            joint_statistics=settings.joint_statistics,
         )
 
     @property
@@ -131,7 +140,8 @@ class BarlowTwins(Method):
 
     @property
     def network(self) -> TwinNetwork:
-        return TwinNetwork(self.encoder, self.projector, self.mesh, self.predictor, 2 if self.symmetrized else 1)
+        predicted = 2 if self.symmetrized else 1
+        return TwinNetwork(self.encoder, self.projector, self.mesh, self.predictor, predicted, self.joint_statistics)
 
     def init(self, rng: jax.Array, batch_spec: Batch) -> tuple[PyTree, PyTree, PyTree]:
         views = jnp.zeros((2, *batch_spec["views"]["pair"].shape[1:]), self.inputs.dtype)
@@ -242,6 +252,7 @@ class BarlowTwins(Method):
             f"cross-entropy with temperature {changed.temperature:g}": changed.loss == "cross_entropy",
             "off-diagonals of auto-correlations": changed.off_diagonals == "auto",
             "no gradient through view b": self.stop_gradient,
+            "batch statistics of both views together": self.joint_statistics,
         }
         found = [text for text, holds in words.items() if holds]
         if self.predictor is not None:

@@ -27,7 +27,7 @@ class BYOL(Method):
     - `params`: "encoder", "projector" and "predictor" of the online network.
     - `method_state["target"]`: the target's "encoder" and "projector", float32. It starts at random values of its own, and
       after each update moves towards the online network, which has been updated already: target + (1 - τ) · (online - target),
-      all parameters alike, with τ from `target_momentum` to 1 by the number of updates (byol_experiment.py, _update_fn).
+      all parameters alike, with τ from `target_momentum` to `target_momentum_at_end` by the number of updates (byol_experiment.py, _update_fn).
     - `batch_stats`: those of the online networks, and under "target" those of the target. The target also runs in training
       mode, with the statistics of its own forward pass; its running statistics are its own and are never averaged.
 
@@ -36,7 +36,7 @@ class BYOL(Method):
 
     Attributes:
       predictor: None predicts the target by the embedding itself, which collapses: an ablation.
-      target_momentum: τ at the first step.
+      target_momentum, target_momentum_at_end: τ at the first step, and after the last.
       total_steps: at which τ reaches 1.
     """
 
@@ -46,6 +46,7 @@ class BYOL(Method):
     inputs: Inputs
     total_steps: int
     target_momentum: float = 0.996
+    target_momentum_at_end: float = 1.0
     views: tuple[ViewSpec, ViewSpec] = (VIEW_A, VIEW_B)
 
     name: ClassVar[str] = "byol"
@@ -66,6 +67,7 @@ class BYOL(Method):
             inputs=inputs,
             total_steps=facts.total_steps,
             target_momentum=settings.target_momentum,
+            target_momentum_at_end=settings.target_momentum_at_end,
             views=(ViewSpec(**settings.view_a), ViewSpec(**settings.view_b)),
         )
 
@@ -122,7 +124,7 @@ class BYOL(Method):
         self, old_params: PyTree, params: PyTree, method_state: PyTree, step: jax.Array
     ) -> tuple[PyTree, PyTree]:
         del old_params
-        rate = moving_average_rate(self.target_momentum, step - 1, self.total_steps)
+        rate = moving_average_rate(self.target_momentum, step - 1, self.total_steps, self.target_momentum_at_end)
         online = {name: params[name] for name in NETWORKS}
         return params, {"target": moved_towards(method_state["target"], online, rate)}
 
@@ -141,6 +143,6 @@ class BYOL(Method):
         hidden = "none" if self.predictor is None else "-".join(map(str, self.predictor.sizes))
         return {
             "projector": "-".join(map(str, self.projector.sizes)) + f", predictor {hidden}",
-            "target": f"moves with τ from {self.target_momentum:g} to 1 in {self.total_steps} steps",
+            "target": f"moves with τ from {self.target_momentum:g} to {self.target_momentum_at_end:g} in {self.total_steps} steps",
             "loss": "about 4 for unrelated views, 4 - 2 cos - 2 cos; never below 0, which a collapsed network has too",
         }

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from bt_jax.data.views.spec import ViewSpec
 from bt_jax.facts import Facts
-from bt_jax.losses.nt_xent import nt_xent, nt_xent_floor, unrelated_nt_xent
+from bt_jax.losses.nt_xent import nt_xent, nt_xent_floor, unrelated_nt_xent, without_negatives
 from bt_jax.methods.networks import PairMethod, collapse_in_words
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
@@ -28,9 +28,11 @@ class SimCLR(PairMethod):
     Attributes:
       view: the distribution of both views.
       temperature: T of the loss.
+      negatives: whether other images are in the loss.
     """
 
     temperature: float = 0.1
+    negatives: bool = True
     mesh: Mesh | None = None
 
     name: ClassVar[str] = "simclr"
@@ -54,12 +56,14 @@ class SimCLR(PairMethod):
             ),
             inputs=inputs,
             temperature=settings.temperature,
+            negatives=settings.negatives,
             view=ViewSpec(**settings.view),
             mesh=mesh,
         )
 
     def pair_loss(self, z_a: jax.Array, z_b: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return nt_xent(z_a, z_b, temperature=self.temperature, mesh=self.mesh)
+        loss, parts = nt_xent(z_a, z_b, temperature=self.temperature, mesh=self.mesh)
+        return (loss if self.negatives else without_negatives(z_a, z_b, temperature=self.temperature)), parts
 
     def collapse(self, metrics: Mapping[str, float]) -> str:
         return collapse_in_words(
@@ -72,9 +76,17 @@ class SimCLR(PairMethod):
         return 3 * 2 * (2 * batch_size) ** 2 * self.projector.sizes[-1] / devices
 
     def describe(self, batch_size: int) -> dict[str, str]:
+        sizes = "-".join(map(str, self.projector.sizes))
+        if not self.negatives:
+            lowest = f"{-1 / self.temperature:.3g}"
+            return {
+                "projector": sizes,
+                "ablation": "no negatives",
+                "loss": f"about 0 for unrelated views; never below {lowest}, which a collapsed network has too",
+            }
         start, floor = unrelated_nt_xent(batch_size), nt_xent_floor(batch_size, self.temperature)
         return {
-            "projector": "-".join(map(str, self.projector.sizes)),
+            "projector": sizes,
             "loss": f"about {start:.2f} for unrelated views, ln(2N-1), and for a collapsed network; never below {floor:.3g}, "
             f"at temperature {self.temperature:g}",
         }

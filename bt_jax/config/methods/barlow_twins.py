@@ -142,6 +142,11 @@ METHOD = MethodFields(
                 anything,
                 "With a predictor, whether the loss is the mean over both assignments of the roles of a and b to the views",
             ),
+            "joint_statistics": Field(
+                False,
+                anything,
+                "Ablation: whether both views share batch statistics, as in SimCLR; in the official code each view has its own",
+            ),
             **view_fields("view_a"),
             **view_fields("view_b", blur=0.1, solarize=0.2),
         },

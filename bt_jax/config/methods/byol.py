@@ -12,7 +12,12 @@ METHOD = MethodFields(
             "target_momentum": Field(
                 0.996,
                 between(0, 1),
-                "τ at the first step: the fraction of the target network that an update keeps; it rises to 1 as half a cosine",
+                "τ at the first step: the fraction of the target network that an update keeps; it rises as half a cosine",
+            ),
+            "target_momentum_at_end": Field(
+                1.0,
+                between(0, 1),
+                "τ at the last step; ablation: with target_momentum=0, 0 for a target that is the online network",
             ),
             "projector": Field(
                 (4096, 256), positive_integers, "Widths of the projector's layers; the last is the embedding's"

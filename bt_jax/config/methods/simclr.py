@@ -2,7 +2,7 @@
 
 from bt_jax.config.field import Field, Group, MethodFields
 from bt_jax.config.groups.views import view_fields
-from bt_jax.config.rules import above_zero, positive_integers
+from bt_jax.config.rules import above_zero, anything, positive_integers
 
 # Strength 1; no solarising (paper, appendix A; data_util.py).
 _VIEW = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur": 0.5}
@@ -16,6 +16,9 @@ METHOD = MethodFields(
                 0.1,
                 above_zero,
                 "T: divides the cosines before the softmax; 0.1 for ImageNet, 0.5 for CIFAR-10 in its paper",
+            ),
+            "negatives": Field(
+                True, anything, "Ablation: whether other images are in the loss; without them it collapses"
             ),
             "projector": Field(
                 (2048, 128),

@@ -56,7 +56,11 @@ METHOD = MethodFields(
             "epsilon": Field(
                 0.05, above_zero, "ε of Sinkhorn's assignment; larger spreads images over more prototypes"
             ),
-            "iterations": Field(3, at_least(1), "Turns of Sinkhorn's algorithm"),
+            "iterations": Field(
+                3,
+                at_least(0),
+                "Turns of Sinkhorn's algorithm; ablation: with 0 prototypes are not used evenly, which collapses",
+            ),
             "queue": Field(
                 0,
                 at_least(0),
