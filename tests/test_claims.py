@@ -1,5 +1,6 @@
 """The claims of experiments/claims/: their grids, their verdicts and the runner, without training anything."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -77,7 +78,9 @@ def test_arms_differ_from_the_recipe_in_their_fields_only():
 
 def test_the_arms_of_less_data_make_about_the_same_number_of_steps():
     for arm in claims.load("less_data", "cpu").arms:
-        config = claims.cell("cpu", arm, 0).config()
+        run = claims.cell("cpu", arm, 0)
+        config = run.base.config()
+        assert run.config().data.train_split == "train", "all train images vote"
         share = (
             0.05 if "5 %" in arm.name.split(", ")[1] and "%" in arm.name and config.data.train_split != "train" else 1.0
         )
@@ -186,8 +189,10 @@ RUN = textwrap.dedent(
     if loss is None:
         sys.exit("error: the loss is not finite.")
     (folder / "pretrain.json").write_text(json.dumps({"knn_accuracy_after": 0.41, "knn_accuracy_raw_pixels": 0.3, "step": 10}))
+    result = {"mean": {"final.top1": 0.5, "final.top5": 0.9}}
+    (folder / "finetune.json").write_text(json.dumps(result))
     notes = folder / "checkpoints" / "10" / "run"
-    notes.mkdir(parents=True)
+    notes.mkdir(parents=True, exist_ok=True)
     (notes / "metadata").write_text(json.dumps({"fingerprints": {"params": 7}}))
     """
 )
@@ -226,6 +231,34 @@ def test_runs_are_made_once_and_leave_a_small_file(tmp_path, capsys):
     _, again = _runner(tmp_path, dict.fromkeys(cells, "fails"))
     again.run(cells)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+
+
+def test_evaluations_follow_their_pre_training(tmp_path, capsys):
+    """It is made once for both, with its result if that is asked for, and again if its weights are gone."""
+    (base,) = _cells(0.1)
+    one, ten = (dataclasses.replace(base, measure=measure) for measure in ("1percent", "10percent"))
+    grid, runner = _runner(tmp_path)
+    assert f"--config.init_from={grid.workdir(base).resolve() / 'run'}" in grid.command(one)
+    assert grid.command(one)[2] == "--config=experiments/claims/recipe.py:cpu,barlow_twins,1percent"
+    runner.run([one, ten])
+    assert [grid.result(cell)["accuracy"] for cell in (base, one, ten)] == [41.0, 50.0, 50.0]
+    assert not list((tmp_path / "work").glob("barlow*"))
+    (tmp_path / "cells" / f"{ten.name}.json").unlink()
+    _, again = _runner(tmp_path)
+    again.run([base, one, ten])
+    assert grid.result(ten)["accuracy"] == 50.0
+    assert "3/3" in capsys.readouterr().out
+    scratch = Cell("cpu", "scratch", (), False, 0, "1percent")
+    assert scratch.base is None and not any("init_from" in word for word in grid.command(scratch))
+
+
+def test_without_its_pre_training_nothing_is_evaluated(tmp_path):
+    (base,) = _cells(0.1)
+    one = dataclasses.replace(base, measure="1percent")
+    grid, runner = _runner(tmp_path, {base: "fails"})
+    with pytest.raises(UserError, match="1 of 1 runs failed"):
+        runner.run([one])
+    assert grid.result(one) is None and not grid.workdir(one).exists()
 
 
 def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):

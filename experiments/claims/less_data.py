@@ -21,7 +21,7 @@ IMAGES = {"cpu": 50_000, "gpu": 50_000, "paper": 1_281_167}
 
 def arms(scale):
     return [
-        Arm(_name(name, part), method, _fields(scale, method, part), line=name, x=part)
+        Arm(_name(name, part), method, _fields(scale, method, part), measure="knn", line=name, x=part)
         for method, name in METHODS.items()
         for part in PARTS
         if not (scale.name == "cpu" and part == 25)

@@ -2,7 +2,12 @@
 
     python main.py --config=experiments/claims/recipe.py:cpu,simclr --config.data.data_dir=DIR --workdir=DIR
 
-The argument is SCALE,METHOD[,held_out]; with held_out, the last tenth of the train images takes the test images' place. One run sees:
+The argument is SCALE,METHOD[,OPTION]. Options: held_out, in which the last tenth of the train images takes the test images' place; and
+evaluations of an encoder that METHOD has trained, named by init_from: knn, with all train images as voters; 1percent and 10percent,
+fine-tuned on so many labels, with Barlow Twins' schedule for all and rates chosen on held-out labels. METHOD is `scratch` for
+training from scratch on the same labels.
+
+One pre-training sees:
 
     cpu    300 000 images of CIFAR-10 at 24×24 pixels (6 epochs), a ResNet-18 of width 16; 8 to 20 minutes of one CPU core
     gpu    10 million images of CIFAR-10 (200 epochs), ResNet-18; one GPU. Not run yet
@@ -14,27 +19,60 @@ patches besides). Each method's learning rate is the base below times a factor t
 the same number of tries for each. At `paper` each method has the views and the rates of its own paper.
 """
 
+from bt_jax.config import based_on
 from bt_jax.errors import UserError
 from configs import resnet18_cifar10, resnet18_cifar10_cpu, resnet50_imagenet
 
 METHODS = ("barlow_twins", "simclr", "byol", "swav", "pirl")
+
+PERCENT = {"1percent": 1.0, "10percent": 10.0}
+OPTIONS = ("", "held_out", "knn", *PERCENT)
 
 # Factors of the learning rates: experiments/results/claims.md, "Learning rates".
 TUNED: dict[str, dict[str, float]] = {"cpu": {}, "gpu": {}, "paper": {}}
 
 
 def get_config(argument: str = "cpu,barlow_twins"):
-    scale, method, *options = [*argument.split(","), *["barlow_twins"][argument.count(",") :]]
-    if scale not in SCALES or method not in METHODS or options not in ([], ["held_out"]):
+    scale, method, option, *more = [*argument.split(","), "", ""]
+    method = method or "barlow_twins"
+    from_scratch = method == "scratch" and option in PERCENT
+    if scale not in SCALES or not (method in METHODS or from_scratch) or option not in OPTIONS or any(more):
         raise UserError(
             f"recipe.py:{argument} is not known; it takes {', '.join(SCALES)}, after a comma {', '.join(METHODS)}, and after "
-            "another held_out, if at all"
+            f"another, if at all, {', '.join(OPTIONS[1:])}"
         )
-    config = SCALES[scale](method)
-    if options:
+    config = SCALES[scale]("barlow_twins" if from_scratch else method)
+    if option == "held_out":
         config.data.train_split, config.data.test_split = "train[:90%]", "train[90%:]"
+    elif option == "knn":
+        config = based_on(config, "knn")
+        config.knn.k, config.knn.pairs = (20, 200), 0
+        return config
+    elif option:
+        return _few_labels(config, scale, PERCENT[option], from_scratch)
     for name in rates(method):
         config.optimizer[name] *= TUNED[scale].get(method, 1.0)
+    return config
+
+
+def _few_labels(pretraining, scale: str, percent: float, from_scratch: bool):
+    config = based_on(pretraining, "finetune")
+    if scale == "paper":
+        config.batch_size, config.epochs = 256, 20
+        config.data.test_split = "validation"
+    else:
+        config.batch_size, config.epochs = {1.0: (50, 60), 10.0: (100, 30)}[percent]
+        config.supervised.view.crop_scale = (0.2, 1.0)
+    config.sgd.learning_rate_encoder, config.sgd.learning_rate_head = 0.1, 0.5
+    config.sgd.weight_decay, config.sgd.schedule = 0.0, "cosine"
+    config.sgd.evaluate_every_epochs = config.epochs
+    config.checkpoint.every_epochs = 10
+    config.finetune.percent = percent
+    config.finetune.search_rates = True
+    config.finetune.search_encoder, config.finetune.search_head = (0.3, 1.0, 3.0), (1.0,)
+    config.finetune.from_scratch = from_scratch
+    config.finetune.learning_rate_from_scratch = 0.5
+    config.finetune.protocol = "Barlow Twins, rates searched"
     return config
 
 

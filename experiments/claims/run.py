@@ -87,9 +87,11 @@ def _cells(chosen: list[claims.Claim], arguments) -> list[claims.Cell]:
 def plan(chosen: list[claims.Claim], arguments) -> None:
     """Prints the runs, and how long they would take if that is known."""
     cells = _cells(chosen, arguments)
+    cells = list(dict.fromkeys(run for cell in cells for run in (cell.base, cell) if run))
     for cell in cells:
         cell.config()
-        print("python main.py", shlex.join(cell.arguments()), f"--workdir=DIR/{cell.name}")
+        encoder = [f"--config.init_from=DIR/{cell.base.name}"] if cell.base else []
+        print("python main.py", shlex.join([*cell.arguments(), *encoder]), f"--workdir=DIR/{cell.name}")
     minutes = claims.SCALES[arguments.scale].minutes
     print(f"# {len(cells)} runs" + (f", about {len(cells) * minutes / 60:.1f} hours of one core" if minutes else ""))
 

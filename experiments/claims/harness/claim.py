@@ -55,6 +55,7 @@ class Arm:
     """One setting: a method, and the fields in which it differs from the scale's recipe.
 
     Attributes:
+      measure: "" for the kNN accuracy with which the pre-training ends, or an evaluation of recipe.py: knn, 1percent, 10percent.
       held_out: whether train images that are held out take the place of the test images.
       line, x: for claims about a number such as the batch size, the curve that the arm is a point of, and where.
       paper: the paper's number for it, as text.
@@ -63,6 +64,7 @@ class Arm:
     name: str
     method: str = "barlow_twins"
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    measure: str = ""
     held_out: bool = False
     line: str = ""
     x: float | None = None
@@ -100,13 +102,22 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run: an arm's method and fields with a seed. Claims with the same arm share it."""
+    """One run: an arm's method and fields with a seed. Claims with the same arm share it.
+
+    With a `measure` it is the evaluation of the encoder that its `base` has trained.
+    """
 
     scale: str
     method: str
     fields: tuple[tuple[str, Any], ...]
     held_out: bool
     seed: int
+    measure: str = ""
+
+    @property
+    def base(self) -> "Cell | None":
+        """The pre-training that comes first, of an evaluation; None from scratch."""
+        return dataclasses.replace(self, measure="") if self.measure and self.method != "scratch" else None
 
     @property
     def name(self) -> str:
@@ -119,28 +130,32 @@ class Cell:
         if len(whole) > 60:
             digest = hashlib.sha256(repr(self.fields).encode()).hexdigest()[:8]
             whole = f"{whole[:51]}-{digest}"
-        return f"{whole}-seed{self.seed}"
+        return "-".join(filter(None, (whole, self.measure, f"seed{self.seed}")))
 
     def arguments(self) -> list[str]:
         """Of main.py, without workdir and the data's place."""
-        fields = [f"--config.{name}={value}" for name, value in self.fields]
+        fields = [] if self.measure else [f"--config.{name}={value}" for name, value in self.fields]
         return [f"--config=experiments/claims/recipe.py:{self._recipe}", *fields, f"--config.seed={self.seed}"]
 
     @property
     def _recipe(self) -> str:
-        return f"{self.scale},{self.method}" + ",held_out" * self.held_out
+        return ",".join(filter(None, (self.scale, self.method, self.measure or "held_out" * self.held_out)))
 
     def config(self):
         """The run's config."""
         config = recipe.get_config(self._recipe)
-        config.update_from_flattened_dict(dict(self.fields) | {"seed": self.seed})
+        fields = {"init_from": "the pre-training"} if self.base else {} if self.measure else dict(self.fields)
+        config.update_from_flattened_dict(fields | {"seed": self.seed})
         config_lib.check(config)
         return config
 
     def settings(self) -> dict[str, Any]:
         """All fields in which the run differs from the defaults, as JSON has them."""
-        usual = config_lib.flatten(config_lib.default(method=self.method))
-        fields = config_lib.flatten(self.config())
+        config = self.config()
+        usual = config_lib.flatten(
+            config_lib.default(config.task) if self.measure else config_lib.default(method=self.method)
+        )
+        fields = config_lib.flatten(config)
         changed = {name: value for name, value in fields.items() if value != usual.get(name, value)}
         return json.loads(json.dumps(changed))
 
@@ -174,7 +189,7 @@ def load(name: str, scale: str) -> Claim:
 
 
 def cell(scale: str, arm: Arm, seed: int) -> Cell:
-    return Cell(scale, arm.method, tuple(sorted(arm.fields.items())), arm.held_out, seed)
+    return Cell(scale, arm.method, tuple(sorted(arm.fields.items())), arm.held_out, seed, arm.measure)
 
 
 def cells(scale: str, claims: list[Claim]) -> list[Cell]:

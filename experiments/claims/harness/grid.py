@@ -111,6 +111,8 @@ class Grid:
 
     def command(self, cell: Cell) -> list[str]:
         where = [f"--config.data.data_dir={self.data_dir}"] if self.data_dir else []
+        if cell.base:
+            where.append(f"--config.init_from={self.workdir(cell.base).resolve() / 'run'}")
         return [
             sys.executable,
             "main.py",
@@ -140,8 +142,9 @@ class Runner:
           UserError: some failed (all others were made), or the disk is full.
           Preempted: it was asked to stop, or `minutes` are over; the same command goes on.
         """
-        self._waiting = [cell for cell in cells if self._grid.result(cell) is None]
-        self._all, self._done = len(cells), len(cells) - len(self._waiting)
+        waiting = [cell for cell in cells if self._grid.result(cell) is None]
+        self._all, self._done = len(cells), len(cells) - len(waiting)
+        self._waiting = list(_by_base(waiting).values())
         _say(f"{self._all} runs, {self._done} of them done")
         stop = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         workers = [threading.Thread(target=self._work, args=(share,)) for share in _shares(self._jobs)]
@@ -183,30 +186,42 @@ class Runner:
                         f"the disk of {self._grid.out} has {free >> 20} MB left, and runs need {NEEDED_BYTES >> 20}"
                     )
                     return
-                cell = self._waiting.pop(0)
+                group = self._waiting.pop(0)
             try:
-                outcome = self._make(cell, cores)
+                self._make_group(group, cores)
             except OSError as error:
                 self._full = f"{self._grid.out} cannot be written ({error.strerror})"
                 return
+
+    def _make_group(self, cells: list[Cell], cores: set[int]) -> None:
+        """A pre-training and the evaluations of its encoder that are wanted; its workdir is kept until they are done."""
+        wanted, base = set(cells), next((cell.base for cell in cells if cell.base), None)
+        folder = self._grid.workdir(base or cells[0])
+        if base and base not in wanted and not (folder / "run" / "pretrain.json").exists():
+            cells = [base, *cells]  # its weights are gone
+        for cell in sorted(cells, key=lambda cell: cell.measure):
+            if self._make(cell, cores) != "done":
+                return  # its evaluations have nothing to evaluate
             with self._lock:
-                if outcome == "failed":
-                    continue
-                self._done += outcome == "done"
-                self._made += outcome == "done"
-                if outcome == "done":
-                    _say(f"{self._done}/{self._all} {self._told(cell)}{self._left()}")
+                self._done += cell in wanted
+                self._made += 1
+                _say(f"{self._done}/{self._all} {self._told(cell)}{self._left()}")
+            if not cell.measure and (self._grid.result(cell) or {}).get("diverged"):
+                self._failed |= {other: f"{cell.name} diverged" for other in wanted if other.measure}
+                break
+        if not self._keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _told(self, cell: Cell) -> str:
         found = self._grid.result(cell) or {}
-        accuracy = "diverged" if found.get("diverged") else f"kNN {found['accuracy']:.2f} %"
+        accuracy = "diverged" if found.get("diverged") else f"{found['accuracy']:.2f} %"
         return f"{cell.name}: {accuracy}, {found['cpu_seconds'] / 60:.1f} core minutes"
 
     def _left(self) -> str:
         if not self._waiting:
             return ""
         each = (time.monotonic() - self._began) / self._made
-        minutes = each * (len(self._waiting) + len(self._children) / 2) / 60
+        minutes = each * (sum(map(len, self._waiting)) + len(self._children) / 2) / 60
         return f"; about {minutes // 60:.0f}:{minutes % 60:02.0f} h left"
 
     def _make(self, cell: Cell, cores: set[int]) -> str:
@@ -237,14 +252,22 @@ class Runner:
             self._failed[cell] = f"{''.join(last)[:300] or child.returncode} ({folder / 'log.txt'})"
             _say(f"failed: {cell.name}: {self._failed[cell]}")
             return "failed"
-        found = _found(cell, folder / "run", diverged) | spent
+        found = (_evaluated if cell.measure else _found)(cell, folder / "run", diverged) | spent
         write_whole(
             epath.Path(self._grid.out / "cells" / f"{cell.name}.json"),
             json.dumps(found, indent=1, sort_keys=True) + "\n",
         )
-        if not self._keep:
+        if cell.measure and not self._keep:
             shutil.rmtree(folder)
         return "done"
+
+
+def _by_base(cells: list[Cell]) -> dict[Cell, list[Cell]]:
+    """Pre-trainings with their evaluations, in the order of the first of them."""
+    groups: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.base or cell, []).append(cell)
+    return groups
 
 
 def _shares(jobs: int) -> list[set[int]]:
@@ -286,16 +309,7 @@ def _found(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
     records = _records(run)
     looks = [record for record in records if "knn_accuracy" in record]
     losses = [record for record in records if record.get("loss") is not None]
-    found = {
-        "scale": cell.scale,
-        "method": cell.method,
-        "fields": dict(cell.fields),
-        "seed": cell.seed,
-        "settings": cell.settings(),
-        "code": code_fingerprint(),
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "machine": f"{os.cpu_count()} cores, {_processor()}",
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    found = _made_by(cell) | {
         "diverged": diverged,
         "untrained": round(100 * looks[0]["knn_accuracy"], 2),
         "loss": losses[-1]["loss"] if losses else None,
@@ -311,6 +325,30 @@ def _found(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
         "raw_pixels": round(100 * result["knn_accuracy_raw_pixels"], 2),
         "steps": result["step"],
         "weights": _weights(run),
+    }
+
+
+def _evaluated(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
+    """The same of an evaluation."""
+    task = cell.config().task
+    result = read_object(epath.Path(run / f"{task}.json"))
+    mean = {name: round(100 * value, 2) for name, value in result["mean"].items() if "top" in name}
+    accuracy = mean["top1.200" if task == "knn" else "final.top1"]
+    return _made_by(cell) | {"accuracy": accuracy, "accuracies": mean, "diverged": diverged}
+
+
+def _made_by(cell: Cell) -> dict[str, Any]:
+    return {
+        "scale": cell.scale,
+        "method": cell.method,
+        "measure": cell.measure,
+        "fields": dict(cell.fields),
+        "seed": cell.seed,
+        "settings": cell.settings(),
+        "code": code_fingerprint(),
+        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        "machine": f"{os.cpu_count()} cores, {_processor()}",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
 
 

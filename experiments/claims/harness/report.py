@@ -87,7 +87,7 @@ def _head(grid: Grid, judged: list, spent: Spent) -> str:
         f"At the scale `{grid.scale}` (experiments/claims/recipe.py). {len(runs)} runs, {spent.hours():.1f} hours of one core in all; "
         f"{'; '.join(machines)}; {'; '.join(versions)}; {when}; code {', '.join(codes)}. Written by `python experiments/claims/run.py "
         f"report` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}.",
-        "Accuracies are those of kNN in %, means over the seeds with the standard deviation and Student's 95 % interval. Effects are "
+        "Accuracies are those of kNN, or of fine-tuning where a claim says so, in %: means over the seeds with the standard deviation and Student's 95 % interval. Effects are "
         "differences in points, paired by seed: with the same seed arms have the same images, views and first weights of the encoder. "
         "The test error of one run is about 0.5 points, alike for all arms.",
         "| claim | verdict | main effect, points | hours |\n|---|---|---|---|",
@@ -150,7 +150,7 @@ def _what_it_takes(claim: Claim, statement, outcome: Outcome, found: dict, scale
 def _table(claim: Claim, found: dict) -> str:
     paper = any(arm.paper for arm in claim.arms)
     lines = [
-        "| | kNN | s.d. | 95 % interval | seeds | RankMe | loss at the end |" + (" paper |" if paper else ""),
+        "| | accuracy | s.d. | 95 % interval | seeds | RankMe | loss at the end |" + (" paper |" if paper else ""),
         "|---|---|---|---|---|---|---|" + ("---|" if paper else ""),
     ]
     for arm in claim.arms:
@@ -158,9 +158,11 @@ def _table(claim: Claim, found: dict) -> str:
         cells = [arm.name, *_numbers(runs)] + ([arm.paper] if paper else [])
         lines.append("| " + " | ".join(cells) + " |")
     runs = [run for arm in claim.arms for run in found[arm.name].values()]
-    untrained = statistics.fmean(run["untrained"] for run in runs)
+    untrained = [run["untrained"] for run in runs if "untrained" in run]
     pixels = [run["raw_pixels"] for run in runs if "raw_pixels" in run]
-    lines.append(f"\nUntrained {untrained:.1f}" + (f", raw pixels {pixels[0]:.1f}." if pixels else "."))
+    if untrained:
+        mean = f"Untrained {statistics.fmean(untrained):.1f}"
+        lines.append(f"\n{mean}" + (f", raw pixels {pixels[0]:.1f}." if pixels else "."))
     return "\n".join(lines)
 
 
@@ -171,7 +173,7 @@ def _numbers(runs: list[dict[str, Any]]) -> list[str]:
     low, high = interval(values)
     diverged = sum(run["diverged"] for run in runs)
     ranks = [run["rankme"] for run in runs if "rankme" in run]
-    losses = [run["loss"] for run in runs if run["loss"] is not None]
+    losses = [run["loss"] for run in runs if run.get("loss") is not None]
     return [
         f"{statistics.fmean(values):.2f}" + (f" ({diverged} diverged)" if diverged else ""),
         f"{statistics.stdev(values):.2f}" if len(values) > 1 else "",
@@ -230,7 +232,7 @@ def _rows(axes, arms: list[Arm], accuracies) -> None:
         )
     axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
     axes.invert_yaxis()
-    axes.set_xlabel("kNN accuracy, %  (points: seeds; bar: mean and 95 % interval)")
+    axes.set_xlabel("accuracy, %  (points: seeds; bar: mean and 95 % interval)")
 
 
 def _curves(axes, claim: Claim, arms: list[Arm], accuracies) -> None:
@@ -256,5 +258,5 @@ def _curves(axes, claim: Claim, arms: list[Arm], accuracies) -> None:
     else:
         axes.set_xticks(found)
     axes.set_xlabel(claim.axis)
-    axes.set_ylabel("kNN accuracy, %")
+    axes.set_ylabel("accuracy, %")
     axes.legend(fontsize="small", frameon=False)
