@@ -8,12 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 from recipes import relative, run_of, spec_of
 
 from bt_jax import UserError
 from bt_jax import config as config_lib
 from bt_jax.data.feed import make_feed, ready_batches
+from bt_jax.data.order import permutation
+from bt_jax.data.pipeline import train_batches
 from bt_jax.data.sources.base import ArraySource
+from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.views.spec import Jigsaw, ViewSpec
 from bt_jax.engine.state import init_state
 from bt_jax.engine.step import jit_step, make_train_step
@@ -164,6 +168,31 @@ def test_an_image_that_occurs_twice():
     _, (_, new, _) = loss_at(method, state, batch)
     row = 0.5 * np.asarray(state[2]["bank"])[batch["example"][2]] + 0.5 * of_image[2]
     np.testing.assert_allclose(new["bank"][batch["example"][2]], row / np.linalg.norm(row), rtol=1e-3, atol=1e-5)
+
+
+def test_an_image_that_does_not_decode(tmp_path):
+    """Its row of the bank stays, and the row of the image that stands in for it moves, by that image's embedding."""
+    rng = np.random.default_rng(0)
+    for number in range(IMAGES):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"{number:02}.png")
+    config = config_lib.default(method="pirl").data
+    config.image_size, config.max_bad_fraction = 8, 0.1
+    bad = int(permutation(0, 0, IMAGES)[3])  # the fourth image of the first batch
+    (tmp_path / f"{bad:02}.png").write_bytes(b"no image")
+    source = FolderSource(str(tmp_path), ".")
+    method = pirl(form="nce", negatives=20)
+    check_source(method, source)
+    (batch,) = train_batches(source, config, method.view_groups, seed=0, batch_size=N, rows=np.arange(N), num_steps=1)
+    instead = (bad + 1) % IMAGES
+    assert batch["example"][3] == instead and bad not in batch["example"] and set(source.bad) == {bad}
+    state = started(method)
+    _, of_image, _ = embeddings(method, state, batch)
+    _, (_, new, _) = loss_at(method, state, {name: batch[name] for name in ("views", "example")})
+    old, bank = np.asarray(state[2]["bank"], np.float64), np.asarray(new["bank"])
+    np.testing.assert_array_equal(bank[bad], old[bad].astype(np.float32))
+    first = list(batch["example"]).index(instead)
+    row = 0.5 * old[instead] + 0.5 * of_image[first]
+    np.testing.assert_allclose(bank[instead], row / np.linalg.norm(row), rtol=1e-3, atol=1e-5)
 
 
 def three_steps(mesh, **settings):

@@ -95,7 +95,6 @@ def cpu(method: str):
     config.log.tensorboard = False
     if method == "swav":
         config.swav.small_size = 12
-        config.optimizer.learning_rate = 0.15  # with 0.6 all images go to one prototype within the first epoch
     if method == "pirl":
         config.pirl.patch_size, config.pirl.cell = 6, 8
     _same_views(config)
