@@ -261,6 +261,13 @@ def test_without_its_pre_training_nothing_is_evaluated(tmp_path):
     assert grid.result(one) is None and not grid.workdir(one).exists()
 
 
+def test_the_data_may_be_a_file(tmp_path):
+    (cell,) = _cells(0.1)
+    assert Grid(tmp_path, "gpu", "CIFAR10.npz").command(cell)[-3:-1] == [
+        "--config.data.data_dir=CIFAR10.npz", "--config.data.source=arrays",
+    ]  # fmt: skip
+
+
 def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
     cells = _cells(0.1, 0.2, 0.3)
     grid, runner = _runner(tmp_path, {cells[1]: "fails"})
@@ -335,7 +342,8 @@ def test_results_of_another_recipe_and_damaged_ones_are_refused(tmp_path):
     ("words", "sentence"),
     [
         (["no_claim"], "there is no claim 'no_claim'; there are asymmetry"),
-        (["loss_parts"], "--data-dir must name CIFAR-10"),
+        (["loss_parts"], "there is no CIFAR-10 in --data-dir=; name the folder"),
+        (["loss_parts", "--data-dir=none.npz"], "there is no CIFAR-10 in --data-dir=none.npz; name the folder"),
         (["loss_parts", "--scale=paper"], "runs at the scale paper need a pod"),
         (["report", "--out=nowhere"], "--out=nowhere holds no results"),
     ],

@@ -21,6 +21,23 @@ def test_arrays_in_a_file(tmp_path):
     assert len(test) == 2 and train.class_names == test.class_names == ("0", "1", "2", "3")
 
 
+def test_a_part_of_a_split(tmp_path):
+    """As in TFDS; classes are those of the whole."""
+    x, y = images_of(10), np.arange(10)
+    np.savez(tmp_path / "set.npz", x_train=x, y_train=y)
+    for split, expected in {
+        "train[:90%]": y[:9], "train[90%:]": y[9:], "train[2:5]": y[2:5], "train[:]": y, "train[25%:75%]": y[2:8],
+    }.items():  # fmt: skip
+        found = array_source(str(tmp_path / "set.npz"), split)
+        np.testing.assert_array_equal(found.labels, expected)
+        np.testing.assert_array_equal(found.images, x[expected])
+        assert len(found.class_names) == 10 and found.name.endswith(split)
+    with pytest.raises(UserError, match=r"set.npz, train\[10:\] holds none of the 10 images"):
+        array_source(str(tmp_path / "set.npz"), "train[10:]")
+    with pytest.raises(UserError, match=r"must hold x_train\[-3:\]"):
+        array_source(str(tmp_path / "set.npz"), "train[-3:]")
+
+
 def test_wrong_array_files(tmp_path):
     np.savez(tmp_path / "half.npz", x_train=images_of(2), other=np.zeros(1))
     np.save(tmp_path / "one.npy", images_of(2))

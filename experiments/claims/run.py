@@ -6,7 +6,7 @@
     python experiments/claims/run.py report --out=DIR --page=PAGE.md          judges what DIR holds: tables, plots, verdicts
     python experiments/claims/run.py again --out=DIR --data-dir=CIFAR10       makes one finished run again, and compares bits
 
-The same command goes on after an interruption. CIFAR10 is the folder of TFDS, or an .npz file as data.source=arrays takes it.
+The same command goes on after an interruption. CIFAR10 is the folder of TFDS, or an .npz file.
 """
 
 import argparse
@@ -19,7 +19,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from harness import claim as claims  # noqa: E402
-from harness.grid import Grid, Runner, scale_of  # noqa: E402
+from harness.grid import Grid, Runner, check_data, scale_of  # noqa: E402
 
 from bt_jax import console  # noqa: E402
 from bt_jax.errors import UserError  # noqa: E402
@@ -59,11 +59,7 @@ def main() -> None:
             raise UserError(
                 "runs at the scale paper need a pod; `run.py plan CLAIM --scale=paper` prints their commands"
             )
-        if not arguments.data_dir:
-            raise UserError(
-                '--data-dir must name CIFAR-10: the folder in which TFDS has prepared it (python -c "import '
-                "tensorflow_datasets as tfds; tfds.load('cifar10', data_dir='DIR')\")"
-            )
+        check_data(arguments.data_dir)
         grid = Grid(out, arguments.scale, arguments.data_dir)
         with grid.held(arguments.other_code):
             runner = Runner(grid, jobs=max(1, arguments.jobs), minutes=arguments.minutes, keep=arguments.keep)

@@ -1,7 +1,9 @@
 """Images in an .npz file of arrays."""
 
 import math
+import re
 import zipfile
+from collections.abc import Callable
 
 import numpy as np
 from etils import epath
@@ -17,17 +19,19 @@ def array_source(file: str, split: str, use: str = "train") -> ArraySource:
     """The arrays `x_<split>` (N, H, W, 3) uint8 and `y_<split>` (N,) integers of a file, local or gs://.
 
     Args:
+      split: such as "train", or a part of it as in TFDS: "train[:90%]", "train[100:200]".
       use: of the split, "train" or "test", for messages.
 
     Raises:
-      UserError: the file does not exist, cannot be read, or lacks these arrays; arrays of another shape or type; arrays that are
+      UserError: the file does not exist, cannot be read, or lacks these arrays; arrays of another shape or type; a part that holds no image; arrays that are
         larger than the file says (nothing is read then); labels that cannot be classes numbered from 0.
     """
     path = as_path(file, "data.data_dir")
     if not file or not path.is_file():
         found = f"{str(path)!r} is a folder" if file and path.is_dir() else f"there is no file {str(path)!r}"
         raise UserError(f"{found}; data.data_dir must name an .npz file of arrays.")
-    images, labels = f"x_{split}", f"y_{split}"
+    whole, part = _part_of(split)
+    images, labels = f"x_{whole}", f"y_{whole}"
     try:
         with path.open("rb") as opened:
             _check_kind(path, opened.read(6))
@@ -40,9 +44,12 @@ def array_source(file: str, split: str, use: str = "train") -> ArraySource:
                     own = {name: _read(path, arrays, name) for name in (images, labels)}
                     # Both splits have the same classes, though one may lack the last of them.
                     others = [_read(path, arrays, n) for n in there if n.startswith("y_") and n != labels]
-                    known = [part for part in (own[labels], *others) if np.issubdtype(part.dtype, np.integer)]
-                    name = f"{path}, {split}"
-                    return ArraySource(name, own[images], own[labels], numbers_as_names(str(path), *known))
+                    known = [found for found in (own[labels], *others) if np.issubdtype(found.dtype, np.integer)]
+                    name, chosen = f"{path}, {split}", part(len(own[images]))
+                    if len(own[images]) and not len(own[images][chosen]):
+                        raise UserError(f"{name} holds none of the {len(own[images])} images.")
+                    names = numbers_as_names(str(path), *known)
+                    return ArraySource(name, own[images][chosen], own[labels][chosen], names)
     except UserError:
         raise
     except (OSError, ValueError, TypeError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
@@ -51,6 +58,20 @@ def array_source(file: str, split: str, use: str = "train") -> ArraySource:
     hint = other_split(split, splits, use)
     found = ", ".join(there) or "no arrays"
     raise UserError(f"{path} holds {found}; it must hold {images} and {labels}{hint and ', or ' + hint}.")
+
+
+def _part_of(split: str) -> tuple[str, Callable[[int], slice]]:
+    """The name of a split, and of its number of images the part that is meant; percentages are rounded as in TFDS."""
+    found = re.fullmatch(r"(.+)\[(\d*%?):(\d*%?)\]", split)
+    if not found:
+        return split, lambda n: slice(None)
+
+    def place(text: str, n: int) -> int | None:
+        if not text.strip("%"):
+            return None
+        return round(int(text[:-1]) * n / 100) if text.endswith("%") else int(text)
+
+    return found[1], lambda n: slice(place(found[2], n), place(found[3], n))
 
 
 def _check_kind(path: epath.Path, begin: bytes) -> None:

@@ -44,7 +44,7 @@ class Grid:
     Attributes:
       out: the folder.
       scale: the name of the runs' scale.
-      data_dir: where CIFAR-10 is; see `data.data_dir`.
+      data_dir: where CIFAR-10 is: the folder of TFDS, or an .npz file, for machines without TensorFlow.
     """
 
     out: pathlib.Path
@@ -111,6 +111,8 @@ class Grid:
 
     def command(self, cell: Cell) -> list[str]:
         where = [f"--config.data.data_dir={self.data_dir}"] if self.data_dir else []
+        if self.data_dir.endswith(".npz"):
+            where.append("--config.data.source=arrays")
         if cell.base:
             where.append(f"--config.init_from={self.workdir(cell.base).resolve() / 'run'}")
         return [
@@ -120,6 +122,17 @@ class Grid:
             *where,
             f"--workdir={self.workdir(cell).resolve() / 'run'}",
         ]
+
+
+def check_data(data_dir: str) -> None:
+    """Raises UserError if CIFAR-10 is not there."""
+    place = pathlib.Path(data_dir)
+    if not data_dir or not (place.is_file() if data_dir.endswith(".npz") else (place / "cifar10").is_dir()):
+        raise UserError(
+            f'there is no CIFAR-10 in --data-dir={data_dir}; name the folder in which TFDS has prepared it (python -c "import '
+            "tensorflow_datasets as tfds; tfds.load('cifar10', data_dir='DIR')\"), or an .npz file with x_train, y_train, "
+            "x_test and y_test"
+        )
 
 
 class Runner:
