@@ -205,6 +205,10 @@ def test_no_run(tmp_path):
     with pytest.raises(bt_jax.UserError, match="has no checkpoint yet"):
         bt_jax.load_encoder(tmp_path)
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_bytes(b'{"task": "pretrain\xff"}')
+    with pytest.raises(bt_jax.UserError, match="config.json is not the config of a run .it is not UTF-8"):
+        bt_jax.load_encoder(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(bt_jax.UserError, match="is not the config of a run"):
         bt_jax.load_encoder(tmp_path)
     evaluation = config_lib.default("finetune")

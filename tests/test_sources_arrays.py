@@ -1,5 +1,6 @@
 """bt_jax/data/sources/arrays.py: an .npz file, and the errors for one that cannot be used."""
 
+import io
 import zipfile
 
 import numpy as np
@@ -58,6 +59,19 @@ def test_wrong_array_files(tmp_path):
     np.savez(tmp_path / "val.npz", x_train=images_of(2), y_train=np.arange(2), x_val=images_of(2), y_val=np.arange(2))
     with pytest.raises(UserError, match="must hold x_test and y_test, or set data.test_split to 'val'"):
         array_source(str(tmp_path / "val.npz"), "test", "test")
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, 1), (30, 0xFF)])
+def test_an_archive_damaged_inside(tmp_path, place, value):
+    """A flag that says it is encrypted, and a name's length: the archive's own parser raises other errors than for cut files."""
+    made = io.BytesIO()
+    np.savez_compressed(made, x_train=images_of(4), y_train=np.arange(4))
+    data = bytearray(made.getvalue())
+    for start in (0, data.index(b"PK\x01\x02") + 2):  # of the member, and in the directory
+        data[start + place] ^= value
+    (tmp_path / "set.npz").write_bytes(bytes(data))
+    with pytest.raises(UserError, match="set.npz cannot be read as an .npz file of arrays"):
+        array_source(str(tmp_path / "set.npz"), "train")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64])

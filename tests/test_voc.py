@@ -1,6 +1,7 @@
 """bt_jax/data/sources/voc.py, and bt_jax/evaluation/voc.py and transfer.py: a small VOC by the official folders and by TFDS."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -55,6 +56,22 @@ def test_official_folders(devkit):
     np.testing.assert_array_equal(numbers, np.arange(80))
     assert batches[1]["image"][0].mean() == pytest.approx(12 * (32 % 20) + 9.5, abs=3)
     assert source.place(3).endswith("000003.jpg")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"000000 1\n\xff\xfe", "cat_trainval.txt cannot be read .*; it must be a text file"),
+        (b"000000 yes\n", "cat_trainval.txt must hold an image and one of 1, -1 and 0 in each line"),
+        (b"000001 1\n", "cat_trainval.txt names other images than aeroplane_trainval.txt"),
+    ],
+)
+def test_damaged_lists(devkit, tmp_path, content, sentence):
+    shutil.copytree(devkit / "VOC2007" / "ImageSets", tmp_path / "VOC2007" / "ImageSets")
+    (tmp_path / "VOC2007" / "JPEGImages").mkdir()
+    (tmp_path / "VOC2007" / "ImageSets" / "Main" / "cat_trainval.txt").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        voc_source(data_of(tmp_path), "train")
 
 
 def store(root, found, classes=CLASSES):

@@ -228,6 +228,8 @@ def _of_run(workdir: epath.Path, step: int | None, target: bool) -> EncoderWeigh
         text = path.read_text() if path.exists() else checkpoint.config_text(workdir, step)
     except OSError:
         text = None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not the config of a run (it is not UTF-8).") from None
     if text is None and not workdir.exists():
         raise UserError(
             f"{workdir} does not exist; name the workdir of a run, an export folder, or a .pth or .safetensors file."

@@ -52,7 +52,8 @@ def array_source(file: str, split: str, use: str = "train") -> ArraySource:
                     return ArraySource(name, own[images][chosen], own[labels][chosen], names)
     except UserError:
         raise
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
+    # A broken or hostile file can make the parsers of archives and arrays fail anywhere.
+    except Exception as error:
         raise UserError(f"{path} cannot be read as an .npz file of arrays ({first_line(error)}).") from None
     splits = [name[2:] for name in there if name.startswith("x_") and f"y_{name[2:]}" in there]
     hint = other_split(split, splits, use)

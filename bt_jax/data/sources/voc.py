@@ -50,7 +50,10 @@ class VocFolder(EncodedSource):
         columns, names = [], None
         for name in CLASSES:
             path = lists / f"{name}_{split}.txt"
-            lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+            try:
+                lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{path} cannot be read ({first_line(error)}); it must be a text file.") from None
             if any(len(line) != 2 or line[1] not in ("1", "-1", "0") for line in lines):
                 raise UserError(f"{path} must hold an image and one of 1, -1 and 0 in each line.")
             images = [line[0] for line in lines]
