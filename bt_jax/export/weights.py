@@ -1,6 +1,7 @@
 """An encoder's weights with everything needed to use them, from any source."""
 
 import dataclasses
+import functools
 import hashlib
 import sys
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax.import_path import is_import_path
-from bt_jax.models import make_encoder
+from bt_jax.models import ResNet, make_encoder
 from bt_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 
 Tree = dict[str, Any]
@@ -122,6 +123,18 @@ def encoder_shapes(module: nn.Module, size: int = 32) -> Tree:
     Args:
       size: side of an image in pixels; a ResNet's variables do not depend on it.
     """
+    if isinstance(module, ResNet):  # hashable, which a user's module need not be
+        return jax.tree.map(lambda leaf: leaf, _resnet_shapes(module))  # a copy, which the caller may change
+    return _shapes(module, size)
+
+
+@functools.lru_cache(maxsize=16)
+def _resnet_shapes(module: ResNet) -> Tree:
+    """Known after the first call: to trace a ResNet takes a good part of the time of reading its weights."""
+    return _shapes(module, 32)
+
+
+def _shapes(module: nn.Module, size: int) -> Tree:
     return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False))
 
 
