@@ -1,5 +1,7 @@
 """bt_jax/export/torch_weights.py: every tensor is converted, bit for bit, and none is ignored silently."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +20,15 @@ from bt_jax.export.torch_weights import see_sound, weights_of_state_dict
 from bt_jax.models import Projector, make_encoder
 
 
-def variables_of(arch, **settings):
+@functools.cache
+def shapes_of(arch, **settings):
     module = make_encoder(arch, **settings)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+
+
+def variables_of(arch, **settings):
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
+    return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes_of(arch, **settings))
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101"])
