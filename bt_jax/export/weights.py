@@ -124,7 +124,8 @@ def encoder_shapes(module: nn.Module, size: int = 32) -> Tree:
       size: side of an image in pixels; a ResNet's variables do not depend on it.
     """
     if isinstance(module, ResNet):  # hashable, which a user's module need not be
-        return jax.tree.map(lambda leaf: leaf, _resnet_shapes(module))  # a copy, which the caller may change
+        shapes = _resnet_shapes(module)  # pyrefly: ignore[bad-argument-type]  (Flax adds the hash)
+        return jax.tree.map(lambda leaf: leaf, shapes)  # a copy, which the caller may change
     return _shapes(module, size)
 
 
