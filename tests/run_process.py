@@ -29,6 +29,7 @@ from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
 from bt_jax.tasks import embed as embed_task
 from bt_jax.tasks import pretrain as loop
+from bt_jax.tasks.knn import evaluate_knn
 from configs import quickstart
 
 
@@ -101,12 +102,16 @@ def steps(changes, workdir):
             time.sleep(0.05)
 
 
-def embed(changes, workdir):
-    """The task `embed`, with the small resnet18 of the fixture `judged`."""
+def embed(changes, workdir, knn):
+    """The tasks `embed` and `knn`, the latter with the changes `knn`; with the small resnet18 of the fixture `judged`."""
     resnet.BLOCKS["resnet18"] = (1, 1)
-    config = default("embed")
+    config, by_layer = default("embed"), default("knn")
     config.update_from_flattened_dict(changes)
-    embed_task.embed(config, workdir)
+    by_layer.update_from_flattened_dict({n: tuple(v) if isinstance(v, list) else v for n, v in knn.items()})
+    with processes.joined(config, workdir):
+        mesh = mesh_lib.make_mesh(config.mesh)
+        embed_task.embed_images(config, epath.Path(workdir), mesh)
+        evaluate_knn(by_layer, epath.Path(workdir).with_name("knn_of_two"), mesh)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,15 @@ import pytest
 from batches import epoch_of_files, rows_of_each_kind, write_files
 from etils import epath
 from ml_collections import ConfigDict
-from recipes import PAIR_METHODS, five_steps, relative, small_method, three_steps_of, three_steps_of_two_sizes
+from recipes import (
+    PAIR_METHODS,
+    evaluation_of,
+    five_steps,
+    relative,
+    small_method,
+    three_steps_of,
+    three_steps_of_two_sizes,
+)
 from run_process import quickstart_of
 
 from bt_jax import config as config_lib
@@ -27,6 +35,7 @@ from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
 from bt_jax.tasks import pretrain as loop
 from bt_jax.tasks.embed import embed
+from bt_jax.tasks.knn import knn
 
 HERE = pathlib.Path(__file__).parent
 HEARTBEAT = 15
@@ -40,7 +49,7 @@ def free_port():
 class Processes:
     """Two processes of four devices each, with their output in files."""
 
-    def __init__(self, tmp_path, task, workdir, changes=({}, {}), start=(0, 1)):
+    def __init__(self, tmp_path, task, workdir, changes=({}, {}), start=(0, 1), **more):
         port = free_port()
         flags = (
             "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"  # compiles in half the time
@@ -50,7 +59,7 @@ class Processes:
         self._running = {}
         for i in start:
             mesh = {"mesh.coordinator": f"localhost:{port}", "mesh.processes": 2, "mesh.process_index": i}
-            arguments = json.dumps({"changes": {**mesh, **changes[i]}, "workdir": str(workdir)})
+            arguments = json.dumps({"changes": {**mesh, **changes[i]}, "workdir": str(workdir), **more})
             with open(self._files[i], "w") as said:
                 self._running[i] = subprocess.Popen(
                     [sys.executable, str(HERE / "run_process.py"), task, arguments],
@@ -221,7 +230,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path):
 
 
 def test_embedding(tmp_path, judged):
-    """Two processes write what one writes, each image once."""
+    """Two processes write what one writes, each image once; and kNN, probes, RankMe and LiDAR by layer are those of one."""
     config = config_lib.default("embed")
     changes = {
         "init_from": judged[1].init_from, "data.source": "arrays", "data.data_dir": judged[1].data.data_dir,
@@ -229,13 +238,24 @@ def test_embedding(tmp_path, judged):
     }  # fmt: skip
     config.update_from_flattened_dict(changes)
     embed(config, str(tmp_path / "one"))
-    with Processes(tmp_path, "embed", tmp_path / "two", (changes, changes)) as running:
-        assert [running.status(i) for i in (0, 1)] == [0, 0], [running.said(i) for i in (0, 1)]
+    by_layer = evaluation_of(judged[1], "knn")
+    by_layer.knn.update(k=(3, 1), lidar_images=24, lidar_views=3, layers=True)
+    of_one = knn(by_layer, str(tmp_path / "knn_of_one"))["runs"][0]
+    fields = {name: value for name, value in config_lib.flatten(by_layer).items() if not name.startswith("mesh.")}
+    with Processes(tmp_path, "embed", tmp_path / "two", (changes, changes), knn=fields) as running:
+        assert [running.status(i, 240) for i in (0, 1)] == [0, 0], [running.said(i) for i in (0, 1)]
         assert "60 images, 8 features each" in running.said(0) and "features each" not in running.said(1)
     one, two = (np.load(tmp_path / name / "embeddings.npz") for name in ("one", "two"))
     assert one["paths"].tolist() == two["paths"].tolist() == [str(i) for i in range(60)]
     np.testing.assert_array_equal(one["labels"], two["labels"])
     np.testing.assert_allclose(one["features"], two["features"], rtol=1e-4, atol=1e-5)
+    of_two = json.loads((tmp_path / "knn_of_two" / "knn.json").read_text())["runs"][0]
+    assert of_two["top1"] == of_one["top1"] and len(of_two["layers"]) == 3
+    assert of_two["health"]["lidar"] == pytest.approx(of_one["health"]["lidar"], rel=1e-3)
+    for found, expected in zip(of_two["layers"], of_one["layers"], strict=True):
+        assert (found["layer"], found["width"]) == (expected["layer"], expected["width"])
+        for name in ("knn_top1", "linear_top1", "rankme", "lidar"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-2 * name.endswith("top1")), name
 
 
 def test_different_configs(tmp_path):
