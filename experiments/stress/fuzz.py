@@ -143,11 +143,12 @@ def arrays(folder: pathlib.Path, canary: pathlib.Path) -> Reader:
 
 
 def _run(folder: pathlib.Path):
-    """A small run, once for all readers that need one."""
+    """A small run, made once, beside the readers' folders."""
     from small_runs import config_of, prepare
 
     from bt_jax.tasks.pretrain import pretrain
 
+    folder = folder.parent / "good"
     if not (folder / "run" / "pretrain.json").exists():
         prepare(folder)
         pretrain(config_of(folder, epochs=2), str(folder / "run"))
@@ -158,11 +159,13 @@ def _exported(folder: pathlib.Path) -> pathlib.Path:
     from bt_jax import config as config_lib
     from bt_jax.tasks.export import export
 
-    if not (folder / "exported" / "encoder.json").exists():
+    run = _run(folder)
+    exported = run.with_name("exported")
+    if not (exported / "encoder.json").exists():
         config = config_lib.default("export")
-        config.init_from = str(_run(folder))
-        export(config, str(folder / "exported"))
-    return folder / "exported"
+        config.init_from = str(run)
+        export(config, str(exported))
+    return exported
 
 
 def safetensors(folder: pathlib.Path, canary: pathlib.Path) -> Reader:
@@ -244,6 +247,9 @@ def lists(folder: pathlib.Path, canary: pathlib.Path) -> Reader:
 
     from bt_jax.data.sources.lists import listed_images
 
+    for name in ("a/1.png", "a/2.png", "b, c/3.png"):
+        (folder / "input" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "input" / name).touch()
     good = b'path,label\na/1.png,cat\na/2.png,dog\n"b, c/3.png",cat\n'
     hostile = [b"path,label\n" + b'"' * 10**6, b"path,label\n" + b"a" * 10**7, b"path\n../../../etc/passwd\n"]
     return Reader("list.csv", [good], hostile, lambda path: listed_images(epath.Path(path)))
