@@ -60,6 +60,7 @@ def test_a_list_of_images(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("a/1.png\na\0/2.png\n", r"1 of the 2 files that .*list.txt names are missing, the first is .*a\0/2.png"),
         (
             "a/1.png\na/2.png\nb/3.png\n",
             r"2 of the 3 files that .*list.txt names are missing, the first is .*/a/2.png; paths are",

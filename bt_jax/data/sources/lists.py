@@ -158,7 +158,7 @@ def _missing(files: Sequence[tuple[str, str]]) -> list[int]:
                 there[folder] = {entry.name for entry in epath.Path(folder).iterdir()}
             else:
                 there[folder] = set(os.listdir(folder or "."))
-        except OSError:
+        except (OSError, ValueError):  # a ValueError for a zero byte, which no path has
             there[folder] = set()
     return [number for number, (folder, name) in enumerate(files) if name not in there[folder]]
 
