@@ -103,9 +103,22 @@ def tfds_dir(tmp_path_factory):
     return root
 
 
+# Files of more than half a minute, the longest first.
+LONG = (
+    "processes", "task_pretrain", "step", "classifier", "methods", "methods_networks", "views_device", "methods_pirl",
+    "methods_swav", "pipeline", "methods_barlow_twins", "feed", "losses_barlow_twins_ablations", "encoder", "notebook",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """Tests of real processes come last: they are the slowest, and most faults break a faster test first."""
-    items.sort(key=lambda item: item.path.stem == "test_processes")
+    """Short files come first, as most faults break one of them; then the long ones, the longest first, so that no worker has one
+    left when the other is done."""
+
+    def place(item):
+        name = item.path.stem.removeprefix("test_")
+        return LONG.index(name) if name in LONG else -1
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish():
