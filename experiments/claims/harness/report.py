@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from bt_jax.errors import UserError
 from bt_jax.runtime.files import write_whole
 
 from .claim import Arm, Claim, cell, load, names
@@ -25,22 +26,28 @@ def report(grid: Grid, page: pathlib.Path | None = None) -> str:
       page: where the page is written, if anywhere; plots go into a folder of its name beside it.
 
     Raises:
-      UserError: a result is damaged.
+      UserError: a result is damaged, or no claim is begun.
     """
-    judged, sections, spent = [], [], Spent()
+    judged, sections, spent, waiting = [], [], Spent(), []
     pictures = page.with_suffix("") if page else None
     for name in names():
         claim = load(name, grid.scale)
         found = _results(grid, claim)
-        if not any(found.values()):
-            continue
         accuracies = {arm: {seed: r["accuracy"] for seed, r in runs.items()} for arm, runs in found.items()}
         results = outcomes(claim, accuracies)
+        # One that has only the arms that it shares with others has not begun.
+        if not any(outcome.seeds for outcome in results) and (claim.statements or not any(found.values())):
+            waiting.append(claim.title)
+            continue
         minutes = spent.add(found)
         picture = _plot(claim, accuracies, pictures) if pictures else None
         sections.append(_section(claim, found, results, minutes, grid.scale, picture, page))
         if claim.statements:
             judged.append((claim, results, found, minutes))
+    if not sections:
+        raise UserError(f"--out={grid.out} has no claim that is begun")
+    if waiting:
+        sections.append(f"## Not begun\n\n{'; '.join(waiting)}.")
     text = "\n\n".join([_head(grid, judged, spent), *sections]) + "\n"
     if page:
         write_whole(epath.Path(page), text)
