@@ -10,9 +10,12 @@ from bt_jax import console
 from bt_jax.errors import UserError
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.folder import write_folder
-from bt_jax.export.torch_weights import see_sound
+from bt_jax.export.other_frameworks import check_standard, detectron2_settings, write_detectron2, write_hub
+from bt_jax.export.torch_weights import classifier_to_torch, see_sound, to_torch
+from bt_jax.export.weights import EncoderWeights
 from bt_jax.import_path import is_import_path
-from bt_jax.runtime.paths import as_folder
+from bt_jax.runtime.files import read_object
+from bt_jax.runtime.paths import as_folder, as_path
 
 
 def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -33,15 +36,61 @@ def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
     wanted, folder = config.export, as_folder(workdir, "--workdir")
     weights = read_weights(config.init_from, target=wanted.target)
     see_sound(weights)
+    weights = weights.without(name for name in weights.heads if not wanted.get(name, True))
+    for name in ("hub", "detectron2"):
+        if wanted[name]:
+            check_standard(vars(weights), f"export.{name}")
     description = write_folder(
-        weights.without(name for name in weights.heads if not wanted.get(name, True)),
+        weights,
         folder,
         dtype=wanted.dtype,
         safetensors=wanted.safetensors,
         platforms=wanted.platforms if wanted.program else (),
     )
-    console.say(_summary(description, folder))
+    _for_others(wanted, weights, description, folder, config.init_from)
+    console.say(_summary(description, folder) + _told(wanted, description, folder))
     return description
+
+
+def _for_others(wanted: ConfigDict, weights: EncoderWeights, description: dict, folder: epath.Path, run: str) -> None:
+    """Writes the files for other frameworks, from the weights that were exported."""
+    if not (wanted.hub or wanted.detectron2):
+        return
+    tensors = to_torch(weights.variables, weights.arch)
+    try:
+        if wanted.detectron2:
+            write_detectron2(folder / "detectron2.pkl", tensors)
+        if wanted.hub:
+            classifier = weights.heads.get("classifier")
+            head = classifier_to_torch(classifier) if classifier is not None else {}
+            write_hub(folder / "hub", tensors | head, description, measured_in(as_path(run, "init_from")))
+    except OSError as error:
+        raise UserError(
+            f"the export in {folder} is whole, but its files for other frameworks cannot be written ({error.strerror or error}); "
+            "make room, remove the folder, and run the same command again."
+        ) from error
+
+
+def measured_in(run: epath.Path) -> dict[str, float]:
+    """The accuracies at the end of a pre-training, from 0 to 1, by what they are; {} if there are none."""
+    try:
+        found = read_object(run / "pretrain.json")
+    except (OSError, ValueError):
+        return {}
+    names = {"knn_accuracy_after": "kNN accuracy", "linear_top1": "linear classifier"}
+    return {text: found[name] for name, text in names.items() if isinstance(found.get(name), float)}
+
+
+def _told(wanted: ConfigDict, description: dict[str, Any], folder: epath.Path) -> str:
+    lines = []
+    if wanted.hub:
+        lines.append(f"in timm   timm.create_model('local-dir:{folder / 'hub'}', pretrained=True)")
+    if wanted.detectron2:
+        said = " ".join(
+            f"{name} {str(value).replace(' ', '')!r}" for name, value in detectron2_settings(description).items()
+        )
+        lines.append(f"detection MODEL.WEIGHTS {folder / 'detectron2.pkl'} {said}")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _summary(description: dict[str, Any], folder: epath.Path) -> str:

@@ -2,7 +2,8 @@
 
     python-with-torch experiments/parity/torch_weights.py make DIR     saves torchvision's networks as .pth, and their features
     python experiments/parity/torch_weights.py export DIR              bt_jax: compares features of the .pth, and exports them
-    python-with-torch experiments/parity/torch_weights.py check DIR    loads the exports in torchvision and timm, strict=True
+    python-with-torch experiments/parity/torch_weights.py check DIR    loads the exports in torchvision and timm, strict=True,
+                                                                       and the folder for the hub in timm 1.0 or later
 
 The first and third need torch, torchvision, safetensors and optionally timm; the second only bt_jax. Weights and running
 statistics are random, so that swapped tensors would be noticed.
@@ -46,6 +47,8 @@ def export(folder: pathlib.Path) -> None:
     from bt_jax import load_encoder
     from bt_jax.export.encoder import read_weights
     from bt_jax.export.folder import write_folder
+    from bt_jax.export.other_frameworks import write_hub
+    from bt_jax.export.torch_weights import to_torch
 
     images = np.load(folder / "images.npy")
     for arch in ARCHITECTURES:
@@ -55,7 +58,9 @@ def export(folder: pathlib.Path) -> None:
         )
         error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
         print(f"{arch:9} features of the .pth: relative difference {error:.1e}")
-        write_folder(read_weights(folder / f"{arch}.pth"), epath.Path(folder / arch), platforms=())
+        weights, place = read_weights(folder / f"{arch}.pth"), epath.Path(folder / arch)
+        description = write_folder(weights, place, platforms=())
+        write_hub(place / "hub", to_torch(weights.variables, arch), description | {"classes": None}, {})
 
 
 def check(folder: pathlib.Path) -> None:
@@ -75,6 +80,13 @@ def check(folder: pathlib.Path) -> None:
         original = torch.load(folder / f"{arch}.pth")
         counters = {name for name in original if name.endswith("num_batches_tracked")}  # an encoder does not keep them
         equal = all(torch.equal(original[name], tensors[name]) for name in original.keys() - counters)
+        if any(name.startswith("timm") for name in libraries):
+            images = torch.from_numpy(np.load(folder / "images.npy").transpose(0, 3, 1, 2).copy())
+            model = timm.create_model(f"local-dir:{folder / arch / 'hub'}", pretrained=True).eval()
+            with torch.no_grad():
+                found, expected = model(images).numpy(), np.load(folder / f"{arch}.npy")
+            error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+            print(f"{arch:9} features by timm from the folder for the hub: relative difference {error:.1e}")
         for library, create in libraries.items():
             print(f"{arch:9} {library}: {create(arch).load_state_dict(tensors, strict=True)}")
         print(

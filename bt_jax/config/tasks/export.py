@@ -21,6 +21,14 @@ EXPORT = Group(
         "safetensors": Field(
             True, anything, "Whether to write encoder.safetensors with torchvision's names, for PyTorch"
         ),
+        "hub": Field(
+            False,
+            anything,
+            "Whether to write a folder that timm and the Hugging Face hub take too, for a standard ResNet",
+        ),
+        "detectron2": Field(
+            False, anything, "Whether to write detectron2.pkl too, for detection with Detectron2, for a standard ResNet"
+        ),
         "program": Field(True, anything, "Whether to write a jax.export program, which needs only JAX and flatbuffers"),
         "platforms": Field(
             ("cpu", "cuda", "tpu"),
