@@ -10,7 +10,7 @@ import textwrap
 import pytest
 from absl import flags
 
-import main
+from bt_jax import command as command_line
 from bt_jax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -41,11 +41,11 @@ def understood(command, monkeypatch):
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
     begun = []
-    monkeypatch.setattr(main.pkgutil, "resolve_name", lambda task: lambda config, workdir: begun.append(config))
+    monkeypatch.setattr(command_line.pkgutil, "resolve_name", lambda task: lambda config, workdir: begun.append(config))
     words = [re.sub(rf"=({'|'.join(INSTEAD)})$", lambda m: f"={INSTEAD[m[1]]}", word) for word in shlex.split(command)]
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit) as stopped:
-        main.run()
+        command_line.run()
     assert not stopped.value.code, f"{command}: {stopped.value.code}"
     for config in begun:
         config_lib.check(config)

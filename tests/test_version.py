@@ -10,4 +10,5 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def test_the_citation_and_the_changelog_have_the_version():
     assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == bt_jax.__version__
-    assert f"## [{bt_jax.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## \[(.+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[:2] == ["Unreleased", bt_jax.__version__]

@@ -1,5 +1,6 @@
-"""main.py: the command line, and one sentence with exit status 1 for each mistake of a user."""
+"""bt_jax/command.py and main.py: the command line, and one sentence with exit status 1 for each mistake of a user."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -9,9 +10,11 @@ from absl import flags
 from etils import epath
 from PIL import Image
 
-import main
+from bt_jax import command
 from bt_jax.runtime.workdir import claim_workdir
 from configs import quickstart
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run(monkeypatch, *arguments):
@@ -21,7 +24,7 @@ def run(monkeypatch, *arguments):
     flags.FLAGS.unparse_flags()
     monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        main.run()
+        command.run()
     assert isinstance(stopped.value.code, str), "exit status 1"
     assert stopped.value.code.startswith("error: ") and len(stopped.value.code.splitlines()) == 1
     return stopped.value.code
@@ -262,22 +265,36 @@ def test_a_process_exits_with_status_one():
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("option", ["-h", "--help"])
-def test_help(tmp_path, option):
+@pytest.mark.parametrize(
+    ("program", "option", "shown"),
+    [([str(ROOT / "main.py")], "-h", "python main.py --config=configs/resnet50_imagenet.py"), (["-m", "bt_jax"], "--help", "bt_jax --list")],
+)  # fmt: skip
+def test_help(tmp_path, monkeypatch, program, option, shown):
     """The options, with the commands of the docstring above them; nothing is done."""
-    command = [sys.executable, str(main.QUICKSTART.parents[1] / "main.py"), option]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    command = [sys.executable, *program, option]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert "--config=configs/resnet50_imagenet.py" in done.stdout and "--workdir: Folder of the run" in done.stdout
+    assert shown in done.stdout and "--workdir: Folder of the run" in done.stdout
     assert done.stderr == "" and not list(tmp_path.iterdir())
+
+
+def test_list(monkeypatch, capsys):
+    """The names and first lines, without a traceback if the default config is broken."""
+    flags.FLAGS.unparse_flags()
+    monkeypatch.setattr(sys, "argv", ["bt_jax", "--list"])
+    with pytest.raises(SystemExit) as stopped:
+        command.run()
+    assert not stopped.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("quickstart  ") and "A narrow ResNet-18 on crops" in line for line in lines)
 
 
 def test_ctrl_c_before_anything_was_saved():
     """Ends at once with a sentence and the shell's status, and no traceback."""
     code = (
-        "import main, os, signal; main.main = lambda argv: os.kill(os.getpid(), signal.SIGINT)\nmain.run(); print('on')"
+        "import os, signal\nfrom bt_jax import command\n"
+        "command.main = lambda argv: os.kill(os.getpid(), signal.SIGINT)\ncommand.run(); print('on')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=main.QUICKSTART.parents[1]
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 130 and done.stdout == ""
     assert done.stderr == "ended by Ctrl-C; the same command resumes from the last checkpoint, if there is one\n"
