@@ -1,5 +1,6 @@
 """Barlow Twins for JAX: self-supervised pre-training, from a laptop to a TPU pod."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from bt_jax.errors import UserError
@@ -9,17 +10,34 @@ from bt_jax.version import __version__
 if TYPE_CHECKING:
     from bt_jax.evaluation.neighbours import neighbours
     from bt_jax.export.encoder import load_encoder
+    from bt_jax.library import embed, load_config, pretrain
 
-__all__ = ["UserError", "__version__", "barlow_twins_loss", "load_encoder", "neighbours"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "barlow_twins_loss",
+    "embed",
+    "load_config",
+    "load_encoder",
+    "neighbours",
+    "pretrain",
+]
+
+# On demand: they import Flax and Orbax, which take seconds.
+_MODULES = {
+    "embed": "bt_jax.library",
+    "load_config": "bt_jax.library",
+    "load_encoder": "bt_jax.export.encoder",
+    "neighbours": "bt_jax.evaluation.neighbours",
+    "pretrain": "bt_jax.library",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_encoder":  # on demand: it imports Flax and Orbax, which take seconds
-        from bt_jax.export.encoder import load_encoder
-
-        return load_encoder
-    if name == "neighbours":
-        from bt_jax.evaluation.neighbours import neighbours
-
-        return neighbours
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

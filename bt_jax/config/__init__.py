@@ -1,6 +1,6 @@
 """The settings of a run: every field once, with its default, its rule and its meaning."""
 
-from bt_jax.config.checks import check, check_overrides, unknown_fields
+from bt_jax.config.checks import check, check_names, check_overrides, unknown_fields
 from bt_jax.config.field import Contradiction, Field, contradiction
 from bt_jax.config.methods import METHODS
 from bt_jax.config.rules import nearest
@@ -15,6 +15,7 @@ __all__ = [
     "Field",
     "based_on",
     "check",
+    "check_names",
     "check_overrides",
     "complete",
     "contradiction",

@@ -55,8 +55,12 @@ def check_overrides(argv: Iterable[str], config: ConfigDict | None = None) -> No
       UserError: names that are not fields of it, or the method, which cannot be changed this way.
     """
     names = [arg.lstrip("-").partition("=")[0] for arg in argv if arg.startswith(("--config.", "-config."))]
-    names = [name.removeprefix("config.") for name in names]
-    config = default() if config is None else config
+    check_names([name.removeprefix("config.") for name in names], default() if config is None else config)
+
+
+def check_names(names: Iterable[str], config: ConfigDict) -> None:
+    """Raises UserError for names of changes that are not fields of a config, or that only its file can change."""
+    names = list(names)
     wrong = unknown_fields(names, config)
     for group in sorted(set(names) & _groups(fields_of(config))):
         field = next(name for name in fields_of(config) if name.startswith(f"{group}."))

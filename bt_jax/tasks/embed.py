@@ -66,9 +66,23 @@ def _finished(path: epath.Path) -> Result:
     return result
 
 
-def embed_images(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
-    """Like `embed`, in joined processes, on a mesh."""
-    embedding = _Embedding(config, workdir, mesh)
+def embed_images(
+    config: ConfigDict,
+    workdir: epath.Path,
+    mesh: Mesh,
+    *,
+    encoder: Encoder | None = None,
+    within: Session | None = None,
+) -> Result:
+    """Like `embed`, in joined processes, on a mesh.
+
+    Args:
+      encoder: in place of that which `config.init_from` names.
+      within: the session that this is a part of, which says what it does itself; None for a separate session.
+    """
+    embedding = _Embedding(config, workdir, mesh, encoder, quiet=within is not None)
+    if within is not None:
+        return embedding.run(within)
     with session(config, workdir) as held:
         return embedding.run(held)
 
@@ -76,10 +90,12 @@ def embed_images(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> Result:
 class _Embedding:
     """One run of the task."""
 
-    def __init__(self, config: ConfigDict, workdir: epath.Path, mesh: Mesh):
+    def __init__(
+        self, config: ConfigDict, workdir: epath.Path, mesh: Mesh, encoder: Encoder | None, *, quiet: bool = False
+    ):
         """Raises UserError if the encoder or the images are not what they should be; nothing has been written then."""
         self._config, self._workdir, self._mesh = config, workdir, mesh
-        self._is_first = jax.process_index() == 0
+        self._is_first, self._quiet = jax.process_index() == 0, quiet
         self._source = make_source(config.data, "train")
         check_reader(self._source, config.data)
         if config.embed.parquet:
@@ -87,7 +103,7 @@ class _Embedding:
         source, size = self._source, config.features.batch_size
         processes.agree("data", {"images": [source.described(), source.fingerprint]})
         mesh_lib.check_batch_size(mesh, size, "features.batch_size")
-        self._encoder = load_encoder(config.init_from)
+        self._encoder = encoder or load_encoder(config.init_from)
         self._data = data_for(config.data, self._encoder)
         self._piece = -(-config.embed.piece // size) * size
         self._pieces = Pieces(workdir, self._piece, len(source))
@@ -213,7 +229,7 @@ class _Embedding:
         return "\n".join([f"{title:<9} {value}" for title, value in lines.items()] + notices)
 
     def _say(self, text: str) -> None:
-        if self._is_first:
+        if self._is_first and not self._quiet:
             console.say(text)
 
 
