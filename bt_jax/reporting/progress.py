@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, plain lines in a log, nothing on processes other than the first."""
+"""Progress of a run: a bar on a terminal, a line in a notebook, plain lines in a log, nothing on processes other than the first."""
 
 import shutil
 import time
@@ -10,11 +10,12 @@ import tqdm
 from etils import epath
 
 from bt_jax import console
+from bt_jax.reporting.notebook import Line, in_notebook
 from bt_jax.reporting.writers import JsonLines, TensorBoard
 
 
 class Reporter:
-    """Reports the progress of a run: on a terminal at every step, in files and logs every `every_steps`."""
+    """Reports the progress of a run: on a terminal and in a notebook at every step, in files and logs every `every_steps`."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Reporter:
         self._rate: float | None = None
         self._unmeasured = False  # whether a line was due since the rate was last measured
         self._bar = None
+        self._notebook: Line | None = None
         self._writers = []
         if not active:
             return
@@ -64,6 +66,8 @@ class Reporter:
             self._bar = tqdm.tqdm(
                 initial=start_step, total=total_steps, ncols=_columns(), bar_format="{desc} {bar}", file=self._terminal
             )
+        elif lines and in_notebook():
+            self._notebook = Line()
 
     def history(self) -> list[dict]:
         """The records written so far, including those before a restart."""
@@ -73,6 +77,8 @@ class Reporter:
         """Prints lines of text, above the bar if one is shown."""
         if not self._active:
             return
+        if self._notebook is not None:
+            self._notebook.end()
         if self._bar is None:
             console.say(text)
         else:
@@ -109,6 +115,8 @@ class Reporter:
             self._bar.n, self._bar.ncols = step, _columns()  # a terminal's width may change
             self._bar.set_description_str(self._line(step, metrics, learning_rates), refresh=False)
             self._bar.update(0)
+        elif self._notebook is not None:
+            self._notebook.show(self._line(step, metrics, learning_rates))
         elif due and self._lines:
             console.say(self._line(step, metrics, learning_rates))
 
@@ -153,6 +161,8 @@ class Reporter:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+        if self._notebook is not None:
+            self._notebook.end()
         for writer in self._writers:
             writer.close()
 
