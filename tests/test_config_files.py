@@ -62,6 +62,19 @@ def test_config_files_import_one_another(folder, monkeypatch):
     assert sys.modules["configs"] is configs and "configs.quickstart" not in sys.modules
 
 
+def test_a_config_file_is_a_module(folder):
+    """What looks for itself in sys.modules finds itself, such as a dataclass; an earlier file's get_config does not stay."""
+    (folder / "mine.py").write_text(
+        "from __future__ import annotations\nimport dataclasses\nfrom bt_jax.config import default\n"
+        "@dataclasses.dataclass\nclass Sizes:\n    seed: int = 3\n"
+        "def get_config():\n    config = default()\n    config.seed = Sizes().seed\n    return config\n"
+    )
+    assert files.read("mine").seed == 3
+    (folder / "mine.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match="has no function get_config"):
+        files.read("mine.py")
+
+
 def test_list(folder):
     """Own ones first, by the first lines of their docstrings; no file is run for that."""
     (folder / "configs").mkdir()

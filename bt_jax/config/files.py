@@ -24,7 +24,7 @@ from bt_jax.config.schema import complete, default
 from bt_jax.errors import UserError, first_line
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
-PACKAGED = next(folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "configs") if folder.is_dir())
+PACKAGED = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "configs"
 _IS_CONFIG = "a config is a Python file with a function get_config, such as configs/quickstart.py"
 
 
@@ -40,7 +40,7 @@ def read(config: str | os.PathLike) -> ConfigDict:
     path, argument = find(config)
     try:
         with _configs():
-            module = types.ModuleType("bt_jax_config_file")
+            module = sys.modules["bt_jax_config_file"] = types.ModuleType("bt_jax_config_file")
             importlib.machinery.SourceFileLoader(module.__name__, str(path)).exec_module(module)
             found = module.get_config(*argument)
         if not isinstance(found, ConfigDict):
@@ -113,7 +113,10 @@ def _folders() -> list[pathlib.Path]:
 def _is_config(path: pathlib.Path) -> bool:
     try:
         return (
-            re.search(rb"^\s*def get_config\b|\bimport\b.*\bget_config\b", path.read_bytes(), re.MULTILINE) is not None
+            re.search(
+                rb"^\s*def get_config\b|^get_config\b|\bimport\b.*\bget_config\b", path.read_bytes(), re.MULTILINE
+            )
+            is not None
         )
     except OSError:
         return False
