@@ -45,6 +45,9 @@ def test_runs_from_a_clean_kernel(executed):
         "encoder.jax_export",
     ):
         assert part in texts, part
+    shown = [output["data"] for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    (line,) = [data["text/plain"] for data in shown if "image/png" not in data]
+    assert line.startswith("12/12 ep 2.0 loss "), "progress is one line, and the last stays"
     assert (workdir / "pretrain.json").exists() and (workdir / "export" / "encoder.json").exists()
 
 
