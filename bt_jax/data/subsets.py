@@ -14,6 +14,7 @@ import numpy as np
 from bt_jax.data.order import permutation
 from bt_jax.data.sources.base import ArraySource, EncodedSource, IndexedSource, Source, StreamSource
 from bt_jax.data.sources.folder import FolderSource
+from bt_jax.data.sources.packed import PackedSource
 from bt_jax.errors import UserError, some
 from bt_jax.runtime.paths import as_path
 
@@ -169,9 +170,9 @@ def listed(source: Source, list_file: str) -> np.ndarray:
       UserError: the list cannot be read or is empty, names a file twice, names files that are missing (the message says how
         many), or names without its class a file that several classes have; or the source is not an image folder.
     """
-    if not isinstance(source, FolderSource):
+    if not isinstance(source, FolderSource | PackedSource):
         raise UserError(
-            f"{source.name} is not an image folder, and finetune.list_file names files; set data.source to 'folder', or for "
+            f"{source.name} is not an image folder, and finetune.list_file names files; set data.source to 'folder' or 'tar', or for "
             "TFDS data.name to 'imagenet2012_subset/1pct' or '/10pct' and finetune.chosen_by to 'source'."
         )
     path = as_path(list_file, "finetune.list_file")
@@ -183,7 +184,10 @@ def listed(source: Source, list_file: str) -> np.ndarray:
         ) from None
     if not names:
         raise UserError(f"the list {path} is empty; it must name one image file per line.")
-    numbers = {"/".join(file.split("/")[-2:]): number for number, file in enumerate(source.paths)}
+    paths = source.paths
+    if isinstance(source, PackedSource):  # shards have other endings than the files that they were made of
+        names, paths = [os.path.splitext(name)[0] for name in names], [os.path.splitext(name)[0] for name in paths]
+    numbers = {"/".join(file.split("/")[-2:]): number for number, file in enumerate(paths)}
     of_base: dict[str, list[str]] = {}  # class/name of each file name
     for file in numbers:
         of_base.setdefault(os.path.basename(file), []).append(file)

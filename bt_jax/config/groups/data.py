@@ -3,7 +3,8 @@
 from bt_jax.config.field import Field, Group, contradiction
 from bt_jax.config.rules import anything, at_least, below_one, between, is_number, one_of, values
 
-SOURCES = ("photographs", "tfds", "folder", "arrays")
+SOURCES = ("photographs", "tfds", "folder", "tar", "arrays")
+SOURCES_OF_FILES = ("folder", "tar")  # of encoded images with names
 
 
 @contradiction("data.source", "data.name")
@@ -15,8 +16,8 @@ def _tfds_needs_a_name(source, name):
 
 @contradiction("data.source", "data.data_dir")
 def _files_need_a_place(source, data_dir):
-    if source in ("folder", "arrays") and data_dir == "":
-        what = "the image folder" if source == "folder" else "the .npz file"
+    what = {"folder": "the image folder", "tar": "the archives", "arrays": "the .npz file"}.get(source)
+    if what and data_dir == "":
         return f"data.data_dir is empty, but must name {what} when data.source is {source!r}"
     return None
 
@@ -24,9 +25,9 @@ def _files_need_a_place(source, data_dir):
 @contradiction("data.source", "data.labels", "data.test_fraction", "data.exif_orientation")
 def _only_files_have_these(source, labels, test_fraction, exif_orientation):
     given = {"labels": labels != "auto", "test_fraction": test_fraction != 0, "exif_orientation": exif_orientation}
-    if source != "folder" and any(given.values()):
+    if source not in SOURCES_OF_FILES and any(given.values()):
         names = " and ".join(f"data.{name}" for name, is_given in given.items() if is_given)
-        return f"{names} can be set only for images in files, when data.source is 'folder'"
+        return f"{names} can be set only for images in files, when data.source is 'folder' or 'tar'"
     return None
 
 
@@ -48,13 +49,14 @@ DATA = Group(
     "data",
     "the images",
     {
-        "source": Field("folder", one_of(SOURCES), "Kind of source: photographs, tfds, folder or arrays"),
+        "source": Field("folder", one_of(SOURCES), "Kind of source: photographs, tfds, folder, tar or arrays"),
         "name": Field("", anything, "Name of the TFDS data set, for the source tfds"),
         "data_dir": Field(
             "",
             anything,
             "Depending on the source: a folder of images of any layout, a list of them (.txt or .csv), or several of these "
-            "separated by commas; a TFDS folder; an .npz file with x_train, y_train, x_test and y_test",
+            "separated by commas; a folder of tar archives, one, or a pattern such as DIR/train-{000..123}.tar; a TFDS folder; "
+            "an .npz file with x_train, y_train, x_test and y_test",
             resume="free",
             own=True,
         ),

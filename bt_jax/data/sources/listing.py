@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -28,7 +28,7 @@ IMAGE_ENDINGS = (
 _KEPT_FROM = 10_000  # images; fewer are found at once
 _KEPT = 20  # listings; the oldest go
 _COARSE = 2_000_000_000  # ns: a folder that changed so shortly before the walk may have changed again at the same time
-_VERSION = 1
+_VERSION = 2
 
 
 class Paths(Sequence[str]):
@@ -84,6 +84,23 @@ class Paths(Sequence[str]):
     def select(self, files: np.ndarray) -> "Paths":
         """Some of the files, by their numbers or a mask."""
         return Paths(self.folders, self.folder_of[files], self._names, self._starts[files], self._stops[files])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `of_arrays` makes them of again."""
+        return {
+            "folders": np.frombuffer(os.fsencode("\0".join(self.folders)), np.uint8),
+            "folder_of": self.folder_of,
+            "names": np.frombuffer(self._names, np.uint8),
+            "name_starts": self._starts,
+            "name_stops": self._stops,
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Paths":
+        """From what `arrays` gave."""
+        folders = os.fsdecode(arrays["folders"].tobytes()).split("\0")
+        names, starts, stops = arrays["names"].tobytes(), arrays["name_starts"], arrays["name_stops"]
+        return cls(folders, arrays["folder_of"], names, starts, stops)
 
 
 def _joined(names: list[str]) -> tuple[bytes, np.ndarray, np.ndarray]:
@@ -264,13 +281,10 @@ def _keep(file: pathlib.Path, walk: _Walk, found: Listing) -> None:
         with open(new, "wb") as opened:
             np.savez(
                 opened,
+                allow_pickle=False,
                 about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-                folders=np.frombuffer(os.fsencode("\0".join(images.folders)), np.uint8),
                 times=np.array(walk.times, np.int64),
-                folder_of=images.folder_of,
-                names=np.frombuffer(images._names, np.uint8),
-                starts=images._starts,
-                stops=images._stops,
+                **images.arrays(),
             )
         new.replace(file)
     except BaseException:
@@ -288,13 +302,12 @@ def _kept(file: pathlib.Path, place: str) -> Listing | None:
             about = json.loads(saved["about"].tobytes())
             if {name: about[name] for name in _rules()} != json.loads(json.dumps(_rules())):
                 return None
-            folders, times = os.fsdecode(saved["folders"].tobytes()).split("\0"), saved["times"].tolist()
+            images, times = Paths.of_arrays(saved), saved["times"].tolist()
             if not all(time < about["begun"] - _COARSE for time in times):
                 return None
-            for folder, before in zip(folders, times, strict=True):
+            for folder, before in zip(images.folders, times, strict=True):
                 if os.stat(f"{place}/{folder}" if folder else place).st_mtime_ns != before:
                     return None
-            images = Paths(folders, saved["folder_of"], saved["names"].tobytes(), saved["starts"], saved["stops"])
             return Listing(images, about["passed"], about["hidden"], tuple(about["empty"]))
     except Exception:  # none, or a damaged one, from which numpy and zipfile may raise anything
         return None

@@ -5,11 +5,14 @@ import functools
 import numpy as np
 from ml_collections import ConfigDict
 
+from bt_jax.config.groups.data import SOURCES_OF_FILES
 from bt_jax.data.sources.arrays import array_source
 from bt_jax.data.sources.base import ArraySource, Source, import_tfds
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.sources.layout import has_split, is_whole
 from bt_jax.data.sources.photographs import PHOTOGRAPHS, photograph_crops
+from bt_jax.data.sources.shards import has_shards, is_one_split
+from bt_jax.data.sources.tar import tar_source
 from bt_jax.errors import UserError
 
 
@@ -24,7 +27,7 @@ def make_source(config: ConfigDict, split: str) -> Source:
       UserError: it does not exist, or is not what it should be.
     """
     name = config[f"{split}_split"]
-    if not name and not (split == "test" and config.source == "folder" and config.test_fraction):
+    if not name and not (split == "test" and config.source in SOURCES_OF_FILES and config.test_fraction):
         raise UserError(f"data.{split}_split is empty; name the {split} split, or set monitor.every_epochs to 0.")
     if config.source == "photographs":
         crops = config.photographs
@@ -42,6 +45,10 @@ def make_source(config: ConfigDict, split: str) -> Source:
         )
         source.exif_orientation = config.exif_orientation
         return source
+    if config.source == "tar":
+        source = tar_source(config, name, split)
+        source.exif_orientation = config.exif_orientation
+        return source
     if config.source == "arrays":
         return array_source(config.data_dir, name, split)
     if config.source == "tfds":
@@ -49,7 +56,7 @@ def make_source(config: ConfigDict, split: str) -> Source:
         from bt_jax.data.sources.tfds import tfds_source
 
         return tfds_source(config, name, split)
-    raise UserError(f"data.source is {config.source!r}; it must be photographs, tfds, folder or arrays.")
+    raise UserError(f"data.source is {config.source!r}; it must be photographs, tfds, folder, tar or arrays.")
 
 
 def test_source(config: ConfigDict, train: Source) -> Source | None:
@@ -64,6 +71,14 @@ def test_source(config: ConfigDict, train: Source) -> Source | None:
     """
     if config.source == "folder" and not config.test_fraction and not has_split(config.data_dir, config.test_split):
         need_not = train.num_classes < 2 or is_whole(config.data_dir, config.train_split)
+        if need_not:
+            return None
+    if (
+        config.source == "tar"
+        and not config.test_fraction
+        and not has_shards(config.data_dir, config.test_split, ".tar")
+    ):
+        need_not = train.num_classes < 2 or is_one_split(config.data_dir, config.train_split, ".tar")
         if need_not:
             return None
     return make_source(config, "test")

@@ -1,0 +1,152 @@
+"""Ranges of bytes in files, read at random places; and what is kept about the files in the user's cache folder."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from etils import epath
+
+from bt_jax.errors import UserError
+
+_READERS = 16  # network storage answers many requests at once, and a disk is no slower for it
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """What changes when a file does: its size in bytes, and its modification time in ns (s in object stores)."""
+
+    size: int
+    time: int
+
+    @classmethod
+    def of(cls, path: str | epath.Path) -> "Stamp":
+        """Raises UserError if there is no such file."""
+        try:
+            if "://" in str(path):
+                status = epath.Path(path).stat()
+                return cls(status.length, int(status.mtime))
+            status = os.stat(path)
+            return cls(status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            raise _gone(path, error) from None
+
+
+def _gone(path: str | epath.Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be read ({error.strerror or error}); bring it back, and the same command resumes from the last checkpoint."
+    )
+
+
+class Ranges:
+    """Reads ranges of some files, which must stay as they are."""
+
+    def __init__(self, files: Sequence[str], stamps: Sequence[Stamp]):
+        self.files, self._stamps = files, stamps
+
+    def read(self, file_of: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> list[bytes]:
+        """The bytes of each range, in this order.
+
+        Args:
+          file_of: the number of each one's file, (n,).
+          starts, sizes: in bytes, (n,).
+
+        Raises:
+          UserError: a file is gone, or has changed.
+        """
+        order = np.lexsort((starts, file_of))
+        parts = [part for part in np.array_split(order, _READERS) if len(part)]
+        found: list[bytes] = [b""] * len(order)
+
+        def some_of(part: np.ndarray) -> None:
+            files = file_of[part]
+            for file in np.unique(files).tolist():
+                own = part[files == file]
+                with self._opened(file) as read:
+                    for i, start, size in zip(own.tolist(), starts[own].tolist(), sizes[own].tolist(), strict=True):
+                        found[i] = read(start, size)
+
+        if len(parts) == 1:
+            some_of(parts[0])
+        else:
+            with ThreadPoolExecutor(_READERS) as pool:
+                list(pool.map(some_of, parts))
+        return found
+
+    @contextlib.contextmanager
+    def _opened(self, file: int) -> Iterator:
+        path = self.files[file]
+        if "://" in path:
+            with epath.Path(path).open("rb") as opened:
+
+                def read(start: int, size: int) -> bytes:
+                    opened.seek(start)
+                    return opened.read(size)
+
+                yield read
+            return
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise _gone(path, error) from None
+        try:
+            status = os.fstat(handle)
+            if Stamp(status.st_size, status.st_mtime_ns) != self._stamps[file]:
+                raise UserError(
+                    f"{path} has changed since its index was made at the start of this run; put back the file as it was, or start "
+                    "a new run."
+                )
+            yield lambda start, size: _at(handle, start, size)
+        finally:
+            os.close(handle)
+
+
+def _at(handle: int, start: int, size: int) -> bytes:
+    """Nothing, which is no image, if the disk cannot read it."""
+    try:
+        return os.pread(handle, size, start)
+    except OSError:
+        return b""
+
+
+def cache_file(kind: str, identity: Sequence[str], ending: str) -> pathlib.Path:
+    """A file in the user's cache folder, $XDG_CACHE_HOME/bt_jax/<kind>, by default in ~/.cache, for what has this identity."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    name = hashlib.sha256(os.fsencode("\0".join(identity))).hexdigest()[:32]
+    return cache / "bt_jax" / kind / f"{name}{ending}"
+
+
+@contextlib.contextmanager
+def alone(file: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of a file: of several processes, one makes it, and the others find it. A killed process holds none.
+
+    Raises:
+      OSError: there is no writing in its folder.
+    """
+    import fcntl  # not on Windows
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file.with_name(f"{file.name}.lock"), "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def written_whole(file: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Where to write what is to be this file: it takes its place only once it is complete and on the disk."""
+    new = file.with_name(f"{file.name}.{os.urandom(4).hex()}.new")
+    for left in file.parent.glob(f"{file.name}.*.new"):  # by a process that was killed, as this one holds the lock
+        left.unlink()
+    try:
+        yield new
+        with open(new, "rb") as written:
+            os.fsync(written.fileno())
+        new.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
