@@ -34,7 +34,9 @@ def test_no_test_split():
 
 
 def test_unknown_kind_of_source():
-    with pytest.raises(UserError, match="data.source is 'foto'; it must be photographs, tfds, folder, tar or arrays"):
+    with pytest.raises(
+        UserError, match="data.source is 'foto'; it must be photographs, tfds, folder, tar, parquet or arrays"
+    ):
         make_source(data_config(source="foto"), "train")
 
 

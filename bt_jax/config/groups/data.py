@@ -3,8 +3,8 @@
 from bt_jax.config.field import Field, Group, contradiction
 from bt_jax.config.rules import anything, at_least, below_one, between, is_number, one_of, values
 
-SOURCES = ("photographs", "tfds", "folder", "tar", "arrays")
-SOURCES_OF_FILES = ("folder", "tar")  # of encoded images with names
+SOURCES = ("photographs", "tfds", "folder", "tar", "parquet", "arrays")
+SOURCES_OF_FILES = ("folder", "tar", "parquet")  # of encoded images with names
 
 
 @contradiction("data.source", "data.name")
@@ -16,7 +16,12 @@ def _tfds_needs_a_name(source, name):
 
 @contradiction("data.source", "data.data_dir")
 def _files_need_a_place(source, data_dir):
-    what = {"folder": "the image folder", "tar": "the archives", "arrays": "the .npz file"}.get(source)
+    what = {
+        "folder": "the image folder",
+        "tar": "the archives",
+        "parquet": "the tables",
+        "arrays": "the .npz file",
+    }.get(source)
     if what and data_dir == "":
         return f"data.data_dir is empty, but must name {what} when data.source is {source!r}"
     return None
@@ -27,7 +32,7 @@ def _only_files_have_these(source, labels, test_fraction, exif_orientation):
     given = {"labels": labels != "auto", "test_fraction": test_fraction != 0, "exif_orientation": exif_orientation}
     if source not in SOURCES_OF_FILES and any(given.values()):
         names = " and ".join(f"data.{name}" for name, is_given in given.items() if is_given)
-        return f"{names} can be set only for images in files, when data.source is 'folder' or 'tar'"
+        return f"{names} can be set only for images in files, when data.source is 'folder', 'tar' or 'parquet'"
     return None
 
 
@@ -49,14 +54,14 @@ DATA = Group(
     "data",
     "the images",
     {
-        "source": Field("folder", one_of(SOURCES), "Kind of source: photographs, tfds, folder, tar or arrays"),
+        "source": Field("folder", one_of(SOURCES), "Kind of source: photographs, tfds, folder, tar, parquet or arrays"),
         "name": Field("", anything, "Name of the TFDS data set, for the source tfds"),
         "data_dir": Field(
             "",
             anything,
             "Depending on the source: a folder of images of any layout, a list of them (.txt or .csv), or several of these "
-            "separated by commas; a folder of tar archives, one, or a pattern such as DIR/train-{000..123}.tar; a TFDS folder; "
-            "an .npz file with x_train, y_train, x_test and y_test",
+            "separated by commas; a folder of tar archives or Parquet files, one of them, or a pattern such as DIR/train-{000..123}.tar; "
+            "a TFDS folder; an .npz file with x_train, y_train, x_test and y_test",
             resume="free",
             own=True,
         ),
@@ -70,7 +75,8 @@ DATA = Group(
             "auto",
             lambda v: None if v else "must be 'auto', 'none', 'folders', or name a CSV file",
             "Where labels of images in files come from: none, folders (each folder of the split is a class), a CSV file with the "
-            "columns path and label, or auto: the list's labels if it has any, else folders if all images are in folders",
+            "columns path and label, or auto: the list's labels if it has any, else folders if all images are in folders; "
+            "of archives those of .cls or .json files if there are any; of Parquet files a column, which may be named here",
             resume="free",  # the fingerprint of the data tells whether they are the same
         ),
         "test_fraction": Field(

@@ -10,10 +10,13 @@ from bt_jax.data.sources.arrays import array_source
 from bt_jax.data.sources.base import ArraySource, Source, import_tfds
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.sources.layout import has_split, is_whole
+from bt_jax.data.sources.parquet import parquet_source
 from bt_jax.data.sources.photographs import PHOTOGRAPHS, photograph_crops
 from bt_jax.data.sources.shards import has_shards, is_one_split
 from bt_jax.data.sources.tar import tar_source
 from bt_jax.errors import UserError
+
+_PACKED = {"tar": (tar_source, ".tar"), "parquet": (parquet_source, ".parquet")}
 
 
 def make_source(config: ConfigDict, split: str) -> Source:
@@ -45,8 +48,9 @@ def make_source(config: ConfigDict, split: str) -> Source:
         )
         source.exif_orientation = config.exif_orientation
         return source
-    if config.source == "tar":
-        source = tar_source(config, name, split)
+    if config.source in _PACKED:
+        make, _ = _PACKED[config.source]
+        source = make(config, name, split)
         source.exif_orientation = config.exif_orientation
         return source
     if config.source == "arrays":
@@ -56,7 +60,7 @@ def make_source(config: ConfigDict, split: str) -> Source:
         from bt_jax.data.sources.tfds import tfds_source
 
         return tfds_source(config, name, split)
-    raise UserError(f"data.source is {config.source!r}; it must be photographs, tfds, folder, tar or arrays.")
+    raise UserError(f"data.source is {config.source!r}; it must be photographs, tfds, folder, tar, parquet or arrays.")
 
 
 def test_source(config: ConfigDict, train: Source) -> Source | None:
@@ -73,13 +77,10 @@ def test_source(config: ConfigDict, train: Source) -> Source | None:
         need_not = train.num_classes < 2 or is_whole(config.data_dir, config.train_split)
         if need_not:
             return None
-    if (
-        config.source == "tar"
-        and not config.test_fraction
-        and not has_shards(config.data_dir, config.test_split, ".tar")
-    ):
-        need_not = train.num_classes < 2 or is_one_split(config.data_dir, config.train_split, ".tar")
-        if need_not:
+    if config.source in _PACKED and not config.test_fraction:
+        ending = _PACKED[config.source][1]
+        need_not = train.num_classes < 2 or is_one_split(config.data_dir, config.train_split, ending)
+        if need_not and not has_shards(config.data_dir, config.test_split, ending):
             return None
     return make_source(config, "test")
 
