@@ -117,7 +117,7 @@ def test_another_optimizer():
     config.data.data_dir = "images"
     assert config.optimizer.name == "sgd" and "trust_coefficient" not in config.optimizer
     config_lib.check(config)
-    with pytest.raises(UserError, match=r"optimizer.name is 'adm', but must be 'lars', 'larc' or 'sgd'"):
+    with pytest.raises(UserError, match=r"optimizer.name is 'adm', but must be 'lars', 'larc', 'sgd' or 'adamw'"):
         config_lib.default(optimizer="adm")
 
 

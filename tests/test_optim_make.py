@@ -96,6 +96,18 @@ def test_sgd_with_a_rate_for_each_part():
     assert "classifier 0.3 = 0.3 × 256/256, encoder 0.005 = 0.005 × 256/256" in optimizer.description
 
 
+def test_adamw_is_described():
+    """One rate for all parameters, which rises over the warm-up and falls to the end factor."""
+    config = config_lib.default(optimizer="adamw").optimizer
+    config.update(warmup_epochs=5, end_factor=0.01)
+    optimizer = make_optimizer(config, Facts(num_examples=4096, num_classes=10, batch_size=1024, epochs=20))
+    assert optimizer.description == (
+        "all parameters 0.0006 = 0.00015 × 1024/256;\nAdamW, betas 0.9 and 0.999, weight decay 0.1; warm-up 5 epochs, then cosine"
+    )
+    rates = [float(optimizer.schedules["weights"](step)) for step in (0, 10, 20, 80)]
+    assert rates == pytest.approx([0, 3e-4, 6e-4, 6e-6])
+
+
 def test_equal_settings_are_equal():
     """So that a compiled step can be cached by what it was made of."""
     assert make_optimizer(SGD, FACTS) == make_optimizer(dict(SGD), FACTS)

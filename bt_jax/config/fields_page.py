@@ -100,7 +100,8 @@ def page() -> str:
         parts.append(_section(brought.group, words + _departures(brought.defaults), title=name, level=3))
     for name, group in OPTIMIZERS.items():
         users = [method for method, brought in METHODS.items() if brought.optimizer == name]
-        words = f'The optimizer of {_listed(users)}; for another method use `default(optimizer="{name}")`.'
+        of_whom = f"The optimizer of {_listed(users)}; for another method" if users else "For any method"
+        words = f'{of_whom} use `default(optimizer="{name}")`.'
         parts.append(_section(group, words, title=f"optimizer: {name}", level=3))
     parts.append("## Tasks\n\n" + _TASKS)
     for name, task in TASKS.items():

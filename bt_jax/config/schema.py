@@ -23,7 +23,7 @@ def default(task: str = "pretrain", method: str = "barlow_twins", *, optimizer: 
     Args:
       task: one of `TASKS`.
       method: for pre-training, one of `METHODS` or an import path such as "my_package.my_module:MyMethod".
-      optimizer: for pre-training, "lars" or "sgd", in place of the method's own.
+      optimizer: for pre-training, one of `OPTIMIZERS`, such as "adamw", in place of the method's own.
 
     Raises:
       UserError: an unknown task, method or optimizer (a similar name is suggested), or a method that cannot be imported or

@@ -35,7 +35,7 @@ class Method(Protocol):
     `encoder`, `view_groups`, `init` and `loss`; a class that is not a subclass must define every part.
 
     A user's own method also declares its config fields, as class attributes: `config_group`, the name of its group;
-    `fields`, `bt_jax.config.Field` objects by name; `optimizer`, the optimizer that trains it, "lars" or "sgd"; optionally
+    `fields`, `bt_jax.config.Field` objects by name; `optimizer`, the optimizer that trains it, such as "lars"; optionally
     `defaults` of other fields, such as "epochs", and `contradictions` between fields. (Those of bt_jax's own methods are in
     bt_jax/config/methods.)
 

@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from bt_jax.facts import Facts
+from bt_jax.optim.adamw import adamw
 from bt_jax.optim.larc import larc
 from bt_jax.optim.lars import lars
 from bt_jax.optim.schedules import by_epoch, paper_rates, scaled_rate, warmup_cosine
@@ -64,6 +65,8 @@ def make_optimizer(settings: ConfigDict | Mapping[str, Any], facts: Facts) -> Op
     weight_decay have their usual meaning. With `rates` "paper" both rates are those of `paper_rates`. `rate_in_momentum` and `scaling` are explained in `lars` and `scaled_rate`.
 
     larc: SGD under LARC, with one learning rate for all parameters, biases too, and `warmup_cosine`.
+
+    adamw: with one learning rate for all parameters, and `warmup_cosine`.
 
     sgd: PyTorch's, with one learning rate for all parts, or one for each of `learning_rates`.
 
@@ -150,6 +153,24 @@ def _larc(fields: dict[str, Any], facts: Facts):
     return transformation, {"weights": schedule}, description
 
 
+def _adamw(fields: dict[str, Any], facts: Facts):
+    rate = fields["learning_rate"]
+    schedule = warmup_cosine(
+        rate,
+        batch_size=facts.batch_size,
+        steps_per_epoch=facts.steps_per_epoch,
+        epochs=facts.epochs,
+        warmup_epochs=fields["warmup_epochs"],
+        end_factor=fields["end_factor"],
+    )
+    settings = {name: fields[name] for name in ("weight_decay", "beta1", "beta2", "eps")}
+    description = (
+        f"all parameters {_scaled(rate, facts)};\nAdamW, betas {fields['beta1']:g} and {fields['beta2']:g}, weight decay "
+        f"{fields['weight_decay']:g}; warm-up {fields['warmup_epochs']} epochs, then cosine"
+    )
+    return adamw(schedule, **settings), {"weights": schedule}, description
+
+
 def _sgd(fields: dict[str, Any], facts: Facts):
     rates = dict(fields["learning_rates"]) if "learning_rates" in fields else {"": fields["learning_rate"]}
     warmup = fields.get("warmup_epochs", 0)
@@ -216,4 +237,4 @@ def _scaled(rate: float, facts: Facts, scaling: str = "linear") -> str:
     return f"{scaled_rate(rate, facts.batch_size, scaling):g} = {rate:g} × {factor}"
 
 
-_BUILDERS = {"lars": _lars, "larc": _larc, "sgd": _sgd}
+_BUILDERS = {"lars": _lars, "larc": _larc, "sgd": _sgd, "adamw": _adamw}
