@@ -206,10 +206,11 @@ def no_room_for(monkeypatch, module, name):
     monkeypatch.setattr(module, "write_whole", write_whole)
 
 
-def run_of(method, folder, monkeypatch, **settings):
+def run_of(method, folder, monkeypatch, *, model=None, optimizer=None, **settings):
     """A small run of a method, and the same stopped after the first of two epochs and resumed, in `folder`/run and /again.
 
-    64 images of 8 × 8 pixels, batches of 16, a network of one block on one device; `settings` are of the method's group.
+    64 images of 8 × 8 pixels, batches of 16, a network of one block on one device; `settings` are of the method's group, and
+    `model` and `optimizer` other ones than a narrow resnet18 and the method's.
 
     Returns:
       The states in their last checkpoints, as nested dictionaries of arrays.
@@ -218,10 +219,10 @@ def run_of(method, folder, monkeypatch, **settings):
     rng, labels = np.random.default_rng(0), np.arange(64) % 2
     images = (rng.integers(0, 120, (64, 8, 8, 3)) + 120 * labels[:, None, None, None]).astype(np.uint8)
     np.savez(folder / "set.npz", x_train=images, y_train=labels, x_test=images[:16], y_test=labels[:16])
-    config = config_lib.default(method=method)
+    config = config_lib.default(method=method, optimizer=optimizer)
     config.batch_size, config.epochs, config.optimizer.warmup_epochs = 16, 2, 1
     config.data.update(source="arrays", data_dir=str(folder / "set.npz"), image_size=8, eval_resize=0, threads=2)
-    config.model.update(arch="resnet18", width=4, small_images=True)
+    config.model.update(model or {"arch": "resnet18", "width": 4, "small_images": True})
     config[method].update(settings)
     config.mesh.data = 1
     config.monitor.update(every_epochs=2, batch_size=16, k=5, pairs=16)

@@ -388,13 +388,24 @@ def test_weights_that_are_not_finite_are_not_exported(weights, tmp_path):
             {"small_images": True, "stem_stride": 2},
             "model.conv1 = torch.nn.Conv2d(3, 64, 3, 2, 1, bias=False); model.maxpool = torch.nn.Identity(); model.load",
         ),
+        ({"arch": "resnet152"}, "model = torchvision.models.resnet152(); model.fc = torch.nn.Identity(); model.load_state_dict("),
+        ({"arch": "resnet200"}, "model = timm.create_model('resnet200', num_classes=0); model.load_state_dict("),
+        (
+            {"arch": "vit_small", "input_size": 224, "classes": 7},
+            "model = timm.create_model('vit_small_patch16_224', num_classes=7); model.load_state_dict(",
+        ),
+        (
+            {"arch": "vit_small", "patch_size": 8},
+            "timm.create_model('vit_small_patch16_224', patch_size=8, img_size=48, num_classes=0); model.load",
+        ),
         ({"width": 16}, "torchvision has these names, but no resnet50 of width 16;"),
         ({"width": 16, "small_images": True}, "no resnet50 of width 16 with a 3×3 stem"),
     ],
 )  # fmt: skip
 def test_how_torchvision_takes_it(fields, line):
     """The summary names a network of torchvision only if the tensors fit it."""
-    known = {"arch": "resnet50", "width": 64, "small_images": False, "stem_stride": 1, "classes": None, **fields}
+    known = {"arch": "resnet50", "width": 64, "small_images": False, "stem_stride": 1, "classes": None}
+    known |= {"patch_size": 16, "input_size": 48, **fields}
     found = _in_torch(known, epath.Path("out/encoder.safetensors"))
     assert line in found and ("load_file('out/encoder.safetensors')" in found) == (known["width"] == 64)
 

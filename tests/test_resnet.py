@@ -8,6 +8,7 @@ from jax.ad_checkpoint import print_saved_residuals
 from recipes import recipe, relative
 
 from bt_jax.export import from_torch, to_torch
+from bt_jax.export.weights import encoder_shapes
 from bt_jax.models import make_encoder
 from bt_jax.models.resnet import BLOCKS, ResNet
 from bt_jax.runtime import mesh as mesh_lib
@@ -49,7 +50,20 @@ def test_shapes(arch):
             lambda e=encoder: e.init_with_output(jax.random.key(0), jnp.zeros((2, 3, 32, 32, 3)), train=False)
         )
         assert out[0].shape == (2, 3, encoder.num_features)
-        assert encoder.num_features == width * (32 if arch in ("resnet50", "resnet101") else 8)
+        assert encoder.num_features == width * (8 if arch in ("resnet18", "resnet34") else 32)
+
+
+@pytest.mark.parametrize(
+    ("arch", "width", "parameters"),
+    [
+        ("resnet152", 64, 58_143_808),  # torchvision's 60 192 808 without its classifier's 2 049 000
+        ("resnet50", 128, 93_907_072),  # "ResNet-50 (2×)", 94 M: Grill et al. 2020, table 1
+        ("resnet200", 128, 250_128_512),  # "ResNet-200 (2×)", 250 M: the same
+    ],
+)
+def test_parameters_are_those_of_the_papers(arch, width, parameters):
+    shapes = encoder_shapes(make_encoder(arch, width=width))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == parameters
 
 
 def test_views_are_normalised_apart():

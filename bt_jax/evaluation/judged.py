@@ -28,9 +28,8 @@ from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, firs
 from bt_jax.evaluation.pairs import Pairs
 from bt_jax.evaluation.results import Result, same_encoder
 from bt_jax.export.encoder import load_encoder
-from bt_jax.import_path import is_import_path
-from bt_jax.models import check_encoder, make_encoder
-from bt_jax.models.encoders import described, in_dtype
+from bt_jax.models import ViT, check_encoder, make_encoder
+from bt_jax.models.encoders import described, in_dtype, takes_any_size
 from bt_jax.models.inputs import Inputs
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
@@ -67,7 +66,7 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
     """
     model, dtype = config.model, jnp.dtype(config.dtype)
     wanted = make_encoder(**model, dtype=dtype)
-    if is_import_path(model.arch):
+    if not takes_any_size(wanted):
         check_encoder(wanted, model.arch, config.data.image_size)
     if config.task == "finetune" and config.finetune.from_scratch:
         return Judged(wanted, None, Inputs.of(config.data, dtype), None)
@@ -75,8 +74,12 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
     if in_dtype(encoder.module, dtype) != wanted:
         raise UserError(
             f"init_from, {config.init_from}, is a {described(encoder.module, encoder.arch)}, but the config's model is a "
-            f"{described(wanted, model.arch)}; set model.arch, model.width, model.small_images and model.stem_stride to "
-            "match the checkpoint."
+            f"{described(wanted, model.arch)}; set model.arch and the other fields of model to match the checkpoint."
+        )
+    if isinstance(wanted, ViT) and encoder.input_size != config.data.image_size:
+        raise UserError(
+            f"data.image_size is {config.data.image_size}, but init_from, {config.init_from}, is a {model.arch} whose position "
+            f"embedding is for {encoder.input_size}×{encoder.input_size}; set data.image_size to {encoder.input_size}."
         )
     facts = {"source": encoder.source, "step": encoder.step, "sha256": encoder.sha256}
     facts |= {"arch": encoder.arch, "width": model.width, "features": encoder.width, "method": encoder.method}

@@ -32,7 +32,7 @@ class Encoder:
     Attributes:
       arch: its name, such as resnet50, or its import path.
       width: F, the length of a feature vector.
-      input_size: side in pixels of the images that it was trained on; a ResNet takes others too.
+      input_size: side in pixels of the images that it was trained on; a ResNet takes others too, a ViT does not.
       mean, std: of the three channels, with which uint8 images are normalised, on a scale of 0 to 1.
       module, variables: the Linen module and its variables, for uses beyond features.
       heads: the variables of its heads in training, by name; {} if the source has none.
@@ -174,7 +174,7 @@ def load_encoder(path: str, *, target: bool = False) -> Encoder:
         checkpoint is used), or one of its checkpoints, WORKDIR/checkpoints/STEP;
         a .safetensors file, or a .pth from torch.save, with a state dict with torchvision's names: the official resnet50.pth
         and checkpoint.pth, files of the official evaluate.py, or of solo-learn and lightly, from which only the encoder is
-        read (`source` says what was left out). No code in a .pth is run.
+        read (`source` says what was left out); or with timm's names, for a ViT. No code in a .pth is run.
       target: of a run with a target network (`byol`) that network's encoder, in place of the online one.
 
     Raises:
@@ -250,6 +250,7 @@ def _of_run(workdir: epath.Path, step: int | None, target: bool) -> EncoderWeigh
             width=model.width,
             small_images=model.small_images,
             stem_stride=model.stem_stride,
+            patch_size=model.get("patch_size", 16),  # which runs of before ViTs lack
             dtype=config.dtype,
             input_size=data.image_size,
             mean=tuple(data.mean),

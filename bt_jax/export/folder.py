@@ -2,7 +2,8 @@
 
     encoder.json            the encoder's description and source, and the sha256 of everything in the folder; written last
     encoder/                an Orbax checkpoint of {"params", "batch_stats"}; likewise each head, such as projector/
-    encoder.safetensors     the same with torchvision's names, a classifier as fc.*; projector.safetensors with official names
+    encoder.safetensors     the same with torchvision's names, a classifier as fc.*, or timm's for a ViT, a classifier as head.*;
+                            projector.safetensors with official names
     encoder.jax_export      a program that includes the weights: uint8 (b, S, S, 3) for any b -> float32 (b, F)
 
 Local or `gs://`. Everything is checked against its sha256 when it is read; exports from before 3981ea2 have only the encoder's.
@@ -28,6 +29,7 @@ from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax
 from bt_jax.errors import UserError, first_line
 from bt_jax.export.safetensors_files import read_safetensors, write_safetensors
 from bt_jax.export.torch_weights import (
+    classifier_name,
     classifier_to_torch,
     projector_sizes,
     projector_to_torch,
@@ -36,6 +38,7 @@ from bt_jax.export.torch_weights import (
 )
 from bt_jax.export.weights import EncoderWeights, Tree, check_description, sha256_of
 from bt_jax.import_path import is_import_path
+from bt_jax.models.vit import VITS
 from bt_jax.runtime.files import read_object, sealed, write_whole
 from bt_jax.runtime.paths import absolute
 
@@ -43,7 +46,7 @@ FORMAT = 1  # of encoder.json; increases when older versions cannot read it
 
 # The fields of `EncoderWeights` that encoder.json has, with their types.
 _FIELDS: dict[str, tuple[type, ...]] = {
-    "arch": (str,), "width": (int,), "small_images": (bool,), "stem_stride": (int,), "dtype": (str,),
+    "arch": (str,), "width": (int,), "small_images": (bool,), "stem_stride": (int,), "patch_size": (int,), "dtype": (str,),
     "input_size": (int,), "mean": (list,), "std": (list,), "step": (int, type(None)), "source": (str,),
     "config_hash": (str, type(None)), "method": (str, type(None)),
 }  # fmt: skip
@@ -61,7 +64,7 @@ def write_folder(
 
     Args:
       dtype: in which weights are stored, float32 or bfloat16.
-      safetensors: whether to write them with PyTorch's names too. Those exist for a ResNet, and for the heads "projector", a
+      safetensors: whether to write them with PyTorch's names too. Those exist for a ResNet and a ViT, and for the heads "projector", a
         `Projector`, and "classifier", a `LinearClassifier`.
       platforms: of the program; without any, no program is written.
 
@@ -176,7 +179,7 @@ def read_folder(folder: epath.Path) -> EncoderWeights:
 
 
 def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
-    """The weights in a .safetensors file with torchvision's names; an export's file also has their description.
+    """The weights in a .safetensors file with torchvision's or timm's names; an export's file also has their description.
 
     Raises:
       UserError: as `read_safetensors` and `weights_of_state_dict`.
@@ -192,7 +195,8 @@ def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
         described = _described(description, {})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has a damaged description ({first_line(error)}); export it again.") from None
-    if (described.arch, described.width, described.small_images) != (weights.arch, weights.width, weights.small_images):
+    same = ("arch", "width", "small_images", "patch_size", *(["input_size"] if weights.arch in VITS else []))
+    if any(getattr(described, name) != getattr(weights, name) for name in same):
         raise UserError(f"{path} describes a {described.arch}, but has the weights of a {weights.arch}.")
     trees = {"encoder": weights.variables, **weights.heads}
     _check_hashes(trees, description, path, dict.fromkeys(trees, path))
@@ -261,7 +265,7 @@ def _in_torch(name: str, variables: Tree, arch: str) -> dict[str, np.ndarray] | 
     convert = {
         "encoder": None if is_import_path(arch) else functools.partial(to_torch, arch=arch),
         "projector": projector_to_torch,
-        "classifier": classifier_to_torch,
+        "classifier": functools.partial(classifier_to_torch, name=classifier_name(arch)),
     }.get(name)
     if convert is None:
         return None
@@ -315,8 +319,8 @@ def _cast(tree: Tree, dtype: str) -> Tree:
 
 
 def _described(description: dict, trees: dict[str, Tree]) -> EncoderWeights:
-    fields = {name: description[name] for name in _FIELDS if name in description or name != "method"}
-    # Exports from before the field "method" do not have it.
+    later = {"method", "patch_size"}  # fields that exports of before do not have
+    fields = {name: description[name] for name in _FIELDS if name in description or name not in later}
     wrong = [name for name, value in fields.items() if type(value) not in _FIELDS[name]]
     if wrong:
         raise ValueError(f"its field {wrong[0]} has the wrong type")

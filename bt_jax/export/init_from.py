@@ -12,6 +12,7 @@ from bt_jax.engine.state import TrainState, shape_differences
 from bt_jax.errors import UserError, some
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.weights import Tree
+from bt_jax.models.vit import VITS
 
 
 def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
@@ -30,9 +31,15 @@ def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[
     try:
         state, taken = with_weights(state, weights.variables, weights.heads)
     except ValueError as error:
+        found, wanted = f"{weights.arch} of width {weights.width}", f"{model.arch} of width {model.width}"
+        if weights.arch in VITS:
+            found = f"{weights.arch} with patches of {weights.patch_size} pixels for images of {weights.input_size}"
+        if model.arch in VITS:
+            wanted = f"{model.arch} with patches of {model.patch_size} pixels for images of {data.image_size}"
+        else:
+            wanted += f" with small_images={model.small_images}"
         raise UserError(
-            f"init_from is {source!r}, a {weights.arch} of width {weights.width}, which does not fit the config's "
-            f"{model.arch} of width {model.width} with small_images={model.small_images} ({error})."
+            f"init_from is {source!r}, a {found}, which does not fit the config's {wanted} ({error})."
         ) from None
     start = "start" if taken else "starts"
     notices = [

@@ -1,20 +1,12 @@
-"""torchvision's names and layouts <-> Linen variables, numpy arrays on both sides.
+"""torchvision's names <-> Linen variables of a ResNet and of the heads; a ViT has timm's (`bt_jax.export.timm_weights`).
 
-    convolution   weight (O, I, H, W)        <->  params/…/kernel (H, W, I, O)
-    linear        weight (O, I)              <->  params/…/kernel (I, O)
-    batch norm    weight, bias               <->  params/…/scale, bias
-                  running_mean, running_var  <->  batch_stats/…/mean, var
-
-`num_batches_tracked`, which nothing here uses, is kept in batch_stats/…/batches (an encoder's `apply` ignores it), so that a
-round trip returns every tensor bit for bit.
-
-A file often holds more than an encoder, or wraps it: `weights_of_state_dict` finds the encoder by torchvision's names behind
-any prefix (`module.backbone.` in the official checkpoint.pth), and the projector and the classifier next to it; in files of
-solo-learn and lightly, only the encoder.
+A file often holds more than an encoder, or wraps it: `weights_of_state_dict` finds the encoder by its names behind any prefix
+(`module.backbone.` in the official checkpoint.pth), and the projector and the classifier next to it; in files of solo-learn and
+lightly, only the encoder.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,48 +14,53 @@ import jax.numpy as jnp
 import numpy as np
 
 from bt_jax.errors import UserError, some
+from bt_jax.export.timm_weights import from_timm, to_timm, vit_in
+from bt_jax.export.torch_names import Shapes, flat, from_names, path_of, to_names
 from bt_jax.export.weights import EncoderWeights, Tree, encoder_shapes
 from bt_jax.models import Projector
 from bt_jax.models.resnet import BLOCKS, BOTTLENECK, make_resnet
-
-Entry = tuple[str, tuple[str, ...]]  # torch name, path in the variables
+from bt_jax.models.vit import VITS
 
 
 def from_torch(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
-    """An encoder's variables from torchvision's tensors.
+    """An encoder's variables from torchvision's tensors, or from timm's for a ViT.
 
     Args:
       state_dict: torch tensors or numpy arrays, by torchvision's names, without the classifier's `fc.*`. The stem (7×7, or
-        3×3 for small images) and the width are read from `conv1.weight`.
-      arch: resnet18, resnet34, resnet50 or resnet101.
+        3×3 for small images) and the width are read from `conv1.weight`. For a ViT see `from_timm`.
+      arch: a name for `make_encoder`, such as resnet50.
 
     Returns:
-      {"params": …, "batch_stats": …} of float32 numpy arrays.
+      {"params": …, "batch_stats": …} of float32 numpy arrays; a ViT has only "params".
 
     Raises:
       UserError: unknown or missing names, or wrong shapes; the first eight are listed.
     """
+    if arch in VITS:
+        return from_timm(state_dict, arch)
     if "conv1.weight" not in state_dict or np.ndim(state_dict["conv1.weight"]) != 4:
         raise UserError(
             f"these are not the weights of a {arch}: conv1.weight, (width, 3, 7, 7) or (width, 3, 3, 3), is missing."
         )
     width, _, side, _ = np.shape(state_dict["conv1.weight"])
     encoder = make_resnet(arch, width=width, small_images=side == 3)
-    return _convert(state_dict, _flat(encoder_shapes(encoder)), _encoder_name, f"a {arch}")
+    return from_names(state_dict, flat(encoder_shapes(encoder)), _encoder_name, f"a {arch}")
 
 
 def to_torch(variables: Mapping[str, Tree], arch: str) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`: numpy arrays by torchvision's names, to load with `strict=True`.
+    """The inverse of `from_torch`: numpy arrays by torchvision's or timm's names, to load with `strict=True`.
 
     Raises:
       UserError: the variables belong to another architecture.
     """
+    if arch in VITS:
+        return to_timm(variables, arch)
     params = variables["params"]
     if "conv1" not in params:
         raise UserError(f"these are not the variables of a {arch}: params/conv1 is missing.")
     side, _, _, width = np.shape(params["conv1"]["kernel"])
-    shapes = _flat(encoder_shapes(make_resnet(arch, width=width, small_images=side == 3)))
-    return _convert_back(variables, shapes, _encoder_name, f"a {arch}")
+    shapes = flat(encoder_shapes(make_resnet(arch, width=width, small_images=side == 3)))
+    return to_names(variables, shapes, _encoder_name, f"a {arch}")
 
 
 def projector_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Tree]:
@@ -78,14 +75,14 @@ def projector_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Tree]:
         raise UserError("these are not the weights of a projector: the linear layer 0.weight is missing.")
     sizes = tuple(np.shape(state_dict[f"{i}.weight"])[0] for i in layers)
     features = np.shape(state_dict[f"{layers[0]}.weight"])[1]
-    return _convert(state_dict, _projector_shapes(sizes, features), _projector_name, "a projector")
+    return from_names(state_dict, _projector_shapes(sizes, features), _projector_name, "a projector")
 
 
 def projector_to_torch(variables: Mapping[str, Tree]) -> dict[str, np.ndarray]:
     """The inverse of `projector_from_torch`."""
     sizes = projector_sizes(variables)
     features = variables["params"]["linear1"]["kernel"].shape[0]
-    return _convert_back(variables, _projector_shapes(sizes, features), _projector_name, "a projector")
+    return to_names(variables, _projector_shapes(sizes, features), _projector_name, "a projector")
 
 
 def projector_sizes(variables: Mapping[str, Tree]) -> tuple[int, ...]:
@@ -100,31 +97,40 @@ def projector_sizes(variables: Mapping[str, Tree]) -> tuple[int, ...]:
     return tuple(layers[f"linear{i + 1}"]["kernel"].shape[1] for i in range(len(layers)))
 
 
-def classifier_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Tree]:
+def classifier_from_torch(state_dict: Mapping[str, Any], name: str = "fc") -> dict[str, Tree]:
     """The variables of a `LinearClassifier`, from `fc.weight` (classes, F) and `fc.bias`.
+
+    Args:
+      name: of the layer; `classifier_name` of an architecture.
 
     Raises:
       UserError: as `from_torch`.
     """
-    weight = state_dict.get("fc.weight", np.zeros(0))
+    weight = state_dict.get(f"{name}.weight", np.zeros(0))
     classes, features = np.shape(weight) if np.ndim(weight) == 2 else (0, 0)
-    return _convert(state_dict, _classifier_shapes(classes, features), _classifier_name, "a linear classifier")
+    return from_names(state_dict, _classifier_shapes(classes, features), lambda _: name, "a linear classifier")
 
 
-def classifier_to_torch(variables: Mapping[str, Tree]) -> dict[str, np.ndarray]:
-    """The inverse of `classifier_from_torch`; together with an encoder's tensors they make up torchvision's network."""
+def classifier_to_torch(variables: Mapping[str, Tree], name: str = "fc") -> dict[str, np.ndarray]:
+    """The inverse of `classifier_from_torch`; together with an encoder's tensors they make up the library's network."""
     features, classes = np.shape(variables["params"].get("linear", {}).get("kernel", np.zeros((0, 0))))
-    return _convert_back(variables, _classifier_shapes(classes, features), _classifier_name, "a linear classifier")
+    return to_names(variables, _classifier_shapes(classes, features), lambda _: name, "a linear classifier")
+
+
+def classifier_name(arch: str) -> str:
+    """The name of the classifier's layer in the library whose names the encoder has: fc in torchvision, head in timm's ViTs."""
+    return "head" if arch in VITS else "fc"
 
 
 def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> EncoderWeights:
     """The encoder in a state dict, with its projector and classifier if the state dict has them.
 
-    The encoder's names may have a prefix, such as `module.backbone.`; `module.projector.*` is then its projector. `fc.*`
-    with the encoder's prefix is a classifier. The official loss's `bn.*`, running statistics that are not used after
+    The encoder's names may have a prefix, such as `module.backbone.`; `module.projector.*` is then its projector. `fc.*`,
+    or a ViT's `head.*`, with the encoder's prefix is a classifier. The official loss's `bn.*`, running statistics that are not used after
     training, is ignored. Tensors that solo-learn and lightly save along with their `backbone.*` (`_BESIDE`), and a projector
     with other layers than the official one, are left out, and `EncoderWeights.source` says so. Lightly's encoder, a sequence,
-    has numbers as names (`_NUMBERED`). The architecture, the width and the stem are inferred from names and shapes.
+    has numbers as names (`_NUMBERED`). The architecture, and a ResNet's width and stem, or a ViT's patches and image
+    size, are inferred from names and shapes.
 
     Args:
       source: where the tensors come from, for errors and `EncoderWeights.source`.
@@ -134,24 +140,14 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
         `from_torch`.
     """
     state_dict = _by_torchvisions_names(state_dict)
-    ends = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")
-    prefixes = [
-        name.removesuffix(ends[0]) for name in state_dict
-        if name.endswith(ends[0]) and all(name.removesuffix(ends[0]) + end in state_dict for end in ends)
-    ]  # fmt: skip
-    if len(prefixes) > 1:  # solo-learn and lightly also save a moving average of the encoder
-        prefixes = [prefix for prefix in prefixes if "momentum" not in prefix] or prefixes
-    if len(prefixes) != 1:
-        several = f"several encoders ({', '.join(p + '*' for p in prefixes)}); keep one of them"
-        none = "no ResNet in torchvision's names, conv1.weight, bn1.weight, layer1.0.conv1.weight, … behind any prefix"
-        raise UserError(f"{source} holds {several if prefixes else none}.")
-    (prefix,) = prefixes
+    prefix, is_vit = _place_of_encoder(state_dict, source)
+    fc = "head." if is_vit else "fc."
     outer = prefix.rstrip(".").rpartition(".")[0]  # module.backbone. -> module
     outer = f"{outer}." if outer else ""
     parts: dict[str, dict[str, Any]] = {"encoder": {}, "projector": {}, "classifier": {}, "loss": {}}
     left_out = set()
     for name, value in state_dict.items():
-        if name.startswith(f"{prefix}fc."):
+        if name.startswith(f"{prefix}{fc}"):
             parts["classifier"][name.removeprefix(prefix)] = value
         elif name.startswith(f"{outer}projector."):
             parts["projector"][name.removeprefix(f"{outer}projector.")] = value
@@ -164,21 +160,41 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
     if prefix and _another_projector(parts["projector"]):
         left_out.add(f"{outer}projector.*")
         parts["projector"] = {}
-    arch = architecture_of(parts["encoder"], source)
-    width, _, side, _ = np.shape(parts["encoder"]["conv1.weight"])
-    variables, heads = without_counters(from_torch(parts["encoder"], arch)), {}
+    if is_vit:
+        settings: dict[str, Any] = vit_in(parts["encoder"], source)
+    else:
+        width, _, side, _ = np.shape(parts["encoder"]["conv1.weight"])
+        settings = {"arch": architecture_of(parts["encoder"], source), "width": width, "small_images": side == 3}
+        settings["input_size"] = 32 if side == 3 else 224
+    variables, heads = without_counters(from_torch(parts["encoder"], settings["arch"])), {}
     if parts["projector"]:
         heads["projector"] = without_counters(projector_from_torch(parts["projector"]))
     if parts["classifier"]:
-        heads["classifier"] = classifier_from_torch(parts["classifier"])
-    return EncoderWeights(
-        arch=arch,
-        variables=variables,
-        source=f"{source}, without its {', '.join(sorted(left_out))}" if left_out else source,
-        width=width,
-        small_images=side == 3,
-        input_size=32 if side == 3 else 224,
-        heads=heads,
+        heads["classifier"] = classifier_from_torch(parts["classifier"], fc.removesuffix("."))
+    said = f"{source}, without its {', '.join(sorted(left_out))}" if left_out else source
+    return EncoderWeights(variables=variables, source=said, heads=heads, **settings)
+
+
+_RESNET = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight")
+_VIT = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")
+
+
+def _place_of_encoder(state_dict: Mapping[str, Any], source: str) -> tuple[str, bool]:
+    """The prefix of the encoder's names, and whether it is a ViT."""
+    found = [
+        (prefix, ends is _VIT) for ends in (_RESNET, _VIT) for name in state_dict
+        for prefix in [name.removesuffix(ends[0])]
+        if name.endswith(ends[0]) and all(prefix + end in state_dict for end in ends)
+    ]  # fmt: skip
+    if len(found) > 1:  # solo-learn and lightly also save a moving average of the encoder
+        found = [(prefix, is_vit) for prefix, is_vit in found if "momentum" not in prefix] or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{source} holds several encoders ({', '.join(f'{p}*' for p, _ in found)}); keep one of them.")
+    raise UserError(
+        f"{source} holds no ResNet in torchvision's names, {', '.join(_RESNET)}, …, and no ViT in timm's, {', '.join(_VIT)}, "
+        "…, behind any prefix."
     )
 
 
@@ -223,10 +239,10 @@ def see_sound(weights: EncoderWeights) -> None:
     wrong = []
     for network, tree in {"encoder": weights.variables, **weights.heads}.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name = "/".join((network, *_path(path)[1:]))
+            name = "/".join((network, *path_of(path)[1:]))
             if not np.isfinite(leaf).all():
                 wrong.append(f"{name} is not finite")
-            elif _path(path)[-1] == "var" and np.min(leaf, initial=0) < 0:
+            elif path_of(path)[-1] == "var" and np.min(leaf, initial=0) < 0:
                 wrong.append(f"{name}, a variance, is {np.min(leaf):.3g}")
     if wrong:
         raise UserError(f"the weights of {weights.source} are damaged, or their training diverged: {some(wrong)}.")
@@ -270,24 +286,13 @@ def without_counters(variables: Mapping[str, Any]) -> Tree:
     }
 
 
-Shapes = dict[tuple[str, ...], tuple[int, ...]]  # of every variable, by its path
-
-
-def _flat(variables: Tree) -> Shapes:
-    return {_path(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)}
-
-
 def _projector_shapes(sizes: tuple[int, ...], features: int) -> Shapes:
     module = Projector(sizes)
-    return _flat(jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, features)), train=False)))
+    return flat(jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, features)), train=False)))
 
 
 def _classifier_shapes(classes: int, features: int) -> Shapes:
     return {("params", "linear", "bias"): (classes,), ("params", "linear", "kernel"): (features, classes)}
-
-
-def _path(keys: tuple) -> tuple[str, ...]:
-    return tuple(key.key for key in keys)
 
 
 def _encoder_name(part: tuple[str, ...]) -> str:
@@ -301,86 +306,3 @@ def _projector_name(part: tuple[str, ...]) -> str:
     (name,) = part
     number = int(name.lstrip("abcdefghijklmnopqrstuvwxyz"))
     return str(3 * (number - 1) + (1 if name.startswith("bn") else 0))
-
-
-def _classifier_name(_: tuple[str, ...]) -> str:
-    return "fc"
-
-
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-
-
-def _entries(shapes: Shapes, naming: Callable) -> list[Entry]:
-    return [(f"{naming(path[1:-1])}.{_LEAVES[path[-1]]}", path) for path in shapes]
-
-
-def _counters(shapes: Shapes, naming: Callable) -> list[Entry]:
-    """The place of each norm's `num_batches_tracked`."""
-    return [
-        (f"{naming(path[1:-1])}.num_batches_tracked", (*path[:-1], "batches")) for path in shapes if path[-1] == "mean"
-    ]
-
-
-def _convert(state_dict: Mapping[str, Any], shapes: Shapes, naming: Callable, what: str) -> dict[str, Tree]:
-    entries, counters = _entries(shapes, naming), _counters(shapes, naming)
-    known = {name for name, _ in entries + counters}
-    wrong = [f"{name} is unknown" for name in state_dict if name not in known]
-    variables: dict[str, Tree] = {}
-    for name, path in entries:
-        expected = _torch_shape(shapes[path])
-        if name not in state_dict:
-            wrong.append(f"{name} is missing")
-        elif np.shape(state_dict[name]) != expected:
-            wrong.append(f"{name} is {np.shape(state_dict[name])} and must be {expected}")
-        else:
-            _put(variables, path, np.ascontiguousarray(_to_linen(np.asarray(state_dict[name], np.float32))))
-    for name, path in counters:
-        if name in state_dict:  # weights older than PyTorch 0.4.1 have none
-            _put(variables, path, np.asarray(state_dict[name], np.int64))
-    if wrong:
-        raise UserError(f"these are not the weights of {what}: {_few(wrong)}.")
-    return variables
-
-
-def _convert_back(variables: Mapping[str, Tree], shapes: Shapes, naming: Callable, what: str) -> dict[str, np.ndarray]:
-    given = {_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))}
-    counters = {path: name for name, path in _counters(shapes, naming)}
-    wrong = ["/".join(path) + " is unknown" for path in given if path not in shapes and path not in counters]
-    state_dict = {}
-    for name, path in _entries(shapes, naming):
-        if path not in given:
-            wrong.append("/".join(path) + " is missing")
-        elif given[path].shape != shapes[path]:
-            wrong.append(f"{'/'.join(path)} is {given[path].shape} and must be {shapes[path]}")
-        else:
-            state_dict[name] = np.ascontiguousarray(_to_torch(np.asarray(given[path], np.float32)))
-    if wrong:
-        raise UserError(f"these are not the variables of {what}: {'; '.join(wrong)}.")
-    for path, name in counters.items():
-        state_dict[name] = np.asarray(given.get(path, 0), np.int64)
-    return state_dict
-
-
-def _few(faults: list[str]) -> str:
-    """The first eight faults and the number of others, for a sentence."""
-    return "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-
-
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return {4: lambda: (shape[3], shape[2], shape[0], shape[1]), 2: lambda: shape[::-1]}.get(
-        len(shape), lambda: shape
-    )()
-
-
-def _to_linen(x: np.ndarray) -> np.ndarray:
-    return x.transpose({4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[x.ndim])
-
-
-def _to_torch(x: np.ndarray) -> np.ndarray:
-    return x.transpose({4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[x.ndim])
-
-
-def _put(tree: Tree, path: tuple[str, ...], value: np.ndarray) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value

@@ -14,7 +14,9 @@ import numpy as np
 
 from bt_jax.import_path import is_import_path
 from bt_jax.models import ResNet, make_encoder
+from bt_jax.models.encoders import takes_any_size
 from bt_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
+from bt_jax.models.vit import VITS
 
 Tree = dict[str, Any]
 
@@ -27,7 +29,7 @@ class EncoderWeights:
       arch: as for `make_encoder`.
       variables: {"params": …, "batch_stats": …} of float32 arrays.
       source: where they come from, in words.
-      width, small_images, stem_stride, dtype: as for `make_encoder`; `dtype` by name.
+      width, small_images, stem_stride, patch_size, dtype: as for `make_encoder`; `dtype` by name.
       input_size: side in pixels of the images that it was trained on.
       mean, std: of the three channels, with which those images were normalised, on a scale of 0 to 1.
       step: the number of updates in its training; None if unknown.
@@ -42,6 +44,7 @@ class EncoderWeights:
     width: int = 64
     small_images: bool = False
     stem_stride: int = 1
+    patch_size: int = 16
     dtype: str = "float32"
     input_size: int = 224
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -73,6 +76,7 @@ class EncoderWeights:
             dtype=jnp.dtype(self.dtype),
             width=self.width,
             stem_stride=self.stem_stride,
+            patch_size=self.patch_size,
         )
 
     def inputs(self) -> Inputs:
@@ -81,7 +85,8 @@ class EncoderWeights:
 
     def shapes(self) -> Tree:
         """The shapes and dtypes of the encoder's variables."""
-        return encoder_shapes(self.module(), self.input_size if is_import_path(self.arch) else 32)
+        module = self.module()
+        return encoder_shapes(module, 32 if takes_any_size(module) else self.input_size)
 
     def without(self, heads: Iterable[str]) -> "EncoderWeights":
         """A copy without these heads."""
@@ -95,10 +100,16 @@ def check_description(weights: EncoderWeights) -> None:
     Raises:
       ValueError: no encoder has such a number, or it has the wrong type; in words for a sentence.
     """
-    for name, most in {"width": 2**16, "stem_stride": 16, "input_size": 2**16}.items():
+    for name, most in {"width": 2**16, "stem_stride": 16, "patch_size": 2**10, "input_size": 2**16}.items():
         value = getattr(weights, name)
         if type(value) is not int or not 1 <= value <= most:
             raise ValueError(f"its field {name} is {_shown(value)}, but must be an integer from 1 to {most}")
+    if weights.arch in VITS and (
+        weights.input_size % weights.patch_size or weights.input_size > 256 * weights.patch_size
+    ):
+        raise ValueError(
+            f"its field input_size is {weights.input_size}, but must be 1 to 256 times patch_size, {weights.patch_size}"
+        )
     if type(weights.small_images) is not bool:
         raise ValueError(f"its field small_images is {_shown(weights.small_images)}, but must be true or false")
     if weights.step is not None and (type(weights.step) is not int or weights.step < 0):
@@ -121,7 +132,7 @@ def encoder_shapes(module: nn.Module, size: int = 32) -> Tree:
     """The shapes and dtypes of a module's variables, as `jax.ShapeDtypeStruct`s, without computing them.
 
     Args:
-      size: side of an image in pixels; a ResNet's variables do not depend on it.
+      size: side of an image in pixels; a ResNet's variables do not depend on it, a ViT's do.
     """
     if isinstance(module, ResNet):  # hashable, which a user's module need not be
         shapes = _resnet_shapes(module)  # pyrefly: ignore[bad-argument-type]  (Flax adds the hash)

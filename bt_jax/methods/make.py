@@ -8,6 +8,7 @@ from bt_jax.import_path import import_object, is_import_path
 from bt_jax.methods.base import Method
 from bt_jax.methods.checks import check_class, check_method
 from bt_jax.models import check_encoder, make_encoder
+from bt_jax.models.encoders import takes_any_size
 from bt_jax.models.inputs import Inputs
 
 # The class of each method; the name is also that of its config group.
@@ -43,6 +44,6 @@ def make_method(config: ConfigDict, facts: Facts, mesh: Mesh | None) -> Method:
     method = cls.build(settings, encoder=encoder, inputs=inputs, facts=facts, mesh=mesh)
     if own:
         check_method(method, config.method)
-    if is_import_path(model.arch):
+    if not takes_any_size(encoder):
         check_encoder(encoder, model.arch, inputs.image_size, [(g.num_views, g.size) for g in method.view_groups])
     return method

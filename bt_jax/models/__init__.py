@@ -4,6 +4,7 @@ from bt_jax.models.encoders import check_encoder, make_encoder
 from bt_jax.models.heads import LinearClassifier, MLPHead, Projector, Prototypes
 from bt_jax.models.norm import ViewBatchNorm
 from bt_jax.models.resnet import ResNet
+from bt_jax.models.vit import ViT
 
 __all__ = [
     "LinearClassifier",
@@ -11,6 +12,7 @@ __all__ = [
     "Projector",
     "Prototypes",
     "ResNet",
+    "ViT",
     "ViewBatchNorm",
     "check_encoder",
     "make_encoder",

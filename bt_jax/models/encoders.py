@@ -1,6 +1,7 @@
 """Encoders by name or by import path, and the checks of a user's own."""
 
 import dataclasses
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 
 from bt_jax.errors import UserError, first_line
 from bt_jax.import_path import import_object, is_import_path
-from bt_jax.models.resnet import ResNet, make_resnet
+from bt_jax.models.resnet import BLOCKS, ResNet, make_resnet
+from bt_jax.models.vit import VITS, ViT, make_vit
 
 
 def make_encoder(
@@ -20,23 +22,26 @@ def make_encoder(
     dtype: Any = jnp.float32,
     width: int = 64,
     stem_stride: int = 1,
+    patch_size: int = 16,
     remat: bool = False,
 ) -> nn.Module:
     """An encoder by its name.
 
     Args:
-      arch: resnet18, resnet34, resnet50 or resnet101; or the import path of a Linen module, "package.module:Name", which
-        gets the other arguments for which it has fields.
+      arch: resnet18, 34, 50, 101, 152 or 200; vit_tiny, vit_small or vit_base; or the import path of a Linen module,
+        "package.module:Name", which gets the other arguments for which it has fields, except `patch_size`.
       small_images: a 3×3 stem without max-pool, for images of about 32 pixels (as SimCLR on CIFAR-10).
       dtype: of the computation; parameters and statistics are float32, or float64 if this is.
-      width: channels of the first stage; 64 is the standard network.
+      width: channels of a ResNet's first stage; 64 is the standard network, and 128 the papers' "2×".
       stem_stride: of the 3×3 stem; 2 for images of about 64 pixels, or to save time. The 7×7 stem always has stride 2.
-      remat: keep only the outputs of convolutions for the backward pass, and compute norms, ReLUs, sums and the max-pool
-        again: less memory and more traffic. Value and gradients are the same up to rounding.
+      patch_size: side of a ViT's patches in pixels; its other sizes are those of its name.
+      remat: keep only the outputs of a ResNet's convolutions for the backward pass, and compute norms, ReLUs, sums and the
+        max-pool again; of a ViT, only the inputs of its blocks. Less memory and more traffic or work; value and gradients are
+        the same up to rounding.
 
     Returns:
-      A Linen module: normalised images (N, H, W, 3) -> features (N, F), or (N, V, H, W, 3) -> (N, V, F) with batch
-      statistics for each view; called with `train: bool`. F is `module.num_features`.
+      A Linen module: normalised images (N, H, W, 3) -> features (N, F), or (N, V, H, W, 3) -> (N, V, F) with a ResNet's
+      batch statistics for each view; called with `train: bool`. F is `module.num_features`. A ViT takes images of one size.
 
     Raises:
       ValueError: an unknown name.
@@ -49,7 +54,13 @@ def make_encoder(
         "stem_stride": stem_stride,
         "remat": remat,
     }
+    if arch in VITS:
+        return make_vit(arch, patch_size=patch_size, dtype=dtype, remat=remat)
     if not is_import_path(arch):
+        if arch not in BLOCKS:
+            near = difflib.get_close_matches(arch, [*BLOCKS, *VITS], n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"there is no encoder {arch!r}{hint}; known encoders: {', '.join([*BLOCKS, *VITS])}.")
         return make_resnet(arch, **settings)
     cls = import_object(arch, "model.arch")
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
@@ -73,10 +84,12 @@ def make_encoder(
 
 
 def check_encoder(encoder: nn.Module, arch: str, image_size: int, views: Iterable[tuple[int, int]] = ()) -> None:
-    """Checks, without computing, that a user's encoder accepts the images of a run and returns features.
+    """Checks, without computing, that an encoder accepts the images of a run and returns features.
+
+    It is for a user's encoder, and for one that does not take images of any size.
 
     Args:
-      arch: its import path, for the error.
+      arch: its name or import path, for the error.
       image_size: side in pixels of the images that it will be evaluated on.
       views: (V, side in pixels) of each group of views that it will be trained on.
 
@@ -95,6 +108,8 @@ def check_encoder(encoder: nn.Module, arch: str, image_size: int, views: Iterabl
             features, _ = jax.eval_shape(
                 lambda v, x, t=train: encoder.apply(v, x, train=t, mutable=["batch_stats"]), variables, images
             )
+        except UserError as error:
+            raise UserError(f"model.arch is {arch!r}, which cannot take the run's images: {error}") from error
         except Exception as error:  # a user's module may raise anything
             why = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(
@@ -113,6 +128,11 @@ def check_encoder(encoder: nn.Module, arch: str, image_size: int, views: Iterabl
         )
 
 
+def takes_any_size(encoder: nn.Module) -> bool:
+    """Whether its variables do not depend on the size of the images, as a ResNet's do not."""
+    return isinstance(encoder, ResNet)
+
+
 def in_dtype(encoder: nn.Module, dtype: Any) -> nn.Module:
     """The encoder computing in `dtype`; as it is if it has no such field."""
     return encoder.clone(dtype=dtype) if hasattr(encoder, "dtype") else encoder
@@ -123,6 +143,8 @@ def described(encoder: nn.Module, arch: str) -> str:
     if isinstance(encoder, ResNet):
         stem = f"3×3 stem of stride {encoder.stem_stride}" if encoder.small_images else "7×7 stem"
         return f"{arch} of width {encoder.width} with a {stem}"
+    if isinstance(encoder, ViT):
+        return f"{arch} with patches of {encoder.patch_size}×{encoder.patch_size} pixels"
     names = [f.name for f in dataclasses.fields(encoder) if f.name not in ("parent", "name", "dtype", "remat")]
     return " ".join([arch, *(f"{name}={getattr(encoder, name)!r}" for name in names)])
 

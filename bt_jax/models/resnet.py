@@ -1,12 +1,15 @@
-"""The encoders: ResNet-18, 34, 50 and 101 (He et al. 2016), laid out as in torchvision, so that weights convert both ways.
+"""ResNets of 18 to 200 layers (He et al. 2016), laid out as in torchvision, so that weights convert both ways.
 
 Details that ports often get wrong: explicit padding (3 in the stem, 1 in 3×3 convolutions and the max-pool; Flax's SAME
 pads unevenly if the size is even), the stride on the 3×3 convolution of a bottleneck, and the last batch norm of each block
 starting at zero (Goyal et al. 2017; the official code's `zero_init_residual=True`).
+
+The wide networks of SimCLR's and BYOL's papers ("ResNet-50 (2×)", "ResNet-200 (2×)") have all channels multiplied: width 128.
+torchvision has no ResNet-200, and its wide_resnet50_2 is another network: only its 3×3 convolutions are wider (Zagoruyko and
+Komodakis 2016).
 """
 
 import dataclasses
-import difflib
 from functools import partial
 from typing import Any
 
@@ -19,8 +22,15 @@ from bt_jax.models.conv import convolution
 from bt_jax.models.norm import ViewBatchNorm
 from bt_jax.models.pool import max_pool
 
-BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
-BOTTLENECK = frozenset({"resnet50", "resnet101"})
+BLOCKS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+    "resnet200": (3, 24, 36, 3),
+}
+BOTTLENECK = frozenset({"resnet50", "resnet101", "resnet152", "resnet200"})
 
 # What `remat` keeps for the backward pass; norms, ReLUs, sums and the max-pool are then computed again from it.
 _KEPT = "convolution"
@@ -39,11 +49,7 @@ def make_resnet(
     stem_stride: int = 1,
     remat: bool = False,
 ) -> "ResNet":
-    """A ResNet by its name; arguments and errors as for `bt_jax.models.make_encoder`."""
-    if arch not in BLOCKS:
-        near = difflib.get_close_matches(arch, BLOCKS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"there is no encoder {arch!r}{hint}; known encoders: {', '.join(BLOCKS)}.")
+    """A ResNet by its name, one of `BLOCKS`; arguments as for `bt_jax.models.make_encoder`."""
     return ResNet(
         blocks=BLOCKS[arch],
         bottleneck=arch in BOTTLENECK,

@@ -14,6 +14,7 @@ from bt_jax.export.other_frameworks import check_standard, detectron2_settings, 
 from bt_jax.export.torch_weights import classifier_to_torch, see_sound, to_torch
 from bt_jax.export.weights import EncoderWeights
 from bt_jax.import_path import is_import_path
+from bt_jax.models.vit import VITS
 from bt_jax.runtime.files import read_object
 from bt_jax.runtime.paths import as_folder, as_path
 
@@ -121,15 +122,24 @@ def _summary(description: dict[str, Any], folder: epath.Path) -> str:
 
 
 def _in_torch(description: dict[str, Any], path: epath.Path) -> str:
-    """Code that loads the tensors into torchvision's network, or a sentence if it has no such network."""
+    """Code that loads the tensors into torchvision's or timm's network, or a sentence if they have no such network."""
     arch, width, classes = (description[name] for name in ("arch", "width", "classes"))
+    load = f"model.load_state_dict(safetensors.torch.load_file('{path}'))"
+    if arch in VITS:
+        patch, size = description["patch_size"], description["input_size"]
+        sizes = "" if (patch, size) == (16, 224) else f"patch_size={patch}, img_size={size}, "
+        return f"model = timm.create_model('{arch}_patch16_224', {sizes}num_classes={classes or 0}); {load}"
     if width != 64:
         stem = " with a 3×3 stem" if description["small_images"] else ""
         return f"torchvision has these names, but no {arch} of width {width}{stem}; its networks have width 64"
+    if arch == "resnet200" and description["small_images"]:
+        return "timm has these names, but no resnet200 with a 3×3 stem"
+    if arch == "resnet200":  # torchvision has none
+        return f"model = timm.create_model('resnet200', num_classes={classes or 0}); {load}"
     steps = [f"model = torchvision.models.{arch}({f'num_classes={classes}' if classes else ''})"]
     if not classes:
         steps.append("model.fc = torch.nn.Identity()")
     if description["small_images"]:
         steps.append(f"model.conv1 = torch.nn.Conv2d(3, 64, 3, {description['stem_stride']}, 1, bias=False)")
         steps.append("model.maxpool = torch.nn.Identity()")
-    return "; ".join([*steps, f"model.load_state_dict(safetensors.torch.load_file('{path}'))"])
+    return "; ".join([*steps, load])
