@@ -12,7 +12,7 @@ import numpy as np
 
 from bt_jax.errors import UserError
 from bt_jax.export.torch_names import flat, from_names, to_names
-from bt_jax.export.weights import Tree, encoder_shapes
+from bt_jax.export.weights import LARGEST_PATCH, MOST_PATCHES, Tree, encoder_shapes
 from bt_jax.models.vit import VITS, make_vit
 
 
@@ -68,10 +68,10 @@ def vit_in(state_dict: Mapping[str, Any], source: str) -> dict[str, Any]:
 def _patch_and_size(state_dict: Mapping[str, Any], begin: str) -> tuple[int, int]:
     """Sides of a patch and of an image in pixels; the error starts with `begin`."""
     patches, places = (np.shape(state_dict.get(name, ())) for name in ("patch_embed.proj.weight", "pos_embed"))
-    if len(patches) != 4 or patches[2] != patches[3] or not patches[2]:
+    if len(patches) != 4 or patches[2] != patches[3] or not 0 < patches[2] <= LARGEST_PATCH:
         raise UserError(f"{begin} patch_embed.proj.weight is {patches}, not (width, 3, patch, patch).")
     side = math.isqrt(max(places[1] - 1, 0)) if len(places) == 3 else 0
-    if not side or side**2 + 1 != places[1]:
+    if not 0 < side <= MOST_PATCHES or side**2 + 1 != places[1]:
         raise UserError(
             f"{begin} pos_embed is {places}, not (1, 1 + n², width): a class token and the patches of a square."
         )

@@ -20,6 +20,9 @@ from bt_jax.models.vit import VITS
 
 Tree = dict[str, Any]
 
+LARGEST_PATCH = 1024  # pixels; of a ViT in a file, like the next
+MOST_PATCHES = 256  # along an image's side
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderWeights:
@@ -100,16 +103,13 @@ def check_description(weights: EncoderWeights) -> None:
     Raises:
       ValueError: no encoder has such a number, or it has the wrong type; in words for a sentence.
     """
-    for name, most in {"width": 2**16, "stem_stride": 16, "patch_size": 2**10, "input_size": 2**16}.items():
+    for name, most in {"width": 2**16, "stem_stride": 16, "patch_size": LARGEST_PATCH, "input_size": 2**16}.items():
         value = getattr(weights, name)
         if type(value) is not int or not 1 <= value <= most:
             raise ValueError(f"its field {name} is {_shown(value)}, but must be an integer from 1 to {most}")
-    if weights.arch in VITS and (
-        weights.input_size % weights.patch_size or weights.input_size > 256 * weights.patch_size
-    ):
-        raise ValueError(
-            f"its field input_size is {weights.input_size}, but must be 1 to 256 times patch_size, {weights.patch_size}"
-        )
+    size, patch = weights.input_size, weights.patch_size
+    if weights.arch in VITS and (size % patch or size > MOST_PATCHES * patch):
+        raise ValueError(f"its field input_size is {size}, but must be 1 to {MOST_PATCHES} times patch_size, {patch}")
     if type(weights.small_images) is not bool:
         raise ValueError(f"its field small_images is {_shown(weights.small_images)}, but must be true or false")
     if weights.step is not None and (type(weights.step) is not int or weights.step < 0):
