@@ -9,10 +9,14 @@ from etils import epath
 from recipes import recipe, relative, run_of
 
 from bt_jax import UserError, load_encoder
+from bt_jax import config as config_lib
+from bt_jax.evaluation.judged import judged_encoder
 from bt_jax.export import from_torch, to_torch
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.folder import write_folder
 from bt_jax.export.weights import encoder_shapes
+from bt_jax.facts import Facts
+from bt_jax.methods import make_method
 from bt_jax.models import ViT, make_encoder
 from bt_jax.models.encoders import described
 from bt_jax.models.vit import VITS
@@ -31,7 +35,7 @@ def variables(images):
 
 
 def test_golden_features(golden, monkeypatch):
-    """timm's features with the same weights, to 1e-4, and in float64 to 1e-5; names and shapes are timm's."""
+    """timm's features with the same weights, to 1e-4; names and shapes are timm's."""
     monkeypatch.setitem(VITS, "vit_tiny", (48, 2, 3))
     results = golden("vit")
     shapes = {name: tuple(map(int, shape.split(","))) for name, shape in map(str.split, results["names"].tolist())}
@@ -64,7 +68,7 @@ def test_views_come_out_as_they_went_in(variables, images):
     half = SMALL.clone(dtype=jnp.bfloat16)
     features = half.apply(variables, images, train=False)
     assert features.dtype == jnp.bfloat16 and relative(features, together) < 0.05
-    assert jax.tree.map(jnp.dtype, encoder_shapes(half, 16)) == jax.tree.map(jnp.dtype, variables)
+    assert {leaf.dtype for leaf in jax.tree.leaves(encoder_shapes(half, 16))} == {jnp.dtype("float32")}
 
 
 def test_new_weights(variables):
@@ -115,6 +119,50 @@ def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     np.testing.assert_allclose(program.call(images), features[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match="images are 16×16, but this ViT's position embedding is for 8×8"):
         encoders[0].features(np.zeros((1, 16, 16, 3), np.uint8))
+    knn = config_lib.based_on(config_lib.from_json((tmp_path / "run" / "config.json").read_text()), "knn")
+    knn.init_from = run
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    assert judged_encoder(knn, mesh).facts["features"] == 12
+    knn.data.image_size = 12
+    with pytest.raises(
+        UserError, match="data.image_size is 12, but init_from, .* embedding is for 8×8; set data.image_size to 8"
+    ):
+        judged_encoder(knn, mesh)
+
+
+def test_views_of_another_size():
+    """Small crops are refused before the run starts."""
+    config = config_lib.default(method="swav", optimizer="adamw")
+    config.model.update(arch="vit_tiny", patch_size=8)
+    config.data.image_size, config.swav.small_size = 48, 24
+    facts = Facts(num_examples=64, num_classes=2, batch_size=16, epochs=50)
+    with pytest.raises(
+        UserError, match="model.arch is 'vit_tiny', which cannot take the run's images: images are 24×24, but"
+    ):
+        make_method(config, facts, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"arch": "resnet18", "patch_size": 8},
+            "model.patch_size is 8, but is of ViTs only, and model.arch is 'resnet18'",
+        ),
+        ({"width": 32}, "model.width is 32, but is of ResNets only, and model.arch is 'vit_tiny'; leave it at 64"),
+        ({"small_images": True}, "model.small_images is True, but is of ResNets only"),
+        ({"patch_size": 10}, "data.image_size is 48, but must be a multiple of model.patch_size, which is 10, for"),
+    ],
+)
+def test_fields_of_the_other_kind(fields, sentence):
+    """Are refused, not ignored."""
+    config = config_lib.default(optimizer="adamw")
+    config.data.data_dir, config.data.image_size, config.data.eval_resize = "images", 48, 0
+    config.model.update({"arch": "vit_tiny", "patch_size": 8})
+    config_lib.check(config)
+    config.model.update(fields)
+    with pytest.raises(UserError, match=sentence):
+        config_lib.check(config)
 
 
 @pytest.mark.parametrize(
