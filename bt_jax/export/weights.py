@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bt_jax.import_path import is_import_path
 from bt_jax.models import ResNet, make_encoder
 from bt_jax.models.encoders import takes_any_size
 from bt_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
