@@ -227,6 +227,7 @@ def run_of(method, folder, monkeypatch, *, model=None, optimizer=None, **setting
     config.mesh.data = 1
     config.monitor.update(every_epochs=2, batch_size=16, k=5, pairs=16)
     config.log.update(every_steps=1, tensorboard=False)
+    config.report.write = False
     pretrain(config, str(folder / "run"))
     shutil.copytree(folder / "run", folder / "again")
     shutil.rmtree(folder / "again" / "checkpoints" / "8")

@@ -92,6 +92,7 @@ def test_a_whole_run_resumes_to_the_same_bits(tmp_path, monkeypatch, capsys):
     config.mesh.data = 1
     config.monitor.update(every_epochs=2, batch_size=16, k=5, pairs=16)
     config.log.update(every_steps=1, tensorboard=False)
+    config.report.write = False
     pretrain(config, str(tmp_path / "run"))
     said = capsys.readouterr().out
     assert f"pretrain with {name}" in said and "projector 16-8" in said and " spread " in said

@@ -139,6 +139,7 @@ def test_a_whole_run(tmp_path, monkeypatch, capsys):
     config.mesh.data = 1
     config.monitor.update(every_epochs=4, batch_size=16, k=5, pairs=16)
     config.log.tensorboard = False
+    config.report.write = False
     pretrain(config, str(tmp_path / "run"))
     said = capsys.readouterr().out
     assert "one view of 16×16" in said and "2, with a linear classifier on 8 features" in said and " acc " in said

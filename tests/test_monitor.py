@@ -10,6 +10,7 @@ from bt_jax.data.sources.make import make_source
 from bt_jax.data.views.spec import ViewGroup, ViewSpec
 from bt_jax.errors import UserError
 from bt_jax.evaluation.health import health
+from bt_jax.evaluation.kept_images import KeptImages
 from bt_jax.evaluation.monitor import FeatureMonitor, KnnMonitor
 from bt_jax.evaluation.pairs import Pairs
 from bt_jax.models.inputs import Inputs
@@ -128,6 +129,11 @@ def test_measures_without_labels(tmp_path, mesh):
     del expected["knn_accuracy"]
     assert monitor(knn.test).report(variables) == expected
     config.monitor.test_examples = 5
-    features, examples = monitor(make_source(config.data, "train")).features(variables)
-    assert features.shape[0] == 5 and examples.tolist() == [0, 4, 8, 12, 16]
-    assert health(features).keys() == {"rankme", "mean_correlation", "dead_features"}
+    watched = monitor(make_source(config.data, "train"))
+    watched.kept = KeptImages(most=3, side=4)
+    watched.report(variables)
+    seen = watched.seen
+    assert seen.features.shape[0] == 5 and seen.examples.tolist() == [0, 4, 8, 12, 16]
+    assert seen.places.tolist() == [0, 1, 2, 3, 4] and seen.labels.tolist() == [0] * 5 and len(seen.views) == 2
+    assert list(watched.kept.images) == [0, 2, 4] and watched.kept.images[2].shape == (4, 4, 3)
+    assert health(seen.features).keys() == {"rankme", "mean_correlation", "dead_features"}

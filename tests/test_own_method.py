@@ -36,6 +36,7 @@ SMALL = {
     "monitor.batch_size": 32,
     "monitor.pairs": 32,
     "log.tensorboard": False,
+    "report.write": False,
 }
 
 

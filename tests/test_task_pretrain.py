@@ -74,6 +74,7 @@ def small_run(tmp_path, monkeypatch):
     config.monitor.update(every_epochs=1, batch_size=8, k=5)
     config.log.every_steps = 1
     config.log.tensorboard = False
+    config.report.write = False  # tests/test_task_report.py has runs with one
     return config
 
 
@@ -342,7 +343,7 @@ def test_images_that_do_not_decode_are_named_once(small_run, tmp_path, capsys):
 @pytest.mark.parametrize("layout", ["none", "classes", "test"])
 def test_without_labels_all_the_way(small_run, tmp_path, capsys, layout):
     """A folder of images, with classes but without test images, or with test images without labels: the same command runs to its
-    end, shows what can be seen, says in a sentence what cannot, and resumes; the page of neighbours has images of the set.
+    end, shows what can be seen, says in a sentence what cannot, and resumes; the report has images of the set and their neighbours.
     """
     rng = np.random.default_rng(0)
     names = {"none": ["1", "x/2"], "classes": ["a/1", "b/2"], "test": ["train/1", "test/2"]}[layout]
@@ -352,6 +353,7 @@ def test_without_labels_all_the_way(small_run, tmp_path, capsys, layout):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
     small_run.data.update(source="folder", data_dir=str(tmp_path / "images"))
     small_run.monitor.judge_at_end = layout != "classes"
+    small_run.report.write = True
     images = 12 if layout == "test" else 24
     classes = "2 classes by folders" if layout == "classes" else "no labels"
     workdir = tmp_path / "run"
@@ -359,7 +361,7 @@ def test_without_labels_all_the_way(small_run, tmp_path, capsys, layout):
     said = capsys.readouterr().out
     why = "no test images (data.test_fraction would set some aside)" if layout == "classes" else "no labels"
     for part in (
-        f"{images} images, {classes}; two views", "untrained; alignment", "uniformity", "RankMe ", "neighbours.html",
+        f"{images} images, {classes}; two views", "untrained; alignment", "uniformity", "RankMe ", "report.html",
         f"has {why}: RankMe, alignment, uniformity and dead features are measured, and no kNN accuracy",
     ):  # fmt: skip
         assert part in said, part
@@ -370,11 +372,16 @@ def test_without_labels_all_the_way(small_run, tmp_path, capsys, layout):
     assert [line["step"] for line in looks] == [0, steps, 2 * steps]
     assert {"alignment", "uniformity", "dead_features"} <= looks[0].keys() and "knn_accuracy" not in looks[0]
     assert result["rankme_before"] == looks[0]["rankme"] and result["rankme_after"] == looks[-1]["rankme"]
-    page = (workdir / "neighbours.html").read_text()
-    assert page.count("<tr>") == 12 and ('alt="test/2' in page) == (layout == "test")
-    (workdir / "neighbours.html").unlink()
+    page = (workdir / "report.html").read_text()
+    assert page.count('class="tile first"') == 12 and "Confusion" in page
+    tiles = page[page.index("Nearest neighbours") : page.index("Map of the features")]
+    assert ('alt="test/2' in tiles) == (layout == "test")
+    (workdir / "report.html").unlink()
     again = task.pretrain(small_run, str(workdir))
-    assert again["rankme_after"] == result["rankme_after"] and (workdir / "neighbours.html").read_text() == page
+    assert (
+        again["rankme_after"] == result["rankme_after"]
+        and (workdir / "report.html").read_text().count("tile first") == 12
+    )
 
 
 def test_a_signal_while_the_monitor_looks(small_run, tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from bt_jax.config.optimizers import OPTIMIZERS
 from bt_jax.config.renamed import new_name
 from bt_jax.config.rules import is_number, listed, nearest
 from bt_jax.config.schema import complete, contradictions_of, declared, default, fields_of, flatten
-from bt_jax.config.tasks import TASKS
+from bt_jax.config.tasks import LIKE_PRETRAIN, TASKS
 from bt_jax.errors import UserError
 
 
@@ -110,7 +110,7 @@ def _belongs(name: str, fields: Mapping[str, Field]) -> str:
         for optimizer, group in OPTIMIZERS.items():
             if _has(group.named(), name):
                 return f"belongs to the optimizer {optimizer!r}, but this run's is {fields['optimizer.name'].default!r}"
-    owners = [other for other in TASKS if other != "pod_plan" and _has(declared(other), name)]
+    owners = [other for other in TASKS if other not in LIKE_PRETRAIN and _has(declared(other), name)]
     if not owners and any(_has(declared("pretrain", method), name) for method in METHODS):
         owners = ["pretrain"]
     if not owners:

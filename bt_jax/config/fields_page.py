@@ -16,7 +16,7 @@ from bt_jax.config.groups.views import view_fields
 from bt_jax.config.methods import METHOD, METHODS
 from bt_jax.config.optimizers import OPTIMIZERS
 from bt_jax.config.schema import fields_of, flatten, groups_of, plain
-from bt_jax.config.tasks import TASK, TASKS
+from bt_jax.config.tasks import LIKE_PRETRAIN, TASK, TASKS
 
 WIDTH = 100
 _VALUE_WIDTH = 14  # of the columns for values; after a longer value the meaning starts on the next line
@@ -81,7 +81,7 @@ def shown(value: Any) -> str:
 
 def page() -> str:
     """The content of docs/fields.md: all groups, methods and tasks, as tables."""
-    own = {name: _groups_of_task(name) for name in TASKS if name != "pod_plan"}
+    own = {name: _groups_of_task(name) for name in TASKS if name not in LIKE_PRETRAIN}
     homes: dict[str, list[str]] = {}
     for task, groups in own.items():
         for group in groups:
@@ -108,8 +108,8 @@ def page() -> str:
         groups = [g for g in own.get(name, []) if g.name and len(homes[g.name]) == 1]
         shared = [g.name for g in own.get(name, []) if g.name and len(homes[g.name]) > 1]
         words = f"{task.doc[0].upper()}{task.doc[1:]}."
-        if name == "pod_plan":
-            words += " It has the fields of `pretrain`: `--config.task=pod_plan` with its config."
+        if name in LIKE_PRETRAIN:
+            words += f" It has the fields of `pretrain`: `--config.task={name}` with its config."
         elif shared:
             words += f" Groups above: {', '.join(f'`{g}`' for g in shared)}."
         free = f" A resumed run may change {_listed(task.free)}." if task.free else ""

@@ -7,7 +7,8 @@ are fetched one step late, so that no device waits for the host.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -71,10 +72,11 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
     if preemption.signal and jax.process_count() == 1:  # several agree at a step
         preemption.leave("nothing new was to be saved")
     batches = setup.feed.batches(before, facts.total_steps)
+    timed = _timed(batches, reporter.waited)
     waiting = None  # (step, metrics) that are still being computed
     watch = _CollapseWatch(run)
     try:
-        for step, batch in batches:
+        for step, batch in timed:
             run.checkpoints.check()
             with jax.transfer_guard("disallow"):
                 state, metrics = program(state, batch)
@@ -100,6 +102,15 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
         batches.close()
         profiler.close()
     return state
+
+
+def _timed(batches: Iterator[Any], tell: Callable[[float], None]) -> Iterator[Any]:
+    """The same batches; `tell` gets the seconds that each has taken to come."""
+    begin = time.monotonic()
+    for batch in batches:
+        tell(time.monotonic() - begin)
+        yield batch
+        begin = time.monotonic()
 
 
 class _Looks:

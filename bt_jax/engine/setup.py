@@ -17,6 +17,7 @@ from bt_jax.engine.state import TrainState, abstract_state, init_state
 from bt_jax.facts import Facts
 from bt_jax.methods.base import Method
 from bt_jax.optim import Optimizer
+from bt_jax.reporting.trackers import check_tracker
 from bt_jax.reporting.writers import check_tensorboard
 
 
@@ -63,6 +64,9 @@ class Setup:
         """Raises UserError if a package is missing that the run would need only later."""
         if self.log.tensorboard:
             check_tensorboard(self.workdir)
+        for name, wanted in {"wandb": self.log.wandb, "mlflow": self.log.mlflow}.items():
+            if wanted:
+                check_tracker(name)
 
     @property
     def batch_spec(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Monitors an encoder during training: label-free measures of the features and, with labels, the accuracy of a kNN classifier."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from bt_jax.data.sources.make import make_source
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, frozen, raw_pixels
 from bt_jax.evaluation.health import health
+from bt_jax.evaluation.kept_images import KeptImages
 from bt_jax.evaluation.knn import knn_accuracy
 from bt_jax.evaluation.pairs import Pairs
 from bt_jax.models.inputs import Inputs
@@ -22,12 +24,32 @@ from bt_jax.runtime import mesh as mesh_lib
 Labelled = tuple[np.ndarray, np.ndarray]  # features (n, F) and labels (n,)
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a monitor has computed in a look.
+
+    Attributes:
+      features: (n, F) float32 of the images that are measured; labels: (n,) int32, -1 without labels.
+      places: (n,) int64, their positions among the images that are measured; bad images are left out.
+      examples: (n,) int64, their numbers in the source.
+      views: the features of two views of other images, (m, F) float32 both; None without pairs.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    places: np.ndarray
+    examples: np.ndarray
+    views: tuple[np.ndarray, ...] | None
+
+
 class FeatureMonitor:
     """Label-free measures of an encoder's features (bt_jax/evaluation/health.py), which show a collapse.
 
     Attributes:
       source: whose images are measured, evenly spread over it.
       words: what is not measured, and why; "" if all is.
+      seen: what the last look has computed; None before the first.
+      kept: copies of the images, if they are to be shown; None by default.
     """
 
     def __init__(
@@ -51,20 +73,30 @@ class FeatureMonitor:
         """
         mesh_lib.check_batch_size(mesh, settings.batch_size, "monitor.batch_size")
         self.source, self.words = source, words
+        self.seen: Seen | None = None
+        self.kept: KeptImages | None = None
         self._settings, self._data, self._mesh = settings, data, mesh
         self._inputs, self._pairs = inputs, pairs
         self._extract = FeatureExtractor(frozen(encoder), mesh, inputs)
 
     def report(self, variables: Any) -> dict[str, float]:
         """The measures of `bt_jax.evaluation.health.health` by name, of an encoder with these variables."""
-        return health(self.features(variables)[0], self._views(variables))
+        self.seen = self._seen(variables)
+        return health(self.seen.features, self.seen.views)
 
-    def features(self, variables: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n, F) float32 of the images that are measured, and their numbers in `source`, (n,) int64."""
-        settings = self._settings
-        batches = self._batches(self.source, settings.test_examples)
-        features, _, places = zip(*self._extract.parts(variables, batches, settings.batch_size), strict=True)
-        return np.concatenate(features), evenly(len(self.source), settings.test_examples)[np.concatenate(places)]
+    def _seen(self, variables: Any) -> Seen:
+        settings, source = self._settings, self.source
+        batches, size, limit = (
+            self._batches(source, settings.test_examples),
+            settings.batch_size,
+            settings.test_examples,
+        )
+        if self.kept is not None:
+            rows = mesh_lib.process_rows(self._mesh, size)
+            batches = self.kept.passing(batches, rows, size, min(len(source), limit))
+        parts = zip(*self._extract.parts(variables, batches, size), strict=True)
+        features, labels, places = map(np.concatenate, parts)
+        return Seen(features, labels, places, evenly(len(source), limit)[places], self._views(variables))
 
     def _views(self, variables: Any) -> tuple[np.ndarray, ...] | None:
         return self._pairs.features(self._extract, variables) if self._pairs is not None else None
@@ -123,8 +155,11 @@ class KnnMonitor(FeatureMonitor):
 
     def report(self, variables: Any) -> dict[str, float]:
         """The accuracy as `knn_accuracy`, and the measures of `bt_jax.evaluation.health.health` by name."""
-        train, test = self._both(self._extract, variables)
-        return {"knn_accuracy": self._accuracy(train, test), **health(test[0], self._views(variables))}
+        settings = self._settings
+        train = self._extract(variables, self._batches(self._train, settings.train_examples), settings.batch_size)
+        self.seen = seen = self._seen(variables)
+        accuracy = self._accuracy(train, (seen.features, seen.labels))
+        return {"knn_accuracy": accuracy, **health(seen.features, seen.views)}
 
     def raw_pixels(self) -> float:
         """The accuracy, 0 to 1, with the normalised pixels as features."""

@@ -24,7 +24,7 @@ from bt_jax.losses.barlow_twins_ablations import (
     expected_mixed_at_start,
     mixed_regulariser,
 )
-from bt_jax.methods.base import Batch, Method, PyTree, model_state_of
+from bt_jax.methods.base import Batch, LossLevels, Method, PyTree, model_state_of
 from bt_jax.models import Projector
 from bt_jax.models.heads import projector_partition
 from bt_jax.models.inputs import Inputs
@@ -204,6 +204,14 @@ class BarlowTwins(Method):
         losses = (2 if self.symmetrized else 1) + (2 if self.mixed else 0)
         return losses * ablated_loss_flops(batch_size, self.width, self.form, self.ablation, data=data, devices=devices)
 
+    def loss_levels(self, batch_size: int) -> LossLevels:
+        start, floor = self._levels(batch_size)
+        weights = {"on_diagonal": 1.0, "off_diagonal": self.lambd} | (
+            {"mixed": self.mixed * self.lambd} if self.mixed else {}
+        )
+        # Other ablations combine their parts in other ways.
+        return LossLevels(start, floor, weights if self.ablation == NO_ABLATION else {})
+
     def describe(self, batch_size: int) -> dict[str, str]:
         sizes, width = self.projector.sizes, self.width
         lines = {
@@ -224,17 +232,21 @@ class BarlowTwins(Method):
             )
         return lines
 
+    def _levels(self, n: int) -> tuple[float | None, float | None]:
+        """The loss expected at the start, and its floor, as far as they are known."""
+        start = expected_ablated_loss_at_start(n, self.width, self.lambd, self.ablation)
+        if start is not None and self.mixed:
+            start += self.mixed * self.lambd * expected_mixed_at_start(n, self.width)
+        return start, ablated_loss_floor(n, self.width, self.lambd, self.ablation)
+
     def _described_loss(self, n: int) -> str:
-        width, mixed = self.width, self.mixed * self.lambd
-        start = expected_ablated_loss_at_start(n, width, self.lambd, self.ablation)
-        floor = ablated_loss_floor(n, width, self.lambd, self.ablation)
+        start, floor = self._levels(n)
         if start is None:
             return "at the start it depends on the variances of the embeddings, so no value is expected"
         formula = ""
         if self.ablation == NO_ABLATION:
             formula = ", D(1+1/N)+λD(D-1)/N"
-        if mixed:
-            start += mixed * expected_mixed_at_start(n, width)
+        if self.mixed:
             formula += "\n+λ_reg λ(10D²/3N+D/3)"
         text = f"about {start:.1f} for unrelated views{formula}"
         if floor is not None:

@@ -1,5 +1,6 @@
 """The protocol of a method: all that the rest of bt_jax knows about how an encoder is trained."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -16,6 +17,21 @@ from bt_jax.models.inputs import Inputs
 
 PyTree = Any
 Batch = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossLevels:
+    """What is known about a loss before the first step.
+
+    Attributes:
+      start: its expected value for embeddings that have learnt nothing; None if that is not known.
+      floor: a lower bound; None if none is known.
+      weights: the factors with which parts of the loss, by their names in `metrics`, add up to it; {} if it has none.
+    """
+
+    start: float | None = None
+    floor: float | None = None
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Method(Protocol):
@@ -147,6 +163,11 @@ class Method(Protocol):
         """A sentence with advice if a step's metrics show that the network collapses, else ""; a run says it once."""
         del metrics
         return ""
+
+    def loss_levels(self, batch_size: int) -> LossLevels:
+        """What the report of a run draws beside the loss. (A class that is no subclass may do without.)"""
+        del batch_size
+        return LossLevels()
 
     def loss_flops(self, batch_size: int) -> float:
         """FLOPs of the loss's float32 products (precision "highest") per step and device."""

@@ -14,7 +14,7 @@ from bt_jax.data.views.spec import VIEW_A, VIEW_B, ViewGroup, ViewSpec
 from bt_jax.facts import Facts
 from bt_jax.losses.byol import byol_loss, moved_towards, moving_average_rate
 from bt_jax.losses.pairs import spread
-from bt_jax.methods.base import Batch, Method, PyTree
+from bt_jax.methods.base import Batch, LossLevels, Method, PyTree
 from bt_jax.methods.networks import NETWORKS, PairNetwork, collapse_in_words, statistics_of
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
@@ -137,6 +137,10 @@ class BYOL(Method):
             metrics["spread"],
             "lower the learning rate, raise the batch or byol.target_momentum, or keep the predictor.",
         )
+
+    def loss_levels(self, batch_size: int) -> LossLevels:
+        del batch_size
+        return LossLevels(4.0, 0.0)
 
     def describe(self, batch_size: int) -> dict[str, str]:
         del batch_size

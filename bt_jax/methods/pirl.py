@@ -16,7 +16,7 @@ from bt_jax.errors import UserError
 from bt_jax.facts import Facts
 from bt_jax.losses.nce import memory_cross_entropy, memory_nce, moved_rows, partition_constant
 from bt_jax.losses.pairs import product, spread_of_unit, unit
-from bt_jax.methods.base import Batch, Method, PyTree
+from bt_jax.methods.base import Batch, LossLevels, Method, PyTree
 from bt_jax.methods.networks import collapse_in_words, statistics_of
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
@@ -227,6 +227,13 @@ class PIRL(Method):
     def collapse(self, metrics: Mapping[str, float]) -> str:
         return collapse_in_words(metrics["spread"], "lower the learning rate, or raise pirl.negatives.")
 
+    def loss_levels(self, batch_size: int) -> LossLevels:
+        del batch_size
+        k, weights = self.num_negatives, {"image": 1 - self.patch_weight, "patches": self.patch_weight}
+        if self.form == "nce":
+            return LossLevels(math.log1p(k) + k * math.log1p(1 / k), None, weights)
+        return LossLevels(math.log1p(k), math.log1p(k * math.exp(-2 / self.temperature)), weights)
+
     def loss_flops(self, batch_size: int) -> float:
         """Cosines of two embeddings an image, forward, and backward to them."""
         devices = 1 if self.mesh is None else self.mesh.size
@@ -234,16 +241,15 @@ class PIRL(Method):
         return 2 * 2 * 2 * batch_size * rows * self.projector.sizes[-1] / devices
 
     def describe(self, batch_size: int) -> dict[str, str]:
-        del batch_size
+        levels = self.loss_levels(batch_size)
         k, width = self.num_negatives, self.projector.sizes[-1]
         size = 4 * self.rows * width / 2**20
         devices = 1 if self.mesh is None else self.mesh.size
         place = f", {size / devices:.3g} MiB on each device" if self._splits and devices > 1 else ""
         if self.form == "nce":
-            start = f"about {math.log1p(k) + k * math.log1p(1 / k):.2f} at the start, ln(1+K) + K ln(1+1/K)"
+            start = f"about {levels.start:.2f} at the start, ln(1+K) + K ln(1+1/K)"
         else:
-            floor = math.log1p(k * math.exp(-2 / self.temperature))
-            start = f"about {math.log1p(k):.2f} at the start, ln(K+1), more while rows are met for the first time, and never below {floor:.3g}"
+            start = f"about {levels.start:.2f} at the start, ln(K+1), more while rows are met for the first time, and never below {levels.floor:.3g}"
         return {
             "views": f"the image, and {self.jigsaw.grid**2} patches of {self.patch_size} pixels",
             "projector": "-".join(map(str, self.projector.sizes)),

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from bt_jax.data.views.spec import ViewSpec
 from bt_jax.facts import Facts
 from bt_jax.losses.nt_xent import nt_xent, nt_xent_floor, unrelated_nt_xent, without_negatives
+from bt_jax.methods.base import LossLevels
 from bt_jax.methods.networks import PairMethod, collapse_in_words
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
@@ -70,6 +71,11 @@ class SimCLR(PairMethod):
             metrics["spread"], "lower the learning rate, raise simclr.temperature, or make the views less alike."
         )
 
+    def loss_levels(self, batch_size: int) -> LossLevels:
+        if not self.negatives:
+            return LossLevels(0.0, -1 / self.temperature)
+        return LossLevels(unrelated_nt_xent(batch_size), nt_xent_floor(batch_size, self.temperature))
+
     def loss_flops(self, batch_size: int) -> float:
         """2N × 2N × D products: one forward, and two backward, where the similarities are computed again."""
         devices = 1 if self.mesh is None else self.mesh.size
@@ -84,9 +90,9 @@ class SimCLR(PairMethod):
                 "ablation": "no negatives",
                 "loss": f"about 0 for unrelated views; never below {lowest}, which a collapsed network has too",
             }
-        start, floor = unrelated_nt_xent(batch_size), nt_xent_floor(batch_size, self.temperature)
+        levels = self.loss_levels(batch_size)
         return {
             "projector": sizes,
-            "loss": f"about {start:.2f} for unrelated views, ln(2N-1), and for a collapsed network; never below {floor:.3g}, "
+            "loss": f"about {levels.start:.2f} for unrelated views, ln(2N-1), and for a collapsed network; never below {levels.floor:.3g}, "
             f"at temperature {self.temperature:g}",
         }

@@ -14,7 +14,7 @@ from bt_jax.data.views.spec import ViewGroup, ViewSpec
 from bt_jax.errors import UserError
 from bt_jax.facts import Facts
 from bt_jax.losses.softmax import smoothed_entropy, softmax_cross_entropy
-from bt_jax.methods.base import Batch, Method, PyTree, model_state_of
+from bt_jax.methods.base import Batch, LossLevels, Method, PyTree, model_state_of
 from bt_jax.models import LinearClassifier
 from bt_jax.models.inputs import Inputs
 
@@ -97,12 +97,19 @@ class Supervised(Method):
     def heads(self) -> dict[str, nn.Module]:
         return {"classifier": self.classifier}
 
-    def describe(self, batch_size: int) -> dict[str, str]:
+    def loss_levels(self, batch_size: int) -> LossLevels:
         del batch_size
         classes = self.classifier.num_classes
-        floor = smoothed_entropy(classes, self.label_smoothing)
+        return LossLevels(math.log(classes), smoothed_entropy(classes, self.label_smoothing))
+
+    def describe(self, batch_size: int) -> dict[str, str]:
+        classes, levels = self.classifier.num_classes, self.loss_levels(batch_size)
         return {
             "classes": f"{classes}, with a linear classifier on {self.encoder.num_features} features",
-            "loss": f"about {math.log(classes):.2f} at the start, ln {classes}"
-            + (f"; never below {floor:.3g}, with labels smoothed by {self.label_smoothing:g}" if floor else ""),
+            "loss": f"about {levels.start:.2f} at the start, ln {classes}"
+            + (
+                f"; never below {levels.floor:.3g}, with labels smoothed by {self.label_smoothing:g}"
+                if levels.floor
+                else ""
+            ),
         }

@@ -15,7 +15,7 @@ from bt_jax.data.views.spec import ViewGroup, ViewSpec
 from bt_jax.facts import Facts
 from bt_jax.losses.pairs import spread_of_unit, unit
 from bt_jax.losses.swav import sinkhorn, swav_floor, swav_loss
-from bt_jax.methods.base import Batch, Method, PyTree
+from bt_jax.methods.base import Batch, LossLevels, Method, PyTree
 from bt_jax.methods.networks import NETWORKS, collapse_in_words, statistics_of
 from bt_jax.models import MLPHead, Prototypes
 from bt_jax.models.inputs import Inputs
@@ -198,6 +198,11 @@ class SwAV(Method):
             f"{self.prototypes.num_prototypes} in use), a collapse; {cure}"
         )
 
+    def loss_levels(self, batch_size: int) -> LossLevels:
+        del batch_size
+        k = self.prototypes.num_prototypes
+        return LossLevels(math.log(k), swav_floor(k, self.temperature))
+
     def loss_flops(self, batch_size: int) -> float:
         """Scores of all crops, once forward and twice backward; those of the queue once, on every device."""
         devices = 1 if self.mesh is None else self.mesh.size
@@ -205,7 +210,7 @@ class SwAV(Method):
         return per_row * (3 * batch_size * (LARGE + self.small_crops) / devices + LARGE * self.queue)
 
     def describe(self, batch_size: int) -> dict[str, str]:
-        k = self.prototypes.num_prototypes
+        k, levels = self.prototypes.num_prototypes, self.loss_levels(batch_size)
         queue = "none"
         if self.queue:
             queue = (
@@ -218,8 +223,8 @@ class SwAV(Method):
             "projector": "-".join(map(str, self.projector.sizes))
             + f", then {k} prototypes, held for {self.freeze_steps} steps",
             "queue": queue,
-            "loss": f"about {math.log(k):.2f} for unrelated crops, ln K, and for a collapsed network; never below "
-            f"{swav_floor(k, self.temperature):.2g}, at temperature {self.temperature:g}",
+            "loss": f"about {levels.start:.2f} for unrelated crops, ln K, and for a collapsed network; never below "
+            f"{levels.floor:.2g}, at temperature {self.temperature:g}",
         }
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from bt_jax.data.views.spec import ViewSpec
 from bt_jax.facts import Facts
 from bt_jax.losses.vicreg import vicreg_loss
+from bt_jax.methods.base import LossLevels
 from bt_jax.methods.networks import PairMethod, collapse_in_words
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
@@ -57,17 +58,20 @@ class VICReg(PairMethod):
     def collapse(self, metrics: Mapping[str, float]) -> str:
         return collapse_in_words(metrics["spread"], "lower the learning rate, or raise vicreg.variance.")
 
+    def loss_levels(self, batch_size: int) -> LossLevels:
+        invariance, variance, covariance = self.weights
+        unrelated = 2 * invariance + 2 * covariance * (self.projector.sizes[-1] - 1) / (batch_size - 1)
+        return LossLevels(unrelated, 0.0, {"invariance": invariance, "variance": variance, "covariance": covariance})
+
     def loss_flops(self, batch_size: int) -> float:
         """One product for each view forward, and one backward."""
         d, devices = self.projector.sizes[-1], 1 if self.mesh is None else self.mesh.size
         return 2 * 2 * 2 * batch_size * d * min(batch_size, d) / devices
 
     def describe(self, batch_size: int) -> dict[str, str]:
-        invariance, variance, covariance = self.weights
-        d = self.projector.sizes[-1]
-        unrelated = 2 * invariance + 2 * covariance * (d - 1) / (batch_size - 1)
+        variance, start = self.weights[1], self.loss_levels(batch_size).start
         return {
             "projector": "-".join(map(str, self.projector.sizes)),
-            "loss": f"{variance * 0.99:.4g} for a collapsed network, 0.99 μ; about {unrelated:.1f} for unrelated views of "
+            "loss": f"{variance * 0.99:.4g} for a collapsed network, 0.99 μ; about {start:.1f} for unrelated views of "
             "unit variance, 2λ+2ν(D-1)/(N-1); never below 0",
         }

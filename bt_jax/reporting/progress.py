@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import tqdm
 from etils import epath
 
 from bt_jax import console
 from bt_jax.reporting.notebook import Line, in_notebook
-from bt_jax.reporting.writers import JsonLines, TensorBoard
+from bt_jax.reporting.trackers import MLflow, WeightsAndBiases
+from bt_jax.reporting.writers import JsonLines, TensorBoard, Writer
 
 
 class Reporter:
@@ -27,6 +29,9 @@ class Reporter:
         batch_size: int,
         every_steps: int,
         tensorboard: bool,
+        wandb: bool = False,
+        mlflow: bool = False,
+        config: Mapping[str, Any] | None = None,
         short_names: Mapping[str, str] | None = None,
         active: bool = True,
         lines: bool = True,
@@ -34,6 +39,8 @@ class Reporter:
         history_is_all: bool = False,
     ):
         """Args:
+        tensorboard, wandb, mlflow: whether records are also written there.
+        config: the run's, for those that show it.
         short_names: of metrics, to make the progress line fit 80 columns.
         history: the records up to `start_step` that a checkpoint holds, in case the file has fewer.
         history_is_all: whether other records in the file are dropped.
@@ -49,9 +56,11 @@ class Reporter:
         self._marks: dict[bool, tuple[int, float]] = {}
         self._rate: float | None = None
         self._unmeasured = False  # whether a line was due since the rate was last measured
+        self._waited = 0.0  # seconds for batches since `_waited_from`
+        self._waited_from = time.monotonic()
         self._bar = None
         self._notebook: Line | None = None
-        self._writers = []
+        self._writers: list[Writer] = []
         if not active:
             return
         records = {"start_step": start_step, "history": history, "history_is_all": history_is_all}
@@ -61,6 +70,10 @@ class Reporter:
             console.say(f"note      {notice}")
         if tensorboard:
             self._writers.append(TensorBoard(workdir / "tensorboard", start_step=start_step))
+        if wandb:
+            self._writers.append(WeightsAndBiases(workdir, config or {}, start_step=start_step))
+        if mlflow:
+            self._writers.append(MLflow(workdir, config or {}, start_step=start_step))
         self._terminal: Any = console.Terminal()
         if lines and self._terminal.isatty():
             self._bar = tqdm.tqdm(
@@ -110,7 +123,7 @@ class Reporter:
             self._unmeasured = not self._measure(step, at_once)
         if due:
             rate = {} if self._rate is None else {"images_per_second": round(self._rate, 2)}
-            self.record(step, {**metrics, **learning_rates, **rate})
+            self.record(step, {**metrics, **learning_rates, **rate, **self._input_wait()})
         if self._bar is not None:
             self._bar.n, self._bar.ncols = step, _columns()  # a terminal's width may change
             self._bar.set_description_str(self._line(step, metrics, learning_rates), refresh=False)
@@ -125,12 +138,29 @@ class Reporter:
         for writer in self._writers:
             writer.write({"step": step, "epoch": round(step / self._steps_per_epoch, 4), **values})
 
+    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Shows pictures (H, W, 3) uint8 by name where there is a place for them; may be called from another thread."""
+        for writer in self._writers:
+            writer.images(step, pictures)
+
+    def waited(self, seconds: float) -> None:
+        """Counts time that the loop has waited for a batch."""
+        self._waited += seconds
+
+    def _input_wait(self) -> dict[str, float]:
+        """The share of the time since the last record that was spent waiting for batches, 0 to 1."""
+        now = time.monotonic()
+        share = self._waited / max(now - self._waited_from, 1e-9)
+        self._waited, self._waited_from = 0.0, now
+        return {"input_wait": round(min(1.0, share), 4)} if self._rate is not None else {}
+
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Excludes the time spent inside from the rate and the ETA."""
         start = time.monotonic()
         yield
         paused = time.monotonic() - start
+        self._waited_from += paused
         self._marks = {kind: (step, moment + paused) for kind, (step, moment) in self._marks.items()}
 
     def _measure(self, step: int, at_once: bool) -> bool:

@@ -7,13 +7,24 @@ import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 from etils import epath
 
 from bt_jax.errors import UserError, first_line, some
 from bt_jax.parts import import_part
 from bt_jax.runtime.files import write_whole
+
+
+class Writer(Protocol):
+    """Something that takes a run's records, and pictures where it can show them."""
+
+    def write(self, record: dict[str, Any]) -> None: ...
+
+    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class JsonLines:
@@ -76,6 +87,9 @@ class JsonLines:
             self._file.write(line)  # one write and one flush, so that no reader sees half a line
             self._file.flush()
 
+    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Does nothing: a line holds numbers."""
+
     def close(self) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):  # every line was flushed, and `write` raised any error
@@ -123,6 +137,11 @@ class TensorBoard:
         for name, value in record.items():
             if name != "step" and value is not None:
                 self._writer.add_scalar(name, value, record["step"])
+
+    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Pictures (H, W, 3) uint8 by name."""
+        for name, picture in pictures.items():
+            self._writer.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
         self._writer.close()

@@ -10,19 +10,23 @@ from typing import Any
 from etils import epath
 
 
-def write_whole(path: epath.Path, text: str) -> None:
+def write_whole(path: epath.Path, content: str | bytes) -> None:
     """Replaces the file atomically: readers see either the old content or the new, and after a failure the old.
+
+    Args:
+      content: text, which becomes UTF-8, or bytes.
 
     Raises:
       OSError: it cannot be written.
     """
+    data = content.encode() if isinstance(content, str) else content
     if "://" in os.fspath(path):
-        path.write_text(text)  # object stores replace an object only when the new one is complete
+        path.write_bytes(data)  # object stores replace an object only when the new one is complete
         return
     new = path.with_name(path.name + ".new")
     try:
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(new, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())  # some file systems report only now that they are full
         new.replace(path)

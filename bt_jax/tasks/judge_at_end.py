@@ -90,7 +90,7 @@ def _derived(config: ConfigDict, workdir: epath.Path, task: str, batch: int) -> 
     else:
         derived.finetune.learning_rate_from_scratch = judge.learning_rate
     derived.checkpoint.every_epochs = judge.epochs
-    derived.log.tensorboard = False
+    derived.log.update(tensorboard=False, wandb=False, mlflow=False)
     return derived
 
 

@@ -7,16 +7,18 @@ computed once.
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax.engine.session import Session
-from bt_jax.evaluation.cached_probe import CachedProbe
+from bt_jax.evaluation.cached_probe import CachedProbe, Classifier
 from bt_jax.evaluation.classifier import ClassifierTraining
 from bt_jax.evaluation.judged import Evaluation, run_task
 from bt_jax.evaluation.results import Result, make_result, mean_and_spread, write_result
 from bt_jax.optim.make import described_schedule
+from bt_jax.reporting.report.stored import write_arrays
 
 
 def linear(config: ConfigDict, workdir: str) -> Result:
@@ -47,12 +49,17 @@ def evaluate_linear(
     quiet = say is not None
     runs = cached_runs(evaluation) if config.linear.cached else sgd_runs(evaluation, quiet=quiet)
     protocol = describe_cached(config) if config.linear.cached else describe_sgd(config)
+    confused = runs[0].pop("confusion", None) if runs else None
     result = make_result(
         config, protocol=protocol, data=evaluation.data_facts(), checkpoint=evaluation.judged.facts, runs=runs
     ) if evaluation.is_first else {}  # fmt: skip
     if evaluation.is_first:
         evaluation.say("\n" + farewell(result, workdir))
         write_result(workdir, result)
+        if confused is not None:
+            write_arrays(
+                workdir / "confusion.npz", {"counts": confused, "names": np.array(evaluation.train.class_names)}
+            )
     return result
 
 
@@ -141,7 +148,15 @@ def _fits(evaluation: Evaluation) -> Iterator[Result]:
             "held_out_top1": {f"{value:g}": accuracy for value, accuracy in held.items()},
             "train_images": len(labels),
             "seconds_of_fit": round(time.monotonic() - begin, 1),
-        }
+        } | ({"confusion": _confusion(probe, classifier, test, test_labels)} if seed == config.seed else {})
+
+
+def _confusion(probe: CachedProbe, classifier: Classifier, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(K, K) int64: images of each class, by row, and what they are taken for, by column."""
+    predicted = np.argmax(probe.standardized(features) @ classifier["kernel"] + classifier["bias"], axis=1)
+    k = len(classifier["bias"])
+    known = labels >= 0
+    return np.bincount(labels[known].astype(np.int64) * k + predicted[known], minlength=k * k).reshape(k, k)
 
 
 def farewell(result: Result, workdir: epath.Path) -> str:

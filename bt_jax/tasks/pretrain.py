@@ -9,6 +9,7 @@ A start, or a restart, goes through these stages:
 5. a look by the monitor, if it was due at this step and not taken; then the steps (bt_jax/engine/loop.py).
 """
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -29,7 +30,6 @@ from bt_jax.engine.loop import Look, run_steps
 from bt_jax.engine.run import Run, started
 from bt_jax.engine.session import session
 from bt_jax.engine.setup import Setup
-from bt_jax.engine.state import TrainState
 from bt_jax.evaluation.health import rank_in_words
 from bt_jax.evaluation.monitor import FeatureMonitor, KnnMonitor
 from bt_jax.evaluation.overfitting import overfitting
@@ -39,14 +39,13 @@ from bt_jax.facts import Facts
 from bt_jax.methods import Method, check_source, make_method
 from bt_jax.models.inputs import Inputs
 from bt_jax.optim import make_optimizer
-from bt_jax.parts import import_part
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
 from bt_jax.runtime.files import write_whole
 from bt_jax.runtime.paths import as_folder
 from bt_jax.tasks.judge_at_end import judge_at_end
-from bt_jax.tasks.neighbours_page import write_page
 from bt_jax.tasks.summary import farewell, summary
+from bt_jax.tasks.watch import Watch
 
 
 def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -70,16 +69,21 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
         setup, monitor = prepare(config, folder, mesh)
         setup.check_parts()
         with session(config, setup.workdir) as held:
-            with started(setup, held, fresh=functools.partial(start_from, config)) as run:
+            watch = Watch(config, setup, monitor)
+            with (
+                started(setup, held, fresh=functools.partial(start_from, config)) as run,
+                contextlib.closing(watch),
+            ):
                 run.reporter.say(summary(config, setup, run.start))
                 if monitor is not None and monitor.words:
                     run.reporter.say(f"note      {monitor.words}")
-                state = run_steps(run, None if monitor is None else _looker(config, run, monitor))
+                watch.begin(run)
+                run_steps(run, None if monitor is None else _looker(config, run, monitor, watch))
                 run.finish()
-                result = _result(config, run, monitor) | _neighbours(config, run, monitor, state)
-                run.reporter.say(farewell(setup, result))
-            if held.is_first:
-                write_whole(setup.workdir / "pretrain.json", json.dumps(result, indent=2) + "\n")
+                result = _result(config, run, monitor)
+                if held.is_first:  # the report reads it
+                    write_whole(setup.workdir / "pretrain.json", json.dumps(result, indent=2) + "\n")
+                run.reporter.say(farewell(setup, result, watch.finish(run)))
         return result
 
 
@@ -145,8 +149,6 @@ def _monitor(config: ConfigDict, method: Method, source: Source, mesh: Mesh) -> 
     }
     if test is not None and source.num_classes:
         return KnnMonitor(config.monitor, config.data, train=source, test=test, **common)
-    if config.monitor.neighbours:
-        import_part("PIL.Image", use="monitor.neighbours", name="Pillow", otherwise="set monitor.neighbours=0")
     lacks = "no test images (data.test_fraction would set some aside)" if source.num_classes else "no labels"
     words = (
         f"{source.name} has {lacks}: RankMe, alignment, uniformity and dead features are measured, and no kNN accuracy"
@@ -175,7 +177,7 @@ def _pairs(config: ConfigDict, method: Method, source: Source, mesh: Mesh) -> Pa
     )
 
 
-def _looker(config: ConfigDict, run: Run, monitor: FeatureMonitor) -> Callable[..., Look]:
+def _looker(config: ConfigDict, run: Run, monitor: FeatureMonitor, watch: Watch) -> Callable[..., Look]:
     setup = run.setup
 
     def look(state, step) -> Look:
@@ -194,6 +196,7 @@ def _looker(config: ConfigDict, run: Run, monitor: FeatureMonitor) -> Callable[.
             sentence, score = f"{rank}{dead} {when}{geometry and '; '}{', '.join(geometry)}", found["rankme"]
         if step and (warning := rank_in_words(found["rankme"], setup.method.encoder.num_features)):
             sentence += f"\n{warning}"
+        watch.look(run, state, step)
         return Look(record=found, sentence=sentence, score=score)
 
     return look
@@ -234,35 +237,5 @@ def _judgement(config: ConfigDict, run: Run) -> dict[str, Any]:
     if not session.preemption.finished(judge):
         session.preemption.leave(
             "training is complete, its final evaluation is not", then="the same command runs the evaluation again"
-        )
-    return found
-
-
-def _neighbours(config: ConfigDict, run: Run, monitor: FeatureMonitor | None, state: TrainState) -> dict[str, Any]:
-    """Writes the page of nearest neighbours of a run without labels."""
-    if monitor is None or isinstance(monitor, KnnMonitor) or not config.monitor.neighbours:
-        return {}
-    session, path = run.session, run.setup.workdir / "neighbours.html"
-    found: dict[str, Any] = {}
-
-    def page():
-        features, examples = monitor.features(state.encoder_variables())
-        title = f"{monitor.source.name}, after {run.setup.facts.total_steps} steps of {config.method}"
-        if write_page(
-            path,
-            monitor.source,
-            config.data,
-            features,
-            examples,
-            count=config.monitor.neighbours,
-            title=title,
-            mesh=run.setup.mesh,
-            write=session.is_first,
-        ):
-            found["neighbours"] = str(path)
-
-    if not session.preemption.finished(page):
-        session.preemption.leave(
-            "training is complete, its page of neighbours is not", then="the same command makes the page"
         )
     return found

@@ -58,11 +58,12 @@ def described_views(groups: Any) -> str:
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
 
 
-def farewell(setup: Setup, result: dict[str, Any]) -> str:
+def farewell(setup: Setup, result: dict[str, Any], report: str = "") -> str:
     """The lines at the end of a run: its results, and how to use them.
 
     Args:
       result: the content of pretrain.json.
+      report: the path of its report; "" if there is none.
     """
     lines, workdir = [f"\ndone in {duration(result['seconds_of_last_start'])}"], setup.workdir
     if "knn_accuracy_after" in result:
@@ -76,8 +77,6 @@ def farewell(setup: Setup, result: dict[str, Any]) -> str:
         measures = [f"{name} {metrics[name]:.3f}" for name in ("alignment", "uniformity") if name in metrics]
         measures.append(f"{metrics['dead_features']} of {width} features dead")
         lines.append(f"geometry       {', '.join(measures)}")
-    if "neighbours" in result:
-        lines.append(f"neighbours     {result['neighbours']}, the nearest images of some")
     if "linear_top1" in result:
         lines.append(f"linear         {result['linear_top1']:.1%}, a linear classifier on the frozen features")
     if "labels_a_class" in result:
@@ -86,6 +85,8 @@ def farewell(setup: Setup, result: dict[str, Any]) -> str:
             f"few labels     {tuned:.1%} fine-tuned on {result['labels_a_class']} labels per class, {scratch:.1%} from scratch "
             f"on the same labels: {100 * (tuned - scratch):+.1f} points"
         )
+    if report:
+        lines.append(f"report         {report}, to be opened in a browser")
     lines += [
         f"checkpoint     {workdir / 'checkpoints' / str(setup.facts.total_steps)}",
         f"metrics        {workdir / 'metrics.jsonl'}, {workdir / 'pretrain.json'}",

@@ -39,7 +39,7 @@ MONITOR = Group(
         "neighbours": Field(
             12,
             at_least(0),
-            "Images with their nearest neighbours on the page neighbours.html that a run without labels ends with; 0 for no page",
+            "Images that the report shows with their nearest neighbours; 0 for none",
             resume="free",
         ),
         "judge_at_end": Field(

@@ -83,6 +83,18 @@ LOG = Group(
     {
         "every_steps": Field(50, at_least(1), "Steps between lines of progress and of metrics.jsonl", resume="free"),
         "tensorboard": Field(True, anything, "Whether to write TensorBoard events too", resume="free"),
+        "wandb": Field(
+            False,
+            anything,
+            "Whether to log to Weights & Biases too; needs pip install 'bt_jax[wandb]', and its environment variables count",
+            resume="free",
+        ),
+        "mlflow": Field(
+            False,
+            anything,
+            "Whether to log to MLflow too; needs pip install 'bt_jax[mlflow]'; into WORKDIR/mlruns unless MLFLOW_TRACKING_URI is set",
+            resume="free",
+        ),
     },
 )
 

@@ -2,9 +2,9 @@
 
 from bt_jax.config.field import Field, Group, Task
 from bt_jax.config.rules import one_of
-from bt_jax.config.tasks import embed, export, finetune, knn, linear, pod_plan, pretrain, transfer
+from bt_jax.config.tasks import embed, export, finetune, knn, linear, pod_plan, pretrain, report, transfer
 
-# pod_plan takes the config of a pre-training.
+LIKE_PRETRAIN = ("pod_plan", "report")  # they take the config of a pre-training
 _ALL = (
     pretrain.TASK,
     pod_plan.TASK,
@@ -14,6 +14,7 @@ _ALL = (
     transfer.TASK,
     embed.TASK,
     export.TASK,
+    report.TASK,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
