@@ -81,7 +81,7 @@ def run(workdir, *, look=None, cadence=Cadence(), before=None, method=None):  # 
         workdir=epath.Path(workdir), seed=0, facts=FACTS, method=method or TwoNumbers(),
         optimizer=make_optimizer(SGD, FACTS), feed=Batches(mesh, before), mesh=mesh, sources=(), cadence=cadence,
         checkpoint=ConfigDict({"keep": 10, "keep_every_epochs": 0, "keep_best": 0}),
-        log=ConfigDict({"every_steps": 1, "tensorboard": False}), profile=ConfigDict({"steps": 0, "after": 1}),
+        log=ConfigDict({"every_steps": 1, "tensorboard": False, "wandb": False, "mlflow": False}), profile=ConfigDict({"steps": 0, "after": 1}),
         dtype="float32", config={}, advice="Lower the rate.",
     )  # fmt: skip
     with Preemption() as preemption, started(setup, Session(setup.workdir, preemption), quiet=True) as begun:

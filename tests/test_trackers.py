@@ -1,0 +1,89 @@
+"""bt_jax/reporting/trackers.py: what W&B and MLflow have written offline is read back."""
+
+import sys
+
+import numpy as np
+import pytest
+from etils import epath
+
+from bt_jax.errors import UserError
+from bt_jax.reporting.trackers import MLflow, WeightsAndBiases, check_tracker
+
+CONFIG = {"batch_size": 16, "data": {"source": "arrays"}}
+PICTURE = np.zeros((4, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_package_that_is_missing(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=rf"log.{name} needs .*pip install {name}.*set log.{name}=False"):
+        check_tracker(name)
+
+
+def test_mlflow(tmp_path, monkeypatch):
+    """A resumed run goes on in the same place; a new one in the same workdir begins another."""
+    pytest.importorskip("mlflow")
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    workdir = epath.Path(tmp_path / "a run")
+    workdir.mkdir()
+    first = MLflow(workdir, CONFIG)
+    first.write({"step": 1, "epoch": 0.5, "loss": 2.0, "other": None})
+    first.images(1, {"views/pair": PICTURE})
+    first.close()
+    second = MLflow(workdir, CONFIG, start_step=1)
+    second.write({"step": 2, "epoch": 1.0, "loss": 1.0})
+    second.close()
+    client = MlflowClient(tracking_uri=f"file:{workdir}/mlruns")
+    experiment = client.get_experiment_by_name("bt_jax").experiment_id
+    (run,) = client.search_runs([experiment])
+    assert run.info.run_name == "a run" and run.info.status == "FINISHED"
+    assert run.data.params == {"batch_size": "16", "data.source": "arrays"}
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss")] == [(1, 2.0), (2, 1.0)]
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "views")] == ["views/pair_00000001.png"]
+    MLflow(workdir, CONFIG).close()
+    assert len(client.search_runs([experiment])) == 2
+
+
+def contents(file):
+    """The records of a .wandb file: LevelDB's log format, after a header of 7 bytes."""
+    at, part = 7, b""
+    while at + 7 <= len(file):
+        if 32768 - at % 32768 < 7:  # the rest of a block is padding
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(file[at + 4 : at + 6], "little"), file[at + 6]
+        part += file[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            yield part
+            part = b""
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    """Its file has the config, the records and a picture, under one id for both starts."""
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2 as pb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    workdir = epath.Path(tmp_path / "a run")
+    workdir.mkdir()
+    for start, step in ((0, 1), (1, 2)):
+        writer = WeightsAndBiases(workdir, CONFIG, start_step=start)
+        writer.write({"step": step, "loss": 2.0 / step, "other": None})
+        writer.images(step, {"views": PICTURE})
+        writer.close()
+    ids, losses, config, pictures = set(), [], {}, 0
+    for file in sorted((tmp_path / "a run" / "wandb").glob("offline-run-*/*.wandb")):
+        for data in contents(file.read_bytes()):
+            record = pb.Record.FromString(data)
+            if record.HasField("run"):
+                ids.add(record.run.run_id)
+                config |= {item.key: item.value_json for item in record.run.config.update}
+            found = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+            losses += [float(found["loss"])] if "loss" in found else []
+            pictures += "views" in found
+    assert len(ids) == 1 and losses == [2.0, 1.0] and pictures == 2 and config["batch_size"] == "16"
