@@ -132,8 +132,8 @@ def test_a_signal_before_any_step(tmp_path, after):
     assert saved(tmp_path / "cut")[-1] == after + 1
     state = run(tmp_path / "cut")
     jax.tree.map(np.testing.assert_array_equal, state, whole)
-    rate = "images_per_second"
-    assert [r | {rate: 0} for r in records(tmp_path / "cut")] == [r | {rate: 0} for r in records(tmp_path / "whole")]
+    timed = {"images_per_second": 0, "input_wait": 0}
+    assert [r | timed for r in records(tmp_path / "cut")] == [r | timed for r in records(tmp_path / "whole")]
 
 
 def test_a_look_that_is_broken_off_is_taken_again(tmp_path):

@@ -1,6 +1,7 @@
 """bt_jax/reporting/trackers.py: what W&B and MLflow have written offline is read back."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -76,6 +77,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
         writer.write({"step": step, "loss": 2.0 / step, "other": None})
         writer.images(step, {"views": PICTURE})
         writer.close()
+        time.sleep(1.1)  # W&B names its files by the second
     ids, losses, config, pictures = set(), [], {}, 0
     for file in sorted((tmp_path / "a run" / "wandb").glob("offline-run-*/*.wandb")):
         for data in contents(file.read_bytes()):

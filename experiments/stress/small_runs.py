@@ -147,5 +147,5 @@ def _final(workdir: pathlib.Path) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = {jax.tree_util.keystr(p): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for p, leaf in leaves}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    numbers = [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+    numbers = [{k: v for k, v in line.items() if k not in ("images_per_second", "input_wait")} for line in lines]
     return {**arrays, "step": str(step), "metrics": json.dumps(numbers)}
