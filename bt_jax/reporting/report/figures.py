@@ -97,6 +97,7 @@ def lines(
         for place in marks:
             axes.axvline(place, color=_INK["muted"], linestyle=":", linewidth=1)
         axes.set_xlabel(x_label)
+        axes.set_xlim(left=0)
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
@@ -190,7 +191,7 @@ def _numbers(axis: Any, *, percent: bool = False) -> None:
     def text(value: float, _: Any) -> str:
         if percent:
             return f"{100 * value:.3g}%"
-        return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.4g}"
+        return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.5g}"
 
     axis.set_major_formatter(FuncFormatter(text))
 

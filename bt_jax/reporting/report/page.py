@@ -189,7 +189,7 @@ def _loss(run: RunFiles, levels: Mapping[str, Any]) -> list[dict[str, str]]:
         factor = "" if weight == 1 else f" × {weight:.3g}"
         drawn.append(Line(x, y * weight, name.replace("_", " ") + factor, colour))
     values = np.concatenate([line.y for line in drawn] + [[height for height, _ in known]])
-    log = bool(values.min() > 0 and values.max() > 10 * values.min())
+    log = bool(values.min() > 0 and 10 < values.max() / values.min() < 1e4)  # a floor may be next to nothing
     text = "Dashed: what is expected of embeddings that have learnt nothing, and the lowest value there can be." if known else (
         "What loss to expect at the start is not known for this run."
     )  # fmt: skip
