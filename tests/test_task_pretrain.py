@@ -234,7 +234,8 @@ def test_a_look_that_shows_overfitting():
     run = types.SimpleNamespace(setup=setup, reporter=types.SimpleNamespace(history=lambda: history))
     measures = {"knn_accuracy": 0.6, "rankme": 2.0, "dead_features": 0}
     monitor = types.SimpleNamespace(report=lambda _: measures, source=range(1000))
-    look = task._looker(config_lib.default(), run, monitor)
+    watch = types.SimpleNamespace(look=lambda *_: None)
+    look = task._looker(config_lib.default(), run, monitor, watch)
     said = look(types.SimpleNamespace(encoder_variables=lambda: None), 30).sentence
     assert "kNN accuracy has fallen by 20.0 points since epoch 1, while the loss fell from 98 to 97.5" in said
     assert method.overfitting_advice in said and "barlow_twins.mixed=4" in said
