@@ -98,6 +98,8 @@ def test_every_fault_is_listed():
         from_torch({}, "resnet18")
     with pytest.raises(UserError, match="bn3/scale is missing"):
         to_torch(variables_of("resnet18", width=4), "resnet50")
+    with pytest.raises(ValueError, match="no encoder 'resnet51'.*did you mean 'resnet50'"):
+        from_torch(state, "resnet51")
 
 
 def test_projector_of_many_layers():

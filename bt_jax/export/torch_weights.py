@@ -17,8 +17,8 @@ from bt_jax.errors import UserError, some
 from bt_jax.export.timm_weights import from_timm, to_timm, vit_in
 from bt_jax.export.torch_names import Shapes, flat, from_names, path_of, to_names
 from bt_jax.export.weights import EncoderWeights, Tree, encoder_shapes
-from bt_jax.models import Projector
-from bt_jax.models.resnet import BLOCKS, BOTTLENECK, make_resnet
+from bt_jax.models import Projector, make_encoder
+from bt_jax.models.resnet import BLOCKS, BOTTLENECK
 from bt_jax.models.vit import VITS
 
 
@@ -43,7 +43,7 @@ def from_torch(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
             f"these are not the weights of a {arch}: conv1.weight, (width, 3, 7, 7) or (width, 3, 3, 3), is missing."
         )
     width, _, side, _ = np.shape(state_dict["conv1.weight"])
-    encoder = make_resnet(arch, width=width, small_images=side == 3)
+    encoder = make_encoder(arch, width=width, small_images=side == 3)
     return from_names(state_dict, flat(encoder_shapes(encoder)), _encoder_name, f"a {arch}")
 
 
@@ -59,7 +59,7 @@ def to_torch(variables: Mapping[str, Tree], arch: str) -> dict[str, np.ndarray]:
     if "conv1" not in params:
         raise UserError(f"these are not the variables of a {arch}: params/conv1 is missing.")
     side, _, _, width = np.shape(params["conv1"]["kernel"])
-    shapes = flat(encoder_shapes(make_resnet(arch, width=width, small_images=side == 3)))
+    shapes = flat(encoder_shapes(make_encoder(arch, width=width, small_images=side == 3)))
     return to_names(variables, shapes, _encoder_name, f"a {arch}")
 
 
