@@ -112,7 +112,11 @@ def _section(
 ) -> str:
     parts = [f"## {claim.title}", f"`{claim.name}.py`, {hours:.1f} hours of one core.", f"```\n{claim.text}\n```"]
     if results:
-        parts.append(f"**{overall([outcome.verdict for outcome in results]).capitalize()}.**")
+        missing = sum(len(claim.seeds) - len(runs) for runs in found.values())
+        parts.append(
+            f"**{overall([outcome.verdict for outcome in results]).capitalize()}.**"
+            + f" {missing} runs are missing." * bool(missing)
+        )
         parts.append(_verdicts(claim, found, results, scale))
     parts.append(_table(claim, found))
     if picture and page:
@@ -128,15 +132,13 @@ def _verdicts(claim: Claim, found: dict, results: list[Outcome], scale: str) -> 
         asked = f"{statement.text} ({sign}{statement.margin:g})"
         between = f"{outcome.low:+.2f} to {outcome.high:+.2f}" if math.isfinite(outcome.low) else ""
         lines.append(f"| {asked} | {_effect(outcome)} | {between} | {outcome.verdict} |")
-        if outcome.verdict == "undecided":
+        if outcome.verdict == "undecided" and outcome.seeds > 1:  # one seed has no interval
             after.append(_what_it_takes(claim, statement, outcome, found, scale))
     return "\n".join(lines) + "".join(f"\n\n{text}" for text in after)
 
 
 def _what_it_takes(claim: Claim, statement, outcome: Outcome, found: dict, scale: str) -> str:
     needed = seeds_needed(statement, outcome)
-    if outcome.seeds < 2:
-        return f"“{statement.text}”: one seed has no interval."
     half = (outcome.high - outcome.low) / 2
     if needed is None:
         return (
