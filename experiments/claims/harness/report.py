@@ -131,7 +131,8 @@ def _verdicts(claim: Claim, found: dict, results: list[Outcome], scale: str) -> 
         sign = {"below": "≤ −", "above": "≥ ", "same": "within ± ", "kept": "≥ −"}[statement.claimed]
         asked = f"{statement.text} ({sign}{statement.margin:g})"
         between = f"{outcome.low:+.2f} to {outcome.high:+.2f}" if math.isfinite(outcome.low) else ""
-        lines.append(f"| {asked} | {_effect(outcome)} | {between} | {outcome.verdict} |")
+        few = f" ({outcome.seeds} of {len(claim.seeds)} seeds)" if 0 < outcome.seeds < len(claim.seeds) else ""
+        lines.append(f"| {asked} | {_effect(outcome)} | {between} | {outcome.verdict}{few} |")
         if outcome.verdict == "undecided" and outcome.seeds > 1:  # one seed has no interval
             after.append(_what_it_takes(claim, statement, outcome, found, scale))
     return "\n".join(lines) + "".join(f"\n\n{text}" for text in after)
