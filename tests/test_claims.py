@@ -242,7 +242,7 @@ def test_evaluations_follow_their_pre_training(tmp_path, capsys):
     assert grid.command(one)[2] == "--config=experiments/claims/recipe.py:cpu,barlow_twins,1percent"
     runner.run([one, ten])
     assert [grid.result(cell)["accuracy"] for cell in (base, one, ten)] == [41.0, 50.0, 50.0]
-    assert not list((tmp_path / "work").glob("barlow*"))
+    assert not list((tmp_path / "running").glob("barlow*"))
     (tmp_path / "cells" / f"{ten.name}.json").unlink()
     _, again = _runner(tmp_path)
     again.run([base, one, ten])

@@ -96,15 +96,7 @@ def _lars(fields: dict[str, Any], facts: Facts):
     if from_paper:
         rates = paper_rates(facts.batch_size)
     schedules = {
-        kind: warmup_cosine(
-            base_rate,
-            batch_size=facts.batch_size,
-            steps_per_epoch=facts.steps_per_epoch,
-            epochs=facts.epochs,
-            warmup_epochs=fields["warmup_epochs"],
-            end_factor=fields["end_factor"],
-            scaling=fields.get("scaling", "linear"),
-        )
+        kind: _warmup_cosine(base_rate, fields, facts, scaling=fields.get("scaling", "linear"))
         for kind, base_rate in rates.items()
     }
     transformation = lars(
@@ -129,17 +121,22 @@ def _lars(fields: dict[str, Any], facts: Facts):
     return transformation, schedules, description
 
 
-def _larc(fields: dict[str, Any], facts: Facts):
-    rate = fields["learning_rate"]
-    schedule = warmup_cosine(
+def _warmup_cosine(rate: float, fields: dict[str, Any], facts: Facts, **more: Any) -> optax.Schedule:
+    """The schedule of one rate that grows with the batch, by the fields of an optimizer."""
+    return warmup_cosine(
         rate,
         batch_size=facts.batch_size,
         steps_per_epoch=facts.steps_per_epoch,
         epochs=facts.epochs,
         warmup_epochs=fields["warmup_epochs"],
-        start_factor=fields["start_factor"],
         end_factor=fields["end_factor"],
+        **more,
     )
+
+
+def _larc(fields: dict[str, Any], facts: Facts):
+    rate = fields["learning_rate"]
+    schedule = _warmup_cosine(rate, fields, facts, start_factor=fields["start_factor"])
     transformation = larc(
         schedule,
         weight_decay=fields["weight_decay"],
@@ -155,14 +152,7 @@ def _larc(fields: dict[str, Any], facts: Facts):
 
 def _adamw(fields: dict[str, Any], facts: Facts):
     rate = fields["learning_rate"]
-    schedule = warmup_cosine(
-        rate,
-        batch_size=facts.batch_size,
-        steps_per_epoch=facts.steps_per_epoch,
-        epochs=facts.epochs,
-        warmup_epochs=fields["warmup_epochs"],
-        end_factor=fields["end_factor"],
-    )
+    schedule = _warmup_cosine(rate, fields, facts)
     settings = {name: fields[name] for name in ("weight_decay", "beta1", "beta2", "eps")}
     description = (
         f"all parameters {_scaled(rate, facts)};\nAdamW, betas {fields['beta1']:g} and {fields['beta2']:g}, weight decay "

@@ -103,7 +103,7 @@ def again(grid: Grid) -> None:
     if not finished:
         raise UserError(f"--out={grid.out} holds no finished run")
     cell = finished[random.choice(sorted(finished))]
-    other = Grid(grid.out / "work" / "again", grid.scale, grid.data_dir)
+    other = Grid(grid.out / "running" / "again", grid.scale, grid.data_dir)
     with other.held(other_code=True):
         Runner(other, jobs=1).run([cell])
     before, after = grid.result(cell), other.result(cell)

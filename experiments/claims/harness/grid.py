@@ -2,7 +2,7 @@
 
 OUT/grid.json          the scale, and the code that the runs are made with
 OUT/cells/CELL.json    what a finished run found: small, to be kept
-OUT/work/CELL/         its workdir and log until then
+OUT/running/CELL/      its workdir and log until then
 """
 
 import contextlib
@@ -81,8 +81,8 @@ class Grid:
         """
         try:
             (self.out / "cells").mkdir(parents=True, exist_ok=True)
-            (self.out / "work").mkdir(exist_ok=True)
-            lock = open(self.out / "work" / "lock", "w")  # noqa: SIM115
+            (self.out / "running").mkdir(exist_ok=True)
+            lock = open(self.out / "running" / "lock", "w")  # noqa: SIM115
         except OSError as error:
             raise UserError(f"--out={self.out} cannot be written ({error.strerror})") from None
         with lock:
@@ -107,7 +107,7 @@ class Grid:
         write_whole(epath.Path(path), json.dumps({"scale": self.scale, "code": code}, indent=2) + "\n")
 
     def workdir(self, cell: Cell) -> pathlib.Path:
-        return self.out / "work" / cell.name
+        return self.out / "running" / cell.name
 
     def command(self, cell: Cell) -> list[str]:
         where = [f"--config.data.data_dir={self.data_dir}"] if self.data_dir else []
