@@ -247,10 +247,10 @@ class Runner:
             with self._lock:
                 if self._stopping:
                     return "interrupted"
-                child = subprocess.Popen(
-                    command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
-                    preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
-                )  # fmt: skip
+                child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+                if cores:
+                    with contextlib.suppress(ProcessLookupError):  # it has ended
+                        os.sched_setaffinity(child.pid, cores)  # its threads, which begin later, inherit this
                 self._children[cell] = child
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
