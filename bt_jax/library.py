@@ -18,7 +18,8 @@ from bt_jax.engine.session import Session
 from bt_jax.errors import UserError
 from bt_jax.evaluation.judged import run_task
 from bt_jax.evaluation.neighbours import read_embeddings
-from bt_jax.export.encoder import Encoder, host_images, load_encoder
+from bt_jax.export.encoder import Encoder, host_images, levels_of, load_encoder
+from bt_jax.pixels import Pixels
 from bt_jax.runtime.paths import as_path
 from bt_jax.runtime.preemption import Preemption
 from bt_jax.tasks import embed as embed_task
@@ -123,8 +124,8 @@ def embed(
     `data={"eval_resize": 0}` the whole image is resized. `Encoder.features` takes images that need no resizing.
 
     Args:
-      images: a folder with images at any depth, or what else data.data_dir may be; or uint8 images in memory: (N, H, W, 3), or
-        as many arrays (H, W, 3) or images of Pillow of any sizes.
+      images: a folder with images at any depth, or what else data.data_dir may be; or images in memory: (N, H, W, C), or
+        as many arrays (H, W, C) or images of Pillow of any sizes; uint8, or values in the range of the encoder's images.
       encoder: from `bt_jax.load_encoder`, or a path for it: a run, an export, a .pth or a .safetensors file.
       workdir: of a folder of images: where embeddings.npz is kept and an interrupted call goes on; by default nothing is
         kept.
@@ -149,7 +150,7 @@ def embed(
         _changed(config, changes)
         config_lib.check(config)
         data = embed_task.data_for(config.data, encoder)
-        blocks = (encoder.features(block) for block in _blocks(images, data))
+        blocks = (encoder.features_of_levels(block) for block in _blocks(images, data, encoder.pixels))
         return np.concatenate([np.zeros((0, encoder.width), np.float32), *blocks])
     config.data.data_dir = os.fspath(images)
     _changed(config, changes)
@@ -167,23 +168,31 @@ def embed(
         return Embeddings(*read_embeddings(folder))
 
 
-def _blocks(images: Images, data: ConfigDict) -> Iterator[np.ndarray]:
-    """The images as the encoder sees them, (n, S, S, 3) uint8, some at a time."""
+def _blocks(images: Images, data: ConfigDict, pixels: Pixels) -> Iterator[np.ndarray]:
+    """The images as the encoder sees them, levels (n, S, S, C), some at a time."""
+
+    def seen(levels):
+        return evaluation_views(levels, data.eval_resize, data.image_size, pixels)
+
     if hasattr(images, "shape"):
-        whole = _levels(images)
+        whole = _levels(images, pixels)
         for start in range(0, len(whole), _BLOCK):
-            yield evaluation_views(whole[start : start + _BLOCK], data.eval_resize, data.image_size)
+            yield seen(whole[start : start + _BLOCK])
         return
     block: list[np.ndarray] = []
     for image in images:
-        array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+        array = image
+        if isinstance(image, Image.Image):
+            array = np.asarray(image.convert("RGB") if pixels.are_photographs else image)
+            array = array[..., None] if array.ndim == 2 else array
         if len(getattr(array, "shape", ())) != 3:
             what = getattr(array, "shape", None) or type(array).__name__
+            shape = f"H, W, {pixels.channels}"
             raise UserError(
-                f"one of the images is {what}; images are a folder's name, an array (N, H, W, 3), or several arrays (H, W, 3) "
+                f"one of the images is {what}; images are a folder's name, an array (N, {shape}), or several arrays ({shape}) "
                 "or images of Pillow."
             )
-        block.append(evaluation_views(_levels(array[None]), data.eval_resize, data.image_size)[0])
+        block.append(seen(_levels(array[None], pixels))[0])
         if len(block) == _BLOCK:
             yield np.stack(block)
             block = []
@@ -191,8 +200,10 @@ def _blocks(images: Images, data: ConfigDict) -> Iterator[np.ndarray]:
         yield np.stack(block)
 
 
-def _levels(images: Any) -> np.ndarray:
-    images = host_images(images)
+def _levels(images: Any, pixels: Pixels) -> np.ndarray:
+    images = host_images(images, pixels)
+    if pixels.range:
+        return levels_of(images, pixels)
     if images.dtype != np.uint8:
         raise UserError(
             f"images is {images.dtype}; it must be uint8 (0 to 255). Encoder.features takes normalised floats."

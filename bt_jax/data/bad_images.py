@@ -80,13 +80,13 @@ def delivered_batches(
         delivered += 1
 
 
-def bad_records(records: tf.data.Dataset) -> dict[int, str]:
+def bad_records(records: tf.data.Dataset, source: StreamSource) -> dict[int, str]:
     """The fingerprints of the records that do not decode, and why; none if the files themselves are damaged."""
     found = {}
     try:
         for encoded, *_ in records:
             try:
-                decode(encoded)
+                decode(encoded, source.pixels)
             except (tf.errors.OpError, ValueError) as error:
                 found[int(_fingerprint(encoded))] = first_line(error)
     except tf.errors.OpError:

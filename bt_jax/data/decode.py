@@ -5,6 +5,8 @@ which TensorFlow inverts by another rule, GIF, BMP, WebP, TIFF, AVIF, …) goes 
 several frames is taken, and the EXIF orientation is ignored, as in torchvision, unless it is asked for. One difference is deliberate, as Pillow's
 conversion clips levels above 255, nearly always to white: grey images of 16 bits keep their high byte, as coloured ones do
 (those of 12 bits their highest 8 bits), and those of 32 bits or floats, whose levels have no known range, do not decode.
+
+Images of other channels or depths, which a run declares in `data.channels` and `data.range`, go through values.py.
 """
 
 import functools
@@ -16,6 +18,8 @@ import PIL.features
 import PIL.Image
 
 from bt_jax.data.tensorflow_import import tf
+from bt_jax.data.values import decode_levels, is_dicom, turned
+from bt_jax.pixels import PHOTOGRAPHS, Pixels
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _ORIENTATION = 274  # a tag of EXIF
@@ -29,7 +33,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # the image is taken as it is then
 
 
-def decode(encoded: tf.Tensor, *, exif_orientation: bool = False) -> tf.Tensor:
+def decode(encoded: tf.Tensor, pixels: Pixels = PHOTOGRAPHS, *, exif_orientation: bool = False) -> tf.Tensor:
     """Decodes an image file's bytes.
 
     Args:
@@ -37,11 +41,18 @@ def decode(encoded: tf.Tensor, *, exif_orientation: bool = False) -> tf.Tensor:
       exif_orientation: whether the image is turned as its EXIF data say.
 
     Returns:
-      (H, W, 3) uint8.
+      Levels (H, W, C), as `pixels` says.
 
     Raises:
       tf.errors.OpError, or ValueError outside of a graph: (when run) it is not an image, or it is cut off.
     """
+    if not pixels.are_photographs:
+
+        def values(encoded):
+            return decode_levels(_bytes(encoded), pixels, exif_orientation=exif_orientation)
+
+        image = tf.numpy_function(values, [encoded], tf.as_dtype(pixels.dtype), stateful=False)
+        return tf.ensure_shape(image, (None, None, pixels.channels))
 
     def jpeg():
         # Pillow asks the same library for the exact inverse transform and smooth chroma.
@@ -80,38 +91,35 @@ def _upright(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
 
 def _orientation(encoded: bytes | np.ndarray) -> np.int64:
     """The EXIF orientation of a JPEG or PNG, 1 to 8; 1 if it has none that can be read."""
-    encoded = encoded.item() if isinstance(encoded, np.ndarray) else encoded
     try:
-        with PIL.Image.open(io.BytesIO(encoded)) as image:
+        with PIL.Image.open(io.BytesIO(_bytes(encoded))) as image:
             return np.int64(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # on damaged data Pillow raises nearly anything
         return np.int64(1)
 
 
+def _bytes(encoded: bytes | np.ndarray) -> bytes:
+    return encoded.item() if isinstance(encoded, np.ndarray) else encoded  # an array outside of a graph
+
+
 def _by_pillow(encoded: bytes | np.ndarray, *, exif_orientation: bool = False) -> np.ndarray:
-    if isinstance(encoded, np.ndarray):  # outside of a graph
-        encoded = encoded.item()
+    encoded = _bytes(encoded)
     try:
         with PIL.Image.open(io.BytesIO(encoded)) as image:
             pixels = _in_8_bits(image)
             # A TIFF was turned when its pixels were loaded, and its tag is gone then.
             orientation = image.getexif().get(_ORIENTATION, 1) if exif_orientation else 1
-            return _turned(pixels, orientation)
+            return turned(pixels, orientation)
     except PIL.UnidentifiedImageError:  # its own text names an object in memory
         what = f"it begins with {encoded[:12]!r}" if encoded else "it is empty"
         feature = _FEATURES.get(encoded[4:12])
         if feature and not PIL.features.check(feature):
             what = f"this Pillow, {PIL.__version__}, was built without {feature}; pip install -U pillow"
+        if is_dicom(encoded):
+            what = "it is DICOM, which is read if data.channels and data.range are declared"
         raise ValueError(f"no known image format: {what}") from None
     except Exception as error:  # on damaged files Pillow raises nearly anything
         raise ValueError(f"{type(error).__name__}: {error}") from None
-
-
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Like `_upright`, for numpy."""
-    pixels = pixels.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else pixels
-    pixels = pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
-    return np.ascontiguousarray(pixels[::-1] if orientation in (3, 4, 7, 8) else pixels)
 
 
 def _in_8_bits(image: PIL.Image.Image) -> np.ndarray:
@@ -120,7 +128,7 @@ def _in_8_bits(image: PIL.Image.Image) -> np.ndarray:
     of_16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     if not of_16:
         if image.mode in ("I", "F"):
-            raise ValueError(f"its pixels are of mode {image.mode}, 32 bits; convert it to 8 or 16 bits per channel")
+            raise ValueError(f"its pixels are of mode {image.mode}, 32 bits; declare data.channels and data.range")
         return np.asarray(image.convert("RGB"))
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]

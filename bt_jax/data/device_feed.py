@@ -1,6 +1,6 @@
 """Batches whose views are made on the device (`data.views = "device"`), for a machine whose host is weak.
 
-A set that fits stays in the memory of each device as uint8, and a step receives only example indices: nothing else crosses
+A set that fits stays in the memory of each device as levels of 8 or 16 bits, and a step receives only example indices: nothing else crosses
 the bus, several steps can be dispatched at once, and for a set that is in memory anyway (photographs, arrays) TensorFlow is
 never imported. Each device holds the whole set rather than a part: sets that fit are small compared with a device's memory
 (CIFAR-10 154 MB, STL-10 3 GB), and an epoch's order takes every image to every device, so with a divided set each batch
@@ -107,7 +107,7 @@ class ResidentFeed(DeviceFeed):
     """All images are in the memory of each device.
 
     Attributes:
-      resident: {"image": (n, H, W, 3) uint8, "label": (n,) int32, "example": (n,) int32, the number of the image, which is
+      resident: {"image": (n, H, W, C) uint8 or uint16, "label": (n,) int32, "example": (n,) int32, the number of the image, which is
         the stand-in's for one that does not decode}, and "size" (n, 2) int32 if images are of mixed sizes.
       steps_per_dispatch: at most this many.
     """
@@ -182,7 +182,7 @@ def _needs(source: Source, config: ConfigDict) -> int:
     """Bytes of all images as they would lie on the device."""
     if isinstance(source, ArraySource):
         return source.images.nbytes
-    return len(source) * canvas_side(config) ** 2 * 3
+    return len(source) * canvas_side(config) ** 2 * source.pixels.channels * source.pixels.dtype.itemsize
 
 
 def _room(config: ConfigDict, mesh: Mesh) -> tuple[int, str]:
@@ -213,8 +213,9 @@ def _loaded(source: Source, config: ConfigDict) -> Arrays:
         return {"image": source.images, "label": source.labels, "example": numbers}
     from bt_jax.data.eval_pipeline import canvas_batches
 
-    side = canvas_side(config)
-    images, labels, sizes = np.zeros((n, side, side, 3), np.uint8), np.zeros(n, np.int32), np.ones((n, 2), np.int32)
+    side, pixels = canvas_side(config), source.pixels
+    images = np.zeros((n, side, side, pixels.channels), pixels.dtype)
+    labels, sizes = np.zeros(n, np.int32), np.ones((n, 2), np.int32)
     batches = canvas_batches(source, config, batch_size=block)
     for start, batch in zip(range(0, n, block), batches, strict=True):
         real = min(block, n - start)

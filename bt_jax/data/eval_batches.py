@@ -9,6 +9,7 @@ from PIL import Image
 
 from bt_jax.data.order import check_rows, evenly
 from bt_jax.data.sources.base import ArraySource, Source, import_tensorflow
+from bt_jax.pixels import PHOTOGRAPHS, Pixels
 
 
 def eval_batches(
@@ -27,7 +28,7 @@ def eval_batches(
       first: the batch to begin with, from 0; those before it are not made.
 
     Yields:
-      {"image": (n, S, S, 3) uint8, "label": (n,) int32, "mask": (n,) bool: false where a row is padding or does not
+      {"image": (n, S, S, C) uint8 or uint16, "label": (n,) int32, "mask": (n,) bool: false where a row is padding or does not
       decode}; as many batches on every process.
 
     Raises:
@@ -61,11 +62,12 @@ def _of_arrays(
         places = start + rows
         mask = places < len(shown)
         images, labels = source.fetch(shown[np.minimum(places, len(shown) - 1)])
-        yield {"image": evaluation_views(images, config.eval_resize, config.image_size), "label": labels, "mask": mask}
+        views = evaluation_views(images, config.eval_resize, config.image_size, source.pixels)
+        yield {"image": views, "label": labels, "mask": mask}
 
 
-def evaluation_views(images: np.ndarray, resize: int, size: int) -> np.ndarray:
-    """The images as evaluations see them, made by Pillow: what views.host.evaluation_view gives, for (N, H, W, 3) uint8."""
+def evaluation_views(images: np.ndarray, resize: int, size: int, pixels: Pixels = PHOTOGRAPHS) -> np.ndarray:
+    """The images as evaluations see them, made by Pillow: what views.host.evaluation_view gives, for levels (N, H, W, C)."""
     height, width = images.shape[1:3]
     if resize:
         short = min(height, width)
@@ -73,8 +75,17 @@ def evaluation_views(images: np.ndarray, resize: int, size: int) -> np.ndarray:
     else:
         new_height, new_width = size, size
     if (new_height, new_width) != (height, width):
-        resized = (Image.fromarray(x).resize((new_width, height), Image.Resampling.BILINEAR) for x in images)
-        resized = (x.resize((new_width, new_height), Image.Resampling.BILINEAR) for x in resized)
-        images = np.stack([np.asarray(x) for x in resized])
+        images = np.stack([_resized(x, new_height, new_width, pixels) for x in images])
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)
     return images[:, top : top + size, left : left + size]
+
+
+def _resized(image: np.ndarray, height: int, width: int, pixels: Pixels) -> np.ndarray:
+    def by_pillow(x):
+        first = Image.fromarray(x).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
+        return np.asarray(first.resize((width, height), Image.Resampling.BILINEAR))
+
+    if pixels.are_photographs:
+        return by_pillow(image)
+    channels = [by_pillow(np.ascontiguousarray(image[..., c], np.float32)) for c in range(pixels.channels)]
+    return np.clip(np.stack(channels, axis=-1) + 0.5, 0, pixels.top).astype(pixels.dtype)

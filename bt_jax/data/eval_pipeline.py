@@ -23,12 +23,13 @@ def eval_batches(
     source: Source, config: ConfigDict, *, batch_size: int, rows: np.ndarray, limit: int | None = None, first: int = 0
 ) -> Iterator[Batch]:
     """As bt_jax.data.eval_batches.eval_batches."""
+    pixels = source.pixels
 
     def view(image, label):
-        return {"image": evaluation_view(image, config.eval_resize, config.image_size), "label": label}
+        return {"image": evaluation_view(image, config.eval_resize, config.image_size, pixels), "label": label}
 
     side = config.image_size
-    nothing = {"image": np.zeros((0, side, side, 3), np.uint8), "label": np.zeros(0, np.int32)}
+    nothing = {"image": np.zeros((0, side, side, pixels.channels), pixels.dtype), "label": np.zeros(0, np.int32)}
     return _batches(source, config, view, nothing, batch_size, rows, limit, first)
 
 
@@ -36,16 +37,16 @@ def canvas_batches(source: Source, config: ConfigDict, *, batch_size: int) -> It
     """All images of a source in its order, on canvases, for views made on the device.
 
     Yields:
-      {"image": (batch_size, C, C, 3) uint8, "size": (batch_size, 2) int32, "label": (batch_size,) int32,
+      {"image": (batch_size, side, side, C) uint8 or uint16, "size": (batch_size, 2) int32, "label": (batch_size,) int32,
       "mask": (batch_size,) bool}, the last of them padded.
     """
-    side = canvas_side(config)
+    side, pixels = canvas_side(config), source.pixels
 
     def canvas(image, label):
-        image, size = on_canvas(image, side)
+        image, size = on_canvas(image, side, pixels)
         return {"image": image, "size": size, "label": label}
 
-    nothing = {"image": np.zeros((0, side, side, 3), np.uint8), "size": np.zeros((0, 2), np.int32)}
+    nothing = {"image": np.zeros((0, side, side, pixels.channels), pixels.dtype), "size": np.zeros((0, 2), np.int32)}
     nothing |= {"label": np.zeros(0, np.int32)}
     return _batches(source, config, canvas, nothing, batch_size, np.arange(batch_size), None)
 
@@ -108,12 +109,12 @@ def _of_records(source: StreamSource, config: ConfigDict, load: Callable, mine: 
         return numbered.filter(lambda place, _: wanted[place]).map(lambda _, record: record).skip(delivered * n)
 
     def load_record(encoded, label, stands_in):
-        return {**load(decode(encoded), label), "stands_in": stands_in}
+        return {**load(decode(encoded, source.pixels), label), "stands_in": stands_in}
 
     def from_batch(delivered):
         return batched(in_parallel(records(delivered), load_record, config), config, n)
 
-    return from_batch, lambda delivered: bad_records(records(delivered).take(n))
+    return from_batch, lambda delivered: bad_records(records(delivered).take(n), source)
 
 
 def _nth(examples: np.ndarray, number: int, n: int) -> np.ndarray:

@@ -25,7 +25,7 @@ Tree = Any
 class Feed(Protocol):
     """A run's batches on the mesh, either as a train step takes them or as `prepare` needs them.
 
-    A batch is {"views": {group: (N, V, S, S, 3) uint8}, "label": (N,) int32, "example": (N,) int32}, a pure function of (seed,
+    A batch is {"views": {group: (N, V, S, S, C) uint8 or uint16}, "label": (N,) int32, "example": (N,) int32}, a pure function of (seed,
     step) on any number of devices (bt_jax/data/views/spec.py, `batch_spec`).
 
     Attributes:

@@ -52,7 +52,7 @@ def draw_seed(seed: int, epoch: Any, example: Any, draw: int) -> tuple[Any, Any]
     """The seed of one draw of one example: (seed + epoch·2³², 2·example + draw mod 2 + (draw // 2)·2⁴⁸).
 
     Different for every (seed, epoch, example, draw), with seed below 2³², epoch below 2³¹, example below 2⁴⁷ and draw below
-    2¹⁵. The pairs need not look random: Philox, the stateless generator that takes them, scrambles them.
+    2¹⁶. The pairs need not look random: Philox, the stateless generator that takes them, scrambles them.
 
     Args:
       epoch, example: int64, of numpy or TensorFlow.

@@ -44,7 +44,7 @@ def train_batches(
       num_steps: how many; None: endlessly.
 
     Yields:
-      {"views": {group: (n, V, S, S, 3) uint8}, "label": (n,) int32, "example": (n,) int64}. The example is the image's number
+      {"views": {group: (n, V, S, S, C) uint8 or uint16}, "label": (n,) int32, "example": (n,) int64}. The example is the image's number
       in the source, or the stand-in's if the image does not decode; in a stream, its place in the epoch.
 
     Raises:
@@ -74,12 +74,12 @@ def canvas_batches(
     """What a device needs to make the same batches: images on canvases. Arguments and errors as for `train_batches`.
 
     Yields:
-      {"image": (n, C, C, 3) uint8, "size": (n, 2) int32, "label": (n,) int32, "example", "slot" and "epoch": (n,) int64}. Views
+      {"image": (n, side, side, C) uint8 or uint16, "size": (n, 2) int32, "label": (n,) int32, "example", "slot" and "epoch": (n,) int64}. Views
       are drawn by slot and epoch; the slot of a stand-in is the number of the image that it stands in for.
     """
 
     def load(image, label, example, slot, epoch):
-        image, size = on_canvas(image, canvas_side(config))
+        image, size = on_canvas(image, canvas_side(config), source.pixels)
         return {"image": image, "size": size, "label": label, "example": example, "slot": slot, "epoch": epoch}
 
     return _batches(source, config, load, seed, batch_size, rows, start_step, num_steps)
@@ -155,7 +155,8 @@ def _stream_epochs(
     is_mine = tf.constant(is_mine)
     # Traced once and called by each epoch's pipeline, for which the epoch must be an argument.
     make = tf.function(
-        lambda encoded, label, slot, epoch: load(decode(encoded), label, slot, slot, epoch), autograph=False
+        lambda encoded, label, slot, epoch: load(decode(encoded, source.pixels), label, slot, slot, epoch),
+        autograph=False,
     )
     for number in itertools.count(first):
         begin = skip * batch_size if number == first else 0
@@ -175,7 +176,7 @@ def _stream_epochs(
             return batched(in_parallel(my_records(delivered), example, config), config, len(rows))
 
         def bad_in(delivered, my_records=my_records):
-            return bad_records(my_records(delivered).take(len(rows)).map(lambda _, record: record))
+            return bad_records(my_records(delivered).take(len(rows)).map(lambda _, record: record), source)
 
         yield delivered_batches(from_batch, source, bad_in, config.max_bad_fraction)
 

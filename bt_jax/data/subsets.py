@@ -31,6 +31,7 @@ class Part(EncodedSource):
         super().__init__(name, len(examples), whole.class_names, whole.notices)
         self._whole, self.examples, self.labels = whole, examples, labels
         self.gives_paths, self.exif_orientation = whole.gives_paths, whole.exif_orientation
+        self.pixels = whole.pixels
 
     def _identity(self) -> Iterator[bytes]:
         yield f"{self._whole.fingerprint} {fingerprint(self.examples)}".encode()
@@ -50,6 +51,7 @@ class KeptPart(EncodedSource):
 
     def __init__(self, whole: StreamSource, name: str, examples: np.ndarray):
         super().__init__(name, len(examples), whole.class_names, whole.notices)
+        self.pixels = whole.pixels
         wanted = dict(zip(examples.tolist(), range(len(examples)), strict=True))
         self._encoded = np.empty(len(examples), object)
         self.labels = np.empty(len(examples), np.int32)
@@ -123,7 +125,8 @@ def take(source: Source, examples: np.ndarray, name: str) -> Source:
     """
     examples = np.asarray(examples, np.int64)
     if isinstance(source, ArraySource):
-        return ArraySource(name, source.images[examples], source.labels[examples], source.class_names)
+        images, labels = source.images[examples], source.labels[examples]
+        return ArraySource(name, images, labels, source.class_names, source.pixels)
     if isinstance(source, StreamSource):
         return KeptPart(source, name, examples)
     assert isinstance(source, EncodedSource)

@@ -13,7 +13,7 @@ from bt_jax.errors import UserError
 from bt_jax.models.inputs import Inputs
 from bt_jax.runtime import mesh as mesh_lib
 
-EvalBatch = dict[str, np.ndarray]  # {"image": (n, H, W, 3) uint8, "label": (n,) int32, "mask": (n,) bool}
+EvalBatch = dict[str, np.ndarray]  # {"image": (n, S, S, C) uint8 or uint16, "label": (n,) int32, "mask": (n,) bool}
 
 
 def frozen(encoder: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
@@ -35,7 +35,7 @@ class NotFiniteFeatures(UserError):
 
     Attributes:
       place: position of the first such image in the set, from 0.
-      image: (H, W, 3) uint8; None if another process holds it.
+      image: (H, W, C) uint8 or uint16; None if another process holds it.
     """
 
     def __init__(self, place: int, image: np.ndarray | None):
@@ -49,7 +49,7 @@ def first_bad_layer(module: nn.Module, variables: Any, images: jax.Array) -> str
     """The first layer, in order of computation, whose result is not finite, such as layer1_0/conv2.
 
     Args:
-      images: normalised, (N, H, W, 3).
+      images: normalised, (N, H, W, C).
     """
     names = []
 
@@ -77,7 +77,7 @@ class FeatureExtractor:
 
     def __init__(self, apply: Callable[[Any, jax.Array], jax.Array], mesh: Mesh, inputs: Inputs):
         """Args:
-        apply: (variables, normalised images (N, H, W, 3)) -> features (N, F); see `frozen`.
+        apply: (variables, normalised images (N, H, W, C)) -> features (N, F); see `frozen`.
         """
 
         def encode(variables, batch):

@@ -31,6 +31,7 @@ from bt_jax.export.encoder import load_encoder
 from bt_jax.models import ViT, check_encoder, make_encoder
 from bt_jax.models.encoders import described, in_dtype, takes_any_size
 from bt_jax.models.inputs import Inputs
+from bt_jax.pixels import Pixels
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
 from bt_jax.runtime.machine import more_cores
@@ -67,7 +68,7 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
     model, dtype = config.model, jnp.dtype(config.dtype)
     wanted = make_encoder(**model, dtype=dtype)
     if not takes_any_size(wanted):
-        check_encoder(wanted, model.arch, config.data.image_size)
+        check_encoder(wanted, model.arch, config.data.image_size, channels=config.data.channels)
     if config.task == "finetune" and config.finetune.from_scratch:
         return Judged(wanted, None, Inputs.of(config.data, dtype), None)
     encoder = load_encoder(config.init_from)
@@ -85,14 +86,32 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
     facts |= {"arch": encoder.arch, "width": model.width, "features": encoder.width, "method": encoder.method}
     host = jax.tree.map(np.asarray, encoder.variables)
     placed = jax.device_put(host, mesh_lib.everywhere(mesh))
-    inputs = Inputs(config.data.image_size, tuple(encoder.mean), tuple(encoder.std), dtype)
+    inputs = Inputs(config.data.image_size, tuple(encoder.mean), tuple(encoder.std), dtype, encoder.pixels)
     return Judged(wanted, placed, inputs, facts, encoder.heads)
+
+
+def with_pixels(data: ConfigDict, pixels: Pixels, init_from: str) -> ConfigDict:
+    """`config.data` for an encoder's images: where no channels and range are declared they are the encoder's.
+
+    Raises:
+      UserError: others are declared.
+    """
+    declared = Pixels.of(data)
+    if declared != pixels and not declared.are_photographs:
+        raise UserError(
+            f"data.channels is {declared.channels} and data.range {declared.range}, but init_from, {init_from}, is for images with "
+            f"{pixels.channels} and {pixels.range}; leave them out, and the encoder's are taken."
+        )
+    data = data.copy_and_resolve_references()
+    data.channels, data.range = pixels.channels, pixels.range
+    return data
 
 
 class Evaluation:
     """One evaluation: its config, encoder, splits, mesh and output.
 
     Attributes:
+      config: with the channels and the range of the encoder's images.
       train, test: labelled sources with the same classes; every class has an image in `train`.
     """
 
@@ -112,6 +131,9 @@ class Evaluation:
         Raises:
           UserError: something is wrong with the encoder, the data or the workdir; nothing has been written then.
         """
+        self.judged = judged_encoder(config, mesh)
+        config = config.copy_and_resolve_references()
+        config.data = with_pixels(config.data, self.judged.inputs.pixels, config.init_from)
         self.config, self.workdir, self.mesh, self._within = config, workdir, mesh, within
         self.is_first = jax.process_index() == 0
         self.say = say or (console.say if self.is_first else lambda _: None)
@@ -122,7 +144,6 @@ class Evaluation:
         counts = {f"split {i}": [f"{len(s)} images", s.fingerprint] for i, s in enumerate((self.train, self.test))}
         processes.agree("data", counts)
         mesh_lib.check_batch_size(mesh, config.features.batch_size, "features.batch_size")
-        self.judged = judged_encoder(config, mesh)
 
     def _source(self, split: str) -> Source:
         return make_source(self.config.data, split)
@@ -242,7 +263,7 @@ class Evaluation:
         pairs = Pairs(
             self.train,
             config.data,
-            ViewGroup(name, draws, config.data.image_size),
+            ViewGroup(name, draws, config.data.image_size, self.judged.inputs.pixels),
             tuple(range(views)),
             seed=config.seed,
             count=count,

@@ -1,6 +1,6 @@
 """Small copies of images that an evaluation reads anyway, kept to be shown."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -15,13 +15,14 @@ class KeptImages:
       images: (H, W, 3) uint8 by their positions in the set.
     """
 
-    def __init__(self, most: int, side: int):
+    def __init__(self, most: int, side: int, picture: Callable[[np.ndarray], np.ndarray] = lambda image: image):
         """Args:
         most: the largest number of images, evenly spread over those of this process.
         side: the longest side of a copy, in pixels.
+        picture: from levels (H, W, C) to what is shown, (H, W, 3) uint8.
         """
         self.images: dict[int, np.ndarray] = {}
-        self._most, self._side, self._whole = most, side, False
+        self._most, self._side, self._whole, self._picture = most, side, False, picture
 
     def passing(
         self, batches: Iterable[EvalBatch], rows: np.ndarray, batch_size: int, total: int
@@ -38,7 +39,7 @@ class KeptImages:
             if not self._whole:
                 for row, image, sound in zip(rows.tolist(), batch["image"], batch["mask"].tolist(), strict=True):
                     if sound and seen % stride == 0:
-                        self.images[number * batch_size + row] = shrunk(image, self._side)
+                        self.images[number * batch_size + row] = shrunk(self._picture(image), self._side)
                     seen += sound
             yield batch
         self._whole = True

@@ -22,6 +22,7 @@ from bt_jax.export.torch_files import read_torch
 from bt_jax.export.torch_weights import see_sound, weights_of_state_dict
 from bt_jax.export.weights import EncoderWeights, check_description, sha256_of
 from bt_jax.import_path import is_import_path
+from bt_jax.pixels import PHOTOGRAPHS, Pixels
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime.paths import as_path
 
@@ -33,7 +34,8 @@ class Encoder:
       arch: its name, such as resnet50, or its import path.
       width: F, the length of a feature vector.
       input_size: side in pixels of the images that it was trained on; a ResNet takes others too, a ViT does not.
-      mean, std: of the three channels, with which uint8 images are normalised, on a scale of 0 to 1.
+      mean, std: of each channel, with which images are normalised, on a scale of 0 to 1.
+      pixels: the channels of its images, and the range of their values where they are not of 8 bits.
       module, variables: the Linen module and its variables, for uses beyond features.
       heads: the variables of its heads in training, by name; {} if the source has none.
       step: the number of updates in its training; None if unknown.
@@ -45,13 +47,13 @@ class Encoder:
         """Raises UserError if the encoder is a user's class that cannot be imported."""
         self.module, self.variables, self.heads = weights.module(), weights.variables, weights.heads
         self.arch, self.width, self.input_size = weights.arch, self.module.num_features, weights.input_size
-        self.mean, self.std = weights.mean, weights.std
+        self.mean, self.std, self.pixels = weights.mean, weights.std, weights.pixels
         self.source, self.step, self.method = weights.source, weights.step, weights.method
         self._mesh = jax.make_mesh((jax.local_device_count(),), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,),
                                    devices=jax.local_devices())  # fmt: skip
 
         def encode(variables, images):
-            if images.dtype == jnp.uint8:
+            if images.dtype == weights.pixels.dtype:
                 images = weights.inputs().normalize(images)
             features: Any = self.module.apply(variables, images, train=False)
             return features.astype(jnp.float32)
@@ -72,8 +74,8 @@ class Encoder:
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
         return (
-            f"<bt_jax encoder {self.arch}: {self.width} features for images of {self.input_size}×{self.input_size}, "
-            f"{count / 1e6:.2f} M parameters, from {self.source}>"
+            f"<bt_jax encoder {self.arch}: {self.width} features for images of {self.input_size}×{self.input_size}"
+            f"{'' if self.pixels.channels == 3 else f' with {self.pixels.channels} channels'}, {count / 1e6:.2f} M parameters, from {self.source}>"
         )
 
     @functools.cached_property
@@ -85,11 +87,12 @@ class Encoder:
         """The features of images, with running statistics, so that those of an image do not depend on the others.
 
         Args:
-          images: (N, H, W, 3), N possibly 0, of NumPy, JAX, PyTorch or TensorFlow: uint8, which is normalised as in training,
-            or normalised floats, (x / 255 - mean) / std.
+          images: (N, H, W, C), N possibly 0, of NumPy, JAX, PyTorch or TensorFlow: uint8, which is normalised as in training,
+            or normalised floats, (x / 255 - mean) / std. With a declared range: values in it of any type, or normalised floats with
+            normalised=True.
           block: images per pass through the network, over all local devices.
           normalised: True accepts any floats as normalised. Otherwise floats that look as if they are not are refused: all of
-            them from 0 to 1, or from 0 to far above the range of normalised pixels.
+            them from 0 to 1, or from 0 to far above the range of normalised pixels; and with a declared range all are values in it.
 
         Returns:
           (N, F) float32.
@@ -99,10 +102,19 @@ class Encoder:
         """
         if isinstance(block, bool) or not isinstance(block, numbers.Integral) or block < 1:
             raise UserError(f"block is {block!r}; it must be a positive integer, the number of images per pass.")
-        images = host_images(images)
-        if images.dtype != np.uint8 and not normalised:
+        images = host_images(images, self.pixels)
+        if self.pixels.range:
+            images = images.astype(np.float32) if normalised else levels_of(images, self.pixels)
+        elif images.dtype != np.uint8 and not normalised:
             self._check_normalised(images)
-        block = -(-min(int(block), max(len(images), 1)) // self._mesh.size) * self._mesh.size
+        return self._in_blocks(images, int(block))
+
+    def features_of_levels(self, levels: np.ndarray, *, block: int = 256) -> np.ndarray:
+        """Like `features`, for levels (N, H, W, C) as `pixels` has them: uint8, or uint16 with a declared range."""
+        return self._in_blocks(levels, block)
+
+    def _in_blocks(self, images: np.ndarray, block: int) -> np.ndarray:
+        block = -(-min(block, max(len(images), 1)) // self._mesh.size) * self._mesh.size
         return np.concatenate([np.zeros((0, self.width), np.float32), *self._blocks(images, block)])
 
     def _check_normalised(self, images: np.ndarray) -> None:
@@ -128,12 +140,13 @@ class Encoder:
             yield np.asarray(self._encode(self._placed, jax.device_put(padded, sharding)))[: len(part)]
 
 
-def host_images(images: Any) -> np.ndarray:
+def host_images(images: Any, pixels: Pixels = PHOTOGRAPHS) -> np.ndarray:
     """Images from any library as a NumPy array in the machine's byte order.
 
     Raises:
-      UserError: they are not a non-empty array (N, H, W, 3) of uint8 or floats.
+      UserError: they are not an array (N, H, W, C) with pixels, of uint8 or floats, or with a declared range of any real type.
     """
+    channels = pixels.channels
     what = f"{type(images).__module__}.{type(images).__name__}".removeprefix("builtins.")
     try:
         if hasattr(images, "detach"):  # PyTorch
@@ -146,22 +159,41 @@ def host_images(images: Any) -> np.ndarray:
         ) from None
     shape = getattr(images, "shape", None)
     if not isinstance(shape, tuple) or not hasattr(images, "dtype"):
-        raise UserError(f"images is {'None' if images is None else what}; it must be an array (N, H, W, 3).")
-    if len(shape) == 4 and shape[-1] != 3 and shape[1] == 3:
+        raise UserError(f"images is {'None' if images is None else what}; it must be an array (N, H, W, {channels}).")
+    if len(shape) == 4 and shape[-1] != channels and shape[1] == channels:
         raise UserError(
             f"images is {shape}, with channels second; they must be last: use images.transpose(0, 2, 3, 1), or permute in "
             "PyTorch."
         )
-    if len(shape) != 4 or shape[-1] != 3:
-        raise UserError(f"images is {shape}; it must be (N, H, W, 3).")
+    if len(shape) != 4 or shape[-1] != channels:
+        raise UserError(f"images is {shape}; it must be (N, H, W, {channels}).")
     if 0 in shape[1:]:
         raise UserError(f"images is {shape}, without pixels; height and width must be at least 1.")
-    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+    integers = pixels.range and jnp.issubdtype(images.dtype, jnp.integer)
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating) and not integers:
         raise UserError(f"images is {images.dtype}; it must be uint8 (0 to 255), or normalised floats.")
     images = np.asarray(images)
     if images.dtype.itemsize > 8:  # float128, which JAX does not support
         return images.astype(np.float64)
     return images.astype(images.dtype.newbyteorder("="), copy=False)
+
+
+def levels_of(images: np.ndarray, pixels: Pixels) -> np.ndarray:
+    """The levels of values in a declared range, (N, H, W, C).
+
+    Raises:
+      UserError: more than a hundredth of them lie outside the range, or some are NaN.
+    """
+    if images.size and (outside := pixels.outside(images)) > 0.01:
+        low, high = pixels.ends
+        raise UserError(
+            f"images reaches from {np.nanmin(images):g} to {np.nanmax(images):g}, and {outside:.1%} of it lies outside the range of the "
+            f"encoder's images, {low.min():g} to {high.max():g}; pass values in that range, or normalised floats with normalised=True."
+        )
+    try:
+        return pixels.levels(images)
+    except ValueError as error:
+        raise UserError(f"images cannot be used: {error}.") from None
 
 
 def load_encoder(path: str, *, target: bool = False) -> Encoder:
@@ -255,6 +287,8 @@ def _of_run(workdir: epath.Path, step: int | None, target: bool) -> EncoderWeigh
             input_size=data.image_size,
             mean=tuple(data.mean),
             std=tuple(data.std),
+            channels=data.get("channels", 3),  # which runs of before have not, like `range`
+            range=tuple(data.get("range", ())),
             config_hash=config_lib.fingerprint(config),
             method=config.method if config.task == "pretrain" else None,
         )
@@ -293,7 +327,13 @@ def _check_config(config: ConfigDict, text: str, path: epath.Path, step: int) ->
         saved = config_lib.from_json(text)
     except (ValueError, AttributeError, KeyError, TypeError):  # from another version, whose weights can still be used
         return
-    fields = [f"model.{name}" for name in saved.model] + ["data.image_size", "data.mean", "data.std"]
+    fields = [f"model.{name}" for name in saved.model] + [
+        "data.image_size",
+        "data.mean",
+        "data.std",
+        "data.channels",
+        "data.range",
+    ]
     for field in fields:
         group, name = field.split(".")
         found, expected = config.get(group).get(name), saved.get(group).get(name)

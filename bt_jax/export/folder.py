@@ -4,7 +4,8 @@
     encoder/                an Orbax checkpoint of {"params", "batch_stats"}; likewise each head, such as projector/
     encoder.safetensors     the same with torchvision's names, a classifier as fc.*, or timm's for a ViT, a classifier as head.*;
                             projector.safetensors with official names
-    encoder.jax_export      a program that includes the weights: uint8 (b, S, S, 3) for any b -> float32 (b, F)
+    encoder.jax_export      a program that includes the weights: uint8 (b, S, S, C) for any b, or with a declared range float32
+                            values, -> float32 (b, F)
 
 Local or `gs://`. Everything is checked against its sha256 when it is read; exports from before 3981ea2 have only the encoder's.
 """
@@ -47,7 +48,7 @@ FORMAT = 1  # of encoder.json; increases when older versions cannot read it
 # The fields of `EncoderWeights` that encoder.json has, with their types.
 _FIELDS: dict[str, tuple[type, ...]] = {
     "arch": (str,), "width": (int,), "small_images": (bool,), "stem_stride": (int,), "patch_size": (int,), "dtype": (str,),
-    "input_size": (int,), "mean": (list,), "std": (list,), "step": (int, type(None)), "source": (str,),
+    "input_size": (int,), "mean": (list,), "std": (list,), "channels": (int,), "range": (list,), "step": (int, type(None)), "source": (str,),
     "config_hash": (str, type(None)), "method": (str, type(None)),
 }  # fmt: skip
 
@@ -195,7 +196,14 @@ def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
         described = _described(description, {})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has a damaged description ({first_line(error)}); export it again.") from None
-    same = ("arch", "width", "small_images", "patch_size", *(["input_size"] if weights.arch in VITS else []))
+    same = (
+        "arch",
+        "width",
+        "small_images",
+        "patch_size",
+        "channels",
+        *(["input_size"] if weights.arch in VITS else []),
+    )
     if any(getattr(described, name) != getattr(weights, name) for name in same):
         raise UserError(f"{path} describes a {described.arch}, but has the weights of a {weights.arch}.")
     trees = {"encoder": weights.variables, **weights.heads}
@@ -243,20 +251,26 @@ def _sha256_of_file(path: epath.Path) -> str:
 
 
 def portable_program(weights: EncoderWeights, variables: Tree, platforms: Sequence[str]) -> bytes:
-    """A serialised `jax.export` program: uint8 images (b, S, S, 3), b at least 1 -> features (b, F) float32.
+    """A serialised `jax.export` program: images (b, S, S, C), b at least 1 -> features (b, F) float32.
 
-    It includes the weights and the normalisation; `jax.export.deserialize(…).call(images)` runs it on any of the platforms,
+    Images are uint8, or, if the encoder's images have a declared range, float32 values in it. It includes the weights and the normalisation; `jax.export.deserialize(…).call(images)` runs it on any of the platforms,
     with only JAX and flatbuffers.
     """
     module, inputs, size = weights.module(), weights.inputs(), weights.input_size
     variables = jax.tree.map(np.asarray, _cast(variables, "float32"))
 
+    low, high = (end.astype(np.float32).reshape(1, 1, 1, -1) for end in inputs.pixels.ends)
+
     def encode(images):
+        if inputs.pixels.range:
+            x = jnp.clip((images - low) / (high - low), 0, 1)
+            images = jnp.floor(x * inputs.pixels.top + 0.5).astype(inputs.pixels.dtype)
         features: Any = module.apply(variables, inputs.normalize(images), train=False)
         return features.astype(jnp.float32)
 
     (batch,) = jax.export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    kind = jnp.float32 if inputs.pixels.range else jnp.uint8
+    images = jax.ShapeDtypeStruct((batch, size, size, inputs.pixels.channels), kind)
     return bytes(jax.export.export(jax.jit(encode), platforms=tuple(platforms))(images).serialize())
 
 
@@ -319,12 +333,12 @@ def _cast(tree: Tree, dtype: str) -> Tree:
 
 
 def _described(description: dict, trees: dict[str, Tree]) -> EncoderWeights:
-    later = {"method", "patch_size"}  # fields that exports of before do not have
+    later = {"method", "patch_size", "channels", "range"}  # fields that exports of before do not have
     fields = {name: description[name] for name in _FIELDS if name in description or name not in later}
     wrong = [name for name, value in fields.items() if type(value) not in _FIELDS[name]]
     if wrong:
         raise ValueError(f"its field {wrong[0]} has the wrong type")
-    fields |= {name: tuple(fields[name]) for name in ("mean", "std")}
+    fields |= {name: tuple(fields[name]) for name in ("mean", "std", "range") if name in fields}
     heads = {name: tree for name, tree in trees.items() if name != "encoder"}
     weights = EncoderWeights(**fields, variables=trees.get("encoder", {}), heads=heads)
     check_description(weights)

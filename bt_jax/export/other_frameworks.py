@@ -28,7 +28,7 @@ def check_standard(description: Mapping[str, Any], use: str) -> None:
     """Raises UserError if an encoder is not one of the networks that timm and Detectron2 have.
 
     Args:
-      description: with "arch", "width" and "small_images" of an encoder.
+      description: with "arch", "width", "small_images", "channels" and "range" of an encoder.
       use: the field that asks for it, for the message.
     """
     arch, width = description["arch"], description["width"]
@@ -38,6 +38,10 @@ def check_standard(description: Mapping[str, Any], use: str) -> None:
         why = f"a {arch} of width {width}"
     elif description["small_images"]:
         why = f"a {arch} with a 3×3 stem"
+    elif use == "export.detectron2" and (description["channels"] != 3 or description["range"]):
+        raise UserError(
+            "export.detectron2 is True, but the encoder is not for photographs, which Detectron2 takes only."
+        )
     else:
         return
     raise UserError(
@@ -103,6 +107,10 @@ def write_hub(
             "first_conv": "conv1", "classifier": "fc",
         },
     }  # fmt: skip
+    if (channels := description["channels"]) != 3:
+        config["model_args"] = {"in_chans": channels}
+        # Else timm would convert the first convolution, which it takes for one of three channels.
+        config["pretrained_cfg"] |= {"input_size": [channels, side, side], "first_conv": None}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_whole(folder / "README.md", model_card(description, measured))
@@ -119,9 +127,14 @@ def model_card(description: Mapping[str, Any], measured: Mapping[str, Any]) -> s
         f"| measured | |\n|---|---|\n{rows}" if rows else "Nothing was measured in the run that this comes from.\n"
     )
     classes = f" and a classifier of {description['classes']} classes" if description["classes"] else ""
+    images = "" if description["channels"] == 3 else f" and {description['channels']} channels"
+    if ends := description["range"]:
+        images += f", whose values from {ends[0]:g} to {ends[1]:g} are scaled to 0 to 1" if len(ends) == 2 else (
+            ", whose values are scaled to 0 to 1, each channel in a range of its own: " + ", ".join(f"{e:g}" for e in ends)
+        )  # fmt: skip
     return (
         f"---\nlibrary_name: timm\ntags:\n- image-feature-extraction\n- self-supervised\n---\n\n# {arch}\n\n"
-        f"{trained}{steps}. An image encoder of {features} features{classes}, for images of {side}×{side}.\n\n"
+        f"{trained}{steps}. An image encoder of {features} features{classes}, for images of {side}×{side}{images}.\n\n"
         f"{numbers}\n```python\nimport timm\n\n"
         f'model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True, num_classes={description["classes"] or 0})\n```\n\n'
         f"Source: {description['source']}.\nWeights: sha256 {description['sha256'][:16]}….\n"

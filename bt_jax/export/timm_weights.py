@@ -21,7 +21,7 @@ def from_timm(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
 
     Args:
       state_dict: torch tensors or numpy arrays, by the names of timm's vit_small_patch16_224 and its like, without the
-        classifier's `head.*`. The patch and the number of tokens are read from `patch_embed.proj.weight` and `pos_embed`.
+        classifier's `head.*`. The patch, the channels and the number of tokens are read from `patch_embed.proj.weight` and `pos_embed`.
       arch: one of `bt_jax.models.vit.VITS`.
 
     Returns:
@@ -30,8 +30,8 @@ def from_timm(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
     Raises:
       UserError: unknown or missing names, or wrong shapes; the first eight are listed.
     """
-    patch, size = _patch_and_size(state_dict, f"these are not the weights of a {arch}:")
-    shapes = flat(encoder_shapes(make_vit(arch, patch_size=patch), size))
+    patch, size, channels = _patch_size_and_channels(state_dict, f"these are not the weights of a {arch}:")
+    shapes = flat(encoder_shapes(make_vit(arch, patch_size=patch), size, channels))
     return from_names(state_dict, shapes, _timm_name, f"a {arch}")
 
 
@@ -44,29 +44,29 @@ def to_timm(variables: Mapping[str, Tree], arch: str) -> dict[str, np.ndarray]:
     params = variables["params"]
     if not {"patch_embed", "pos_embed"} <= params.keys():
         raise UserError(f"these are not the variables of a {arch}: params/patch_embed or params/pos_embed is missing.")
-    patch, tokens = params["patch_embed"]["proj"]["kernel"].shape[0], params["pos_embed"].shape[1] - 1
-    shapes = flat(encoder_shapes(make_vit(arch, patch_size=patch), math.isqrt(tokens) * patch))
+    (patch, _, channels, _), tokens = params["patch_embed"]["proj"]["kernel"].shape, params["pos_embed"].shape[1] - 1
+    shapes = flat(encoder_shapes(make_vit(arch, patch_size=patch), math.isqrt(tokens) * patch, channels))
     return to_names(variables, shapes, _timm_name, f"a {arch}")
 
 
 def vit_in(state_dict: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The fields arch, patch_size and input_size of `EncoderWeights`, by a ViT's tensors.
+    """The fields arch, patch_size, input_size and channels of `EncoderWeights`, by a ViT's tensors.
 
     Raises:
       UserError: they are those of no ViT in `VITS`.
     """
-    patch, size = _patch_and_size(state_dict, f"{source} holds a ViT, but")
+    patch, size, channels = _patch_size_and_channels(state_dict, f"{source} holds a ViT, but")
     width = np.shape(state_dict["patch_embed.proj.weight"])[0]
     depth = len({name.split(".")[1] for name in state_dict if name.startswith("blocks.")})
     for arch, (known_width, known_depth, _) in VITS.items():
         if (width, depth) == (known_width, known_depth):
-            return {"arch": arch, "patch_size": patch, "input_size": size}
+            return {"arch": arch, "patch_size": patch, "input_size": size, "channels": channels}
     known = ", ".join(f"{arch} ({depth} of width {width})" for arch, (width, depth, _) in VITS.items())
     raise UserError(f"{source} holds a ViT of {depth} blocks of width {width}; known architectures: {known}.")
 
 
-def _patch_and_size(state_dict: Mapping[str, Any], begin: str) -> tuple[int, int]:
-    """Sides of a patch and of an image in pixels; the error starts with `begin`."""
+def _patch_size_and_channels(state_dict: Mapping[str, Any], begin: str) -> tuple[int, int, int]:
+    """Sides of a patch and of an image in pixels, and an image's channels; the error starts with `begin`."""
     patches, places = (np.shape(state_dict.get(name, ())) for name in ("patch_embed.proj.weight", "pos_embed"))
     if len(patches) != 4 or patches[2] != patches[3] or not 0 < patches[2] <= LARGEST_PATCH:
         raise UserError(f"{begin} patch_embed.proj.weight is {patches}, not (width, 3, patch, patch).")
@@ -75,7 +75,7 @@ def _patch_and_size(state_dict: Mapping[str, Any], begin: str) -> tuple[int, int
         raise UserError(
             f"{begin} pos_embed is {places}, not (1, 1 + n², width): a class token and the patches of a square."
         )
-    return patches[2], side * patches[2]
+    return patches[2], side * patches[2], patches[1]
 
 
 def _timm_name(part: tuple[str, ...]) -> str:

@@ -27,7 +27,7 @@ def from_torch(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
 
     Args:
       state_dict: torch tensors or numpy arrays, by torchvision's names, without the classifier's `fc.*`. The stem (7×7, or
-        3×3 for small images) and the width are read from `conv1.weight`. For a ViT see `from_timm`.
+        3×3 for small images), the width and the images' channels are read from `conv1.weight`. For a ViT see `from_timm`.
       arch: a name for `make_encoder`, such as resnet50.
 
     Returns:
@@ -42,9 +42,9 @@ def from_torch(state_dict: Mapping[str, Any], arch: str) -> dict[str, Tree]:
         raise UserError(
             f"these are not the weights of a {arch}: conv1.weight, (width, 3, 7, 7) or (width, 3, 3, 3), is missing."
         )
-    width, _, side, _ = np.shape(state_dict["conv1.weight"])
+    width, channels, side, _ = np.shape(state_dict["conv1.weight"])
     encoder = make_encoder(arch, width=width, small_images=side == 3)
-    return from_names(state_dict, flat(encoder_shapes(encoder)), _encoder_name, f"a {arch}")
+    return from_names(state_dict, flat(encoder_shapes(encoder, channels=channels)), _encoder_name, f"a {arch}")
 
 
 def to_torch(variables: Mapping[str, Tree], arch: str) -> dict[str, np.ndarray]:
@@ -58,8 +58,8 @@ def to_torch(variables: Mapping[str, Tree], arch: str) -> dict[str, np.ndarray]:
     params = variables["params"]
     if "conv1" not in params:
         raise UserError(f"these are not the variables of a {arch}: params/conv1 is missing.")
-    side, _, _, width = np.shape(params["conv1"]["kernel"])
-    shapes = flat(encoder_shapes(make_encoder(arch, width=width, small_images=side == 3)))
+    side, _, channels, width = np.shape(params["conv1"]["kernel"])
+    shapes = flat(encoder_shapes(make_encoder(arch, width=width, small_images=side == 3), channels=channels))
     return to_names(variables, shapes, _encoder_name, f"a {arch}")
 
 
@@ -163,9 +163,11 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
     if is_vit:
         settings: dict[str, Any] = vit_in(parts["encoder"], source)
     else:
-        width, _, side, _ = np.shape(parts["encoder"]["conv1.weight"])
+        width, channels, side, _ = np.shape(parts["encoder"]["conv1.weight"])
         settings = {"arch": architecture_of(parts["encoder"], source), "width": width, "small_images": side == 3}
-        settings["input_size"] = 32 if side == 3 else 224
+        settings |= {"input_size": 32 if side == 3 else 224, "channels": channels}
+    if settings["channels"] != 3:  # such files do not say how their images were normalised
+        settings |= {"mean": (0.0,) * settings["channels"], "std": (1.0,) * settings["channels"]}
     variables, heads = without_counters(from_torch(parts["encoder"], settings["arch"])), {}
     if parts["projector"]:
         heads["projector"] = without_counters(projector_from_torch(parts["projector"]))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import operator
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from bt_jax.models import ResNet, make_encoder
 from bt_jax.models.encoders import takes_any_size
 from bt_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD, Inputs
 from bt_jax.models.vit import VITS
+from bt_jax.pixels import Pixels
 
 Tree = dict[str, Any]
 
@@ -33,7 +35,8 @@ class EncoderWeights:
       source: where they come from, in words.
       width, small_images, stem_stride, patch_size, dtype: as for `make_encoder`; `dtype` by name.
       input_size: side in pixels of the images that it was trained on.
-      mean, std: of the three channels, with which those images were normalised, on a scale of 0 to 1.
+      mean, std: of each channel, with which those images were normalised, on a scale of 0 to 1.
+      channels, range: of those images, as in `Pixels`.
       step: the number of updates in its training; None if unknown.
       heads: the variables of each head by its name, such as "projector" or "classifier".
       config_hash: of the run's config (`config.fingerprint`); None without a run.
@@ -49,8 +52,10 @@ class EncoderWeights:
     patch_size: int = 16
     dtype: str = "float32"
     input_size: int = 224
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    channels: int = 3
+    range: tuple[float, ...] = ()
     step: int | None = None
     heads: Mapping[str, Tree] = dataclasses.field(default_factory=dict)
     config_hash: str | None = None
@@ -81,14 +86,19 @@ class EncoderWeights:
             patch_size=self.patch_size,
         )
 
+    @property
+    def pixels(self) -> Pixels:
+        """Of its images."""
+        return Pixels(self.channels, self.range)
+
     def inputs(self) -> Inputs:
-        """The size and normalisation of its images."""
-        return Inputs(self.input_size, self.mean, self.std, jnp.dtype(self.dtype))
+        """The size, pixels and normalisation of its images."""
+        return Inputs(self.input_size, self.mean, self.std, jnp.dtype(self.dtype), self.pixels)
 
     def shapes(self) -> Tree:
         """The shapes and dtypes of the encoder's variables."""
         module = self.module()
-        return encoder_shapes(module, 32 if takes_any_size(module) else self.input_size)
+        return encoder_shapes(module, 32 if takes_any_size(module) else self.input_size, self.channels)
 
     def without(self, heads: Iterable[str]) -> "EncoderWeights":
         """A copy without these heads."""
@@ -102,7 +112,8 @@ def check_description(weights: EncoderWeights) -> None:
     Raises:
       ValueError: no encoder has such a number, or it has the wrong type; in words for a sentence.
     """
-    for name, most in {"width": 2**16, "stem_stride": 16, "patch_size": LARGEST_PATCH, "input_size": 2**16}.items():
+    for name, most in {"width": 2**16, "stem_stride": 16, "patch_size": LARGEST_PATCH, "input_size": 2**16,
+                       "channels": 2**10}.items():  # fmt: skip
         value = getattr(weights, name)
         if type(value) is not int or not 1 <= value <= most:
             raise ValueError(f"its field {name} is {_shown(value)}, but must be an integer from 1 to {most}")
@@ -116,9 +127,14 @@ def check_description(weights: EncoderWeights) -> None:
     most = sys.float_info.max  # JSON's integers have no limit
     for name, low in {"mean": -most, "std": 1 / most}.items():
         value = getattr(weights, name)
-        if len(value) != 3 or not all(type(x) in (int, float) and low <= x <= most for x in value):
+        if len(value) != weights.channels or not all(type(x) in (int, float) and low <= x <= most for x in value):
             what = "positive numbers" if name == "std" else "numbers"
-            raise ValueError(f"its field {name} is {_shown(list(value))}, but must be three {what}")
+            how_many = "three" if weights.channels == 3 else weights.channels
+            raise ValueError(f"its field {name} is {_shown(list(value))}, but must be {how_many} {what}")
+    ends = weights.range
+    sound = all(type(x) in (int, float) and -most <= x <= most for x in ends)
+    if not (sound and len(ends) in (0, 2, 2 * weights.channels) and all(map(operator.lt, ends[::2], ends[1::2]))):
+        raise ValueError(f"its field range is {_shown(list(ends))}, but must be empty, or low and high ends")
     if weights.dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise ValueError(f"its field dtype is {_shown(weights.dtype)}, but must be a float type such as float32")
 
@@ -127,26 +143,27 @@ def _shown(value: Any) -> str:
     return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}…"
 
 
-def encoder_shapes(module: nn.Module, size: int = 32) -> Tree:
+def encoder_shapes(module: nn.Module, size: int = 32, channels: int = 3) -> Tree:
     """The shapes and dtypes of a module's variables, as `jax.ShapeDtypeStruct`s, without computing them.
 
     Args:
       size: side of an image in pixels; a ResNet's variables do not depend on it, a ViT's do.
+      channels: of an image.
     """
     if isinstance(module, ResNet):  # hashable, which a user's module need not be
-        shapes = _resnet_shapes(module)  # pyrefly: ignore[bad-argument-type]  (Flax adds the hash)
+        shapes = _resnet_shapes(module, channels)  # pyrefly: ignore[bad-argument-type]  (Flax adds the hash)
         return jax.tree.map(lambda leaf: leaf, shapes)  # a copy, which the caller may change
-    return _shapes(module, size)
+    return _shapes(module, size, channels)
 
 
 @functools.lru_cache(maxsize=16)
-def _resnet_shapes(module: ResNet) -> Tree:
+def _resnet_shapes(module: ResNet, channels: int) -> Tree:
     """Known after the first call: to trace a ResNet takes a good part of the time of reading its weights."""
-    return _shapes(module, 32)
+    return _shapes(module, 32, channels)
 
 
-def _shapes(module: nn.Module, size: int) -> Tree:
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False))
+def _shapes(module: nn.Module, size: int, channels: int) -> Tree:
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, channels)), train=False))
 
 
 def sha256_of(variables: Tree) -> str:

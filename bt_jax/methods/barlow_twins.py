@@ -32,7 +32,7 @@ from bt_jax.runtime import mesh as mesh_lib
 
 
 class TwinNetwork(nn.Module):
-    """Normalised views (N, V, H, W, 3) -> embeddings (N, V, D), and a predictor's output for the first views if there is one.
+    """Normalised views (N, V, H, W, C) -> embeddings (N, V, D), and a predictor's output for the first views if there is one.
 
     On a mesh with an axis "model" the encoder's rows are split over all devices. The features, which are small, are gathered
     along "model" before the projector, whose layers are split along it. The embeddings stay split as the last layer leaves
@@ -136,7 +136,7 @@ class BarlowTwins(Method):
 
     @property
     def view_groups(self) -> tuple[ViewGroup, ...]:
-        return (ViewGroup("pair", self.views, self.inputs.image_size),)
+        return (ViewGroup("pair", self.views, self.inputs.image_size, self.inputs.pixels),)
 
     @property
     def network(self) -> TwinNetwork:

@@ -37,7 +37,7 @@ class LossLevels:
 class Method(Protocol):
     """A way to train an encoder: networks, views, loss, and what follows an update of the parameters.
 
-    A batch is `{"views": {group: (N, V, S, S, 3) uint8}, "label": (N,) int32, "example": (N,) int32}`, with a group for
+    A batch is `{"views": {group: (N, V, S, S, C) uint8 or uint16}, "label": (N,) int32, "example": (N,) int32}`, with a group for
     each of `view_groups` and N over all devices; "example" is an image's number in the training set. Training state is
     three pytrees:
 

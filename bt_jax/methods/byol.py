@@ -73,7 +73,7 @@ class BYOL(Method):
 
     @property
     def view_groups(self) -> tuple[ViewGroup, ...]:
-        return (ViewGroup("pair", self.views, self.inputs.image_size),)
+        return (ViewGroup("pair", self.views, self.inputs.image_size, self.inputs.pixels),)
 
     @property
     def network(self) -> PairNetwork:

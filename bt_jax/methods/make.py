@@ -45,5 +45,6 @@ def make_method(config: ConfigDict, facts: Facts, mesh: Mesh | None) -> Method:
     if own:
         check_method(method, config.method)
     if not takes_any_size(encoder):
-        check_encoder(encoder, model.arch, inputs.image_size, [(g.num_views, g.size) for g in method.view_groups])
+        sizes = [(group.num_views, group.size) for group in method.view_groups]
+        check_encoder(encoder, model.arch, inputs.image_size, sizes, channels=inputs.pixels.channels)
     return method

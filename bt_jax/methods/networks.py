@@ -20,7 +20,7 @@ COLLAPSED = (
 
 
 class PairNetwork(nn.Module):
-    """Normalised views (N, V, H, W, 3) -> embeddings (N, V, D).
+    """Normalised views (N, V, H, W, C) -> embeddings (N, V, D).
 
     Attributes:
       joint: whether all views share batch statistics, as in SimCLR's official code, where they go through the network as one
@@ -67,7 +67,7 @@ class PairMethod(Method):
 
     @property
     def view_groups(self) -> tuple[ViewGroup, ...]:
-        return (ViewGroup("pair", (self.view, self.view), self.inputs.image_size),)
+        return (ViewGroup("pair", (self.view, self.view), self.inputs.image_size, self.inputs.pixels),)
 
     @property
     def network(self) -> PairNetwork:

@@ -26,7 +26,7 @@ _ROWS = 1024  # a bank has a multiple of these, so that devices divide it and th
 
 
 class JigsawNetwork(nn.Module):
-    """Normalised patches (N, P, S, S, 3) and images (N, 1, …) -> embeddings (N, D) of both.
+    """Normalised patches (N, P, S, S, C) and images (N, 1, …) -> embeddings (N, D) of both.
 
     All patches of a batch go through the encoder as one batch, and then the images: each have their own batch statistics, and
     the running ones are updated in this order (vissl, MULTI_INPUT_HEAD_MAPPING). Features of an image's patches are projected
@@ -122,8 +122,8 @@ class PIRL(Method):
 
     @property
     def view_groups(self) -> tuple[ViewGroup, ...]:
-        image = ViewGroup("image", (self.view,), self.inputs.image_size)
-        return image, ViewGroup("patches", self.jigsaw, self.patch_size)
+        image = ViewGroup("image", (self.view,), self.inputs.image_size, self.inputs.pixels)
+        return image, ViewGroup("patches", self.jigsaw, self.patch_size, self.inputs.pixels)
 
     @property
     def network(self) -> JigsawNetwork:

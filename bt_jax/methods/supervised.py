@@ -66,7 +66,7 @@ class Supervised(Method):
 
     @property
     def view_groups(self) -> tuple[ViewGroup, ...]:
-        return (ViewGroup("image", (self.view,), self.inputs.image_size),)
+        return (ViewGroup("image", (self.view,), self.inputs.image_size, self.inputs.pixels),)
 
     def init(self, rng: jax.Array, batch_spec: Batch) -> tuple[PyTree, PyTree, PyTree]:
         classifier_rng, encoder_rng = jax.random.split(rng)

@@ -24,7 +24,7 @@ LARGE = 2  # crops, all of which are assigned to prototypes
 
 
 class MultiCropNetwork(nn.Module):
-    """Normalised crops, (N, V, S, S, 3) for each size -> embeddings (N, V of all sizes, D).
+    """Normalised crops, (N, V, S, S, C) for each size -> embeddings (N, V of all sizes, D).
 
     Crops of one size go through the encoder as one batch, so that they share batch statistics; running statistics are updated
     once for each size. All crops go through the projector together (resnet50.py, forward).
@@ -113,10 +113,10 @@ class SwAV(Method):
 
     @property
     def view_groups(self) -> tuple[ViewGroup, ...]:
-        large = ViewGroup("large", (self.view,) * LARGE, self.inputs.image_size)
+        large = ViewGroup("large", (self.view,) * LARGE, self.inputs.image_size, self.inputs.pixels)
         if not self.small_crops:
             return (large,)
-        return large, ViewGroup("small", (self.small_view,) * self.small_crops, self.small_size)
+        return large, ViewGroup("small", (self.small_view,) * self.small_crops, self.small_size, self.inputs.pixels)
 
     @property
     def network(self) -> MultiCropNetwork:

@@ -40,7 +40,7 @@ def make_encoder(
         the same up to rounding.
 
     Returns:
-      A Linen module: normalised images (N, H, W, 3) -> features (N, F), or (N, V, H, W, 3) -> (N, V, F) with a ResNet's
+      A Linen module: normalised images (N, H, W, C) -> features (N, F), or (N, V, H, W, C) -> (N, V, F) with a ResNet's
       batch statistics for each view; called with `train: bool`. F is `module.num_features`. A ViT takes images of one size.
 
     Raises:
@@ -83,7 +83,9 @@ def make_encoder(
     return encoder
 
 
-def check_encoder(encoder: nn.Module, arch: str, image_size: int, views: Iterable[tuple[int, int]] = ()) -> None:
+def check_encoder(
+    encoder: nn.Module, arch: str, image_size: int, views: Iterable[tuple[int, int]] = (), *, channels: int = 3
+) -> None:
     """Checks, without computing, that an encoder accepts the images of a run and returns features.
 
     It is for a user's encoder, and for one that does not take images of any size.
@@ -92,13 +94,14 @@ def check_encoder(encoder: nn.Module, arch: str, image_size: int, views: Iterabl
       arch: its name or import path, for the error.
       image_size: side in pixels of the images that it will be evaluated on.
       views: (V, side in pixels) of each group of views that it will be trained on.
+      channels: of the images.
 
     Raises:
       UserError: it cannot take such images, returns a shape other than (N, F) or (N, V, F), or has variables other than
         "params" and "batch_stats".
     """
-    single = (2, image_size, image_size, 3)
-    cases = [(single, False), (single, True), *(((2, count, side, side, 3), True) for count, side in views)]
+    single = (2, image_size, image_size, channels)
+    cases = [(single, False), (single, True), *(((2, count, side, side, channels), True) for count, side in views)]
     variables: Any = None
     for shape, train in cases:
         images = jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -79,8 +79,8 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        if images.ndim not in (4, 5) or images.shape[-1] != 3:
-            raise ValueError(f"images is {images.shape}; it must be (N, H, W, 3), or (N, V, H, W, 3) for V views.")
+        if images.ndim not in (4, 5):
+            raise ValueError(f"images is {images.shape}; it must be (N, H, W, C), or (N, V, H, W, C) for V views.")
         lead = images.shape[:-3]
         views = lead[1] if len(lead) == 2 else 1
         x = images.reshape(-1, *images.shape[-3:]).astype(self.dtype)
@@ -90,7 +90,7 @@ class ResNet(nn.Module):
         return layers(self, x).reshape(*lead, -1)
 
     def _layers(self, x: jax.Array, *, views: int, train: bool) -> jax.Array:
-        """Images (N·V, H, W, 3) of `dtype` -> features (N·V, F)."""
+        """Images (N·V, H, W, C) of `dtype` -> features (N·V, F)."""
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(ViewBatchNorm, dtype=self.dtype)
         if self.small_images:

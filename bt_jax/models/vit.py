@@ -59,9 +59,9 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        if images.ndim not in (4, 5) or images.shape[-1] != 3:
-            raise ValueError(f"images is {images.shape}; it must be (N, H, W, 3), or (N, V, H, W, 3) for V views.")
-        lead, (height, side, _), patch = images.shape[:-3], images.shape[-3:], self.patch_size
+        if images.ndim not in (4, 5):
+            raise ValueError(f"images is {images.shape}; it must be (N, H, W, C), or (N, V, H, W, C) for V views.")
+        lead, (height, side, channels), patch = images.shape[:-3], images.shape[-3:], self.patch_size
         if height != side or side % patch or not side:
             raise UserError(
                 f"images is {images.shape}, but a ViT with patches of {patch}×{patch} pixels takes square images whose side is "
@@ -69,7 +69,7 @@ class ViT(nn.Module):
             )
         self._check_side(side)
         full = jnp.promote_types(self.dtype, jnp.float32)
-        x = images.reshape(-1, side, side, 3).astype(self.dtype)
+        x = images.reshape(-1, side, side, channels).astype(self.dtype)
         x = Patches(self.width, patch, self.dtype, name="patch_embed")(x)
         token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width), full)
         places = self.param("pos_embed", _normal, (1, x.shape[1] + 1, self.width), full)
@@ -94,7 +94,7 @@ class ViT(nn.Module):
 
 
 class Patches(nn.Module):
-    """Images (N, S, S, 3) -> tokens (N, (S / patch)², width), row by row: a convolution whose stride is its size."""
+    """Images (N, S, S, C) -> tokens (N, (S / patch)², width), row by row: a convolution whose stride is its size."""
 
     width: int
     patch: int
@@ -102,13 +102,13 @@ class Patches(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        count, patch = images.shape[1] // self.patch, self.patch
-        x = images.reshape(-1, count, patch, count, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-        return Projection(self.width, self.dtype, name="proj")(x.reshape(-1, count**2, patch, patch, 3))
+        count, patch, channels = images.shape[1] // self.patch, self.patch, images.shape[-1]
+        x = images.reshape(-1, count, patch, count, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+        return Projection(self.width, self.dtype, name="proj")(x.reshape(-1, count**2, patch, patch, channels))
 
 
 class Projection(nn.Module):
-    """Patches (N, T, patch, patch, 3) -> (N, T, width), by a kernel with a convolution's shape."""
+    """Patches (N, T, patch, patch, C) -> (N, T, width), by a kernel with a convolution's shape."""
 
     width: int
     dtype: Any

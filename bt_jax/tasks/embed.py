@@ -22,7 +22,7 @@ from bt_jax.data.sources.make import make_source
 from bt_jax.engine.session import Session, session
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, NotFiniteFeatures, frozen
-from bt_jax.evaluation.judged import run_task
+from bt_jax.evaluation.judged import run_task, with_pixels
 from bt_jax.evaluation.results import same_encoder
 from bt_jax.export.embeddings import Piece, Pieces, check_parquet, check_same, write_npz, write_parquet
 from bt_jax.export.encoder import Encoder, load_encoder
@@ -94,17 +94,17 @@ class _Embedding:
         self, config: ConfigDict, workdir: epath.Path, mesh: Mesh, encoder: Encoder | None, *, quiet: bool = False
     ):
         """Raises UserError if the encoder or the images are not what they should be; nothing has been written then."""
+        self._encoder = encoder or load_encoder(config.init_from)
+        self._data = data_for(config.data, self._encoder)
         self._config, self._workdir, self._mesh = config, workdir, mesh
         self._is_first, self._quiet = jax.process_index() == 0, quiet
-        self._source = make_source(config.data, "train")
+        self._source = make_source(self._data, "train")
         check_reader(self._source, config.data)
         if config.embed.parquet:
             check_parquet()
         source, size = self._source, config.features.batch_size
         processes.agree("data", {"images": [source.described(), source.fingerprint]})
         mesh_lib.check_batch_size(mesh, size, "features.batch_size")
-        self._encoder = encoder or load_encoder(config.init_from)
-        self._data = data_for(config.data, self._encoder)
         self._piece = -(-config.embed.piece // size) * size
         self._pieces = Pieces(workdir, self._piece, len(source))
         self._about = {"images": len(source), "fingerprint": source.fingerprint, "images_per_piece": self._piece}
@@ -151,7 +151,7 @@ class _Embedding:
         if first == self._pieces.count:
             return
         encoder, dtype = self._encoder, jnp.dtype(config.dtype)
-        inputs = Inputs(self._data.image_size, tuple(encoder.mean), tuple(encoder.std), dtype)
+        inputs = Inputs(self._data.image_size, tuple(encoder.mean), tuple(encoder.std), dtype, encoder.pixels)
         extract = FeatureExtractor(frozen(in_dtype(encoder.module, dtype)), self._mesh, inputs)
         variables = jax.device_put(jax.tree.map(np.asarray, encoder.variables), mesh_lib.everywhere(self._mesh))
         rows, begin = mesh_lib.process_rows(self._mesh, size), first * self._piece // size
@@ -234,8 +234,13 @@ class _Embedding:
 
 
 def data_for(data: ConfigDict, encoder: Encoder) -> ConfigDict:
-    """`config.data` with the sizes of images for an encoder: with image_size 0 its own, and eval_resize scaled from 224 to it."""
-    data = data.copy_and_resolve_references()
+    """`config.data` for an encoder's images: its channels and range, and with image_size 0 its size, to which eval_resize is scaled
+    from 224.
+
+    Raises:
+      UserError: other channels or another range are declared.
+    """
+    data = with_pixels(data, encoder.pixels, encoder.source)
     if not data.image_size:
         data.eval_resize = round(data.eval_resize * encoder.input_size / 224)
         data.image_size = encoder.input_size

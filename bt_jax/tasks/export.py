@@ -128,6 +128,7 @@ def _in_torch(description: dict[str, Any], path: epath.Path) -> str:
     if arch in VITS:
         patch, size = description["patch_size"], description["input_size"]
         sizes = "" if (patch, size) == (16, 224) else f"patch_size={patch}, img_size={size}, "
+        sizes += "" if description["channels"] == 3 else f"in_chans={description['channels']}, "
         return f"model = timm.create_model('{arch}_patch16_224', {sizes}num_classes={classes or 0}); {load}"
     if width != 64:
         stem = " with a 3×3 stem" if description["small_images"] else ""
@@ -135,11 +136,16 @@ def _in_torch(description: dict[str, Any], path: epath.Path) -> str:
     if arch == "resnet200" and description["small_images"]:
         return "timm has these names, but no resnet200 with a 3×3 stem"
     if arch == "resnet200":  # torchvision has none
-        return f"model = timm.create_model('resnet200', num_classes={classes or 0}); {load}"
+        channels = "" if description["channels"] == 3 else f"in_chans={description['channels']}, "
+        return f"model = timm.create_model('resnet200', {channels}num_classes={classes or 0}); {load}"
     steps = [f"model = torchvision.models.{arch}({f'num_classes={classes}' if classes else ''})"]
     if not classes:
         steps.append("model.fc = torch.nn.Identity()")
     if description["small_images"]:
-        steps.append(f"model.conv1 = torch.nn.Conv2d(3, 64, 3, {description['stem_stride']}, 1, bias=False)")
+        steps.append(
+            f"model.conv1 = torch.nn.Conv2d({description['channels']}, 64, 3, {description['stem_stride']}, 1, bias=False)"
+        )
         steps.append("model.maxpool = torch.nn.Identity()")
+    elif description["channels"] != 3:
+        steps.append(f"model.conv1 = torch.nn.Conv2d({description['channels']}, 64, 7, 2, 3, bias=False)")
     return "; ".join([*steps, load])

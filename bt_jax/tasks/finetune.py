@@ -44,6 +44,7 @@ def evaluate_finetune(
 ) -> Result:
     """Like `finetune`, in joined processes, on a mesh; `within` and `say` as for `Evaluation`."""
     evaluation = Evaluation(config, workdir, mesh, within=within, say=say)
+    config = evaluation.config
     seeds = range(config.seed, config.seed + config.repeats)
     parts = [labelled_part(evaluation.train, config.finetune, seed) for seed in seeds]
 

@@ -46,6 +46,7 @@ def evaluate_linear(
     The task `transfer` calls it too.
     """
     evaluation = Evaluation(config, workdir, mesh, within=within, say=say)
+    config = evaluation.config
     quiet = say is not None
     runs = cached_runs(evaluation) if config.linear.cached else sgd_runs(evaluation, quiet=quiet)
     protocol = describe_cached(config) if config.linear.cached else describe_sgd(config)

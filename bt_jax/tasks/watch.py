@@ -29,6 +29,7 @@ from bt_jax.evaluation.monitor import FeatureMonitor, Seen
 from bt_jax.evaluation.redundancy import cross_correlation, spectrum
 from bt_jax.facts import Facts
 from bt_jax.methods.base import LossLevels
+from bt_jax.pixels import Pixels
 from bt_jax.reporting.report.stored import FOLDER, packed, read_facts, write_arrays, write_facts
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.tasks.report import check_report_parts, write_report
@@ -59,7 +60,7 @@ class Watch:
             self._trying(check_report_parts)
             self._trying(self._look_for_signs)
             if monitor is not None:
-                monitor.kept = KeptImages(_KEPT, _SIDE)
+                monitor.kept = KeptImages(_KEPT, _SIDE, self._picture)
 
     def begin(self, run: Run) -> None:
         """Keeps what is known at a start: what is run, and views of a few images."""
@@ -98,6 +99,11 @@ class Watch:
     def close(self) -> None:
         """Waits for what is being drawn."""
         self._wait(seconds=30)
+
+    def _picture(self, levels: np.ndarray) -> np.ndarray:
+        """Levels (…, C) as something to look at, (…, 3) uint8."""
+        data = self._config.data
+        return Pixels.of(data).picture(levels, tuple(data.mean), tuple(data.std))
 
     def _wait(self, seconds: float | None = None) -> None:
         if self._thread is not None:
@@ -182,16 +188,17 @@ class Watch:
     def _write_views(self, run: Run, source: Source, batch: Any, rows: np.ndarray, size: int) -> None:
         data, count = self._config.data, min(_SHOWN_VIEWS, len(rows))
         arrays: dict[str, np.ndarray] = {}
-        for name, views in batch["views"].items():
-            arrays |= packed(f"view_{name}", [shrunk(view, _VIEW_SIDE) for image in views[:count] for view in image])
+        shown = {name: self._picture(np.asarray(views[:count])) for name, views in batch["views"].items()}
+        for name, views in shown.items():
+            arrays |= packed(f"view_{name}", [shrunk(view, _VIEW_SIDE) for image in views for view in image])
         if not isinstance(source, StreamSource):  # which would be read through for them
             _, examples = Order(self._setup.seed, len(source), size).batch(0)
             wanted = source.usable(examples[rows[:count]])
             (whole,) = eval_batches(take(source, wanted, source.name), data, batch_size=count, rows=np.arange(count))
-            arrays |= packed("images", [shrunk(image, _VIEW_SIDE) for image in whole["image"]])
+            arrays |= packed("images", [shrunk(self._picture(image), _VIEW_SIDE) for image in whole["image"]])
             arrays["names"] = np.array([_printable(source.path(int(example))) for example in wanted])
         write_arrays(self._folder / "views.npz", arrays | {"count": np.array(count)})
-        grid = {f"views/{name}": _side_by_side(views[:count]) for name, views in batch["views"].items()}
+        grid = {f"views/{name}": _side_by_side(views) for name, views in shown.items()}
         run.reporter.images(run.start.step, grid)
 
     def _embeddings(self, state: TrainState, views: tuple[np.ndarray, ...] | None) -> tuple[np.ndarray, ...] | None:

@@ -50,6 +50,32 @@ def _only_embeddings_take_the_encoders_size(task, image_size):
     return None
 
 
+def _range(ends):
+    pairs = list(zip(ends[::2], ends[1::2], strict=False))
+    if len(ends) % 2 == 0 and all(map(is_number, ends)) and all(low < high for low, high in pairs):
+        return None
+    return "must be empty, or a low and a high end, or these of each channel in turn"
+
+
+@contradiction("data.channels", "data.range", "data.mean", "data.std")
+def _a_number_for_each_channel(channels, ends, mean, std):
+    wrong = [
+        f"data.{name} has {len(given)}" for name, given in (("mean", mean), ("std", std)) if len(given) != channels
+    ]
+    if len(ends) not in (0, 2, 2 * channels):
+        wrong.append(f"data.range has {len(ends)}")
+    if wrong:
+        return f"{' and '.join(wrong)} numbers, but data.channels is {channels}; the task statistics finds them"
+    return None
+
+
+@contradiction("data.source", "data.channels", "data.range")
+def _photographs_are_photographs(source, channels, ends):
+    if source == "photographs" and (channels != 3 or ends):
+        return "data.channels and data.range cannot be set for the source photographs, whose images are red, green and blue of 8 bits"
+    return None
+
+
 DATA = Group(
     "data",
     "the images",
@@ -100,15 +126,27 @@ DATA = Group(
             at_least(0),
             "Evaluations resize an image's shorter side to this and crop the centre; 0 resizes the whole image to image_size",
         ),
+        "channels": Field(
+            3,
+            between(1, 1024),
+            "Channels of an image; with 1, coloured images are turned to grey, and with 3, grey ones to three equal channels, if they have "
+            "8 bits and no range is declared; other images must have as many",
+        ),
+        "range": Field(
+            (),
+            _range,
+            "Range of the images' values where these are not of 8 bits: the low and high end of all channels, or of each in turn; what lies "
+            "outside counts as the end. Empty for 8 bits. The task statistics finds it",
+        ),
         "mean": Field(
             (0.485, 0.456, 0.406),
-            values(3, "numbers", is_number),
-            "Mean of the channels red, green and blue, from 0 to 1, subtracted from each view",
+            values(None, "numbers", is_number),
+            "Mean of each channel, from 0 to 1 in the range of values, subtracted from each view",
         ),
         "std": Field(
             (0.229, 0.224, 0.225),
-            values(3, "positive numbers", lambda x: is_number(x) and x > 0),
-            "Standard deviation of the channels, by which views are divided",
+            values(None, "positive numbers", lambda x: is_number(x) and x > 0),
+            "Standard deviation of each channel, by which views are divided",
         ),
         "download": Field(False, anything, "Whether TFDS may download the data set", resume="free", own=True),
         "max_bad_fraction": Field(
@@ -160,5 +198,7 @@ DATA = Group(
         _only_files_have_these,
         _resize_before_the_crop,
         _only_embeddings_take_the_encoders_size,
+        _a_number_for_each_channel,
+        _photographs_are_photographs,
     ),
 )

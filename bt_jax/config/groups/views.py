@@ -10,6 +10,9 @@ _FIELDS = {
     "crop_scale": Field((0.08, 1.0), range_within(1e-6, 1), "Range of the crop's area, as a fraction of the image's"),
     "crop_ratio": Field((3 / 4, 4 / 3), range_within(1e-3, 1e3), "Range of the crop's aspect ratio, width over height"),
     "flip": Field(0.5, between(0, 1), "Probability of a horizontal flip"),
+    "quarter_turns": Field(
+        0.0, between(0, 1), "Probability of one, two or three quarter turns, for images without an up and a down"
+    ),
     "jitter": Field(0.8, between(0, 1), "Probability of colour jitter: the next four, in random order"),
     "brightness": Field(0.4, between(0, 1), "The brightness factor is uniform in 1 ± this"),
     "contrast": Field(0.4, between(0, 1), "The contrast factor is uniform in 1 ± this"),
@@ -22,6 +25,11 @@ _FIELDS = {
         (0.1, 2.0), range_within(1e-3, 2.4), "Range of the blur's standard deviation, in pixels, at most 2.4"
     ),
     "solarize": Field(0.0, between(0, 1), "Probability of solarising, which inverts levels of 128 and more"),
+    "drop_bands": Field(
+        0.0,
+        between(0, 1),
+        "Probability, for each channel, that it is set to the low end of its range; one always stays",
+    ),
     "interpolation": Field(
         "bicubic", one_of(("bicubic", "bilinear")), "How the crop is resized to the view's size: bicubic or bilinear"
     ),

@@ -2,9 +2,9 @@
 
 from bt_jax.config.field import Field, Group, Task
 from bt_jax.config.rules import one_of
-from bt_jax.config.tasks import embed, export, finetune, knn, linear, pod_plan, pretrain, report, transfer
+from bt_jax.config.tasks import embed, export, finetune, knn, linear, pod_plan, pretrain, report, statistics, transfer
 
-LIKE_PRETRAIN = ("pod_plan", "report")  # they take the config of a pre-training
+LIKE_PRETRAIN = ("pod_plan", "report", "statistics")  # they take the config of a pre-training
 _ALL = (
     pretrain.TASK,
     pod_plan.TASK,
@@ -15,6 +15,7 @@ _ALL = (
     embed.TASK,
     export.TASK,
     report.TASK,
+    statistics.TASK,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 

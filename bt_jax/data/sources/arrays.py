@@ -9,23 +9,39 @@ import numpy as np
 from etils import epath
 
 from bt_jax.data.sources.base import ArraySource, numbers_as_names, other_split
+from bt_jax.data.sources.declared import checked_levels
 from bt_jax.errors import UserError, first_line
+from bt_jax.pixels import PHOTOGRAPHS, Pixels
 from bt_jax.runtime.paths import as_path
 
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def array_source(file: str, split: str, use: str = "train") -> ArraySource:
-    """The arrays `x_<split>` (N, H, W, 3) uint8 and `y_<split>` (N,) integers of a file, local or gs://.
+def array_source(file: str, split: str, use: str = "train", pixels: Pixels = PHOTOGRAPHS) -> ArraySource:
+    """The arrays `x_<split>` (N, H, W, C), or (N, H, W) for one channel, and `y_<split>` (N,) integers of a file, local or gs://.
 
     Args:
       split: such as "train", or a part of it as in TFDS: "train[:90%]", "train[100:200]".
       use: of the split, "train" or "test", for messages.
+      pixels: of the images: uint8, or of any real type if a range is declared.
 
     Raises:
       UserError: the file does not exist, cannot be read, or lacks these arrays; arrays of another shape or type; a part that holds no image; arrays that are
-        larger than the file says (nothing is read then); labels that cannot be classes numbered from 0.
+        larger than the file says (nothing is read then); labels that cannot be classes numbered from 0; values outside the range.
     """
+    name, values, labels, classes = read_arrays(file, split, use)
+    notices: tuple[str, ...] = ()
+    if pixels.channels == 1 and values.ndim == 3:
+        values = values[..., None]
+    if not pixels.are_photographs and values.ndim == 4 and values.size:
+        values, notices = checked_levels(name, values, pixels)
+    source = ArraySource(name, values, labels, classes, pixels)
+    source.notices += notices
+    return source
+
+
+def read_arrays(file: str, split: str, use: str) -> tuple[str, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """A name for people, the images and labels as they are, and the classes; arguments and errors as of `array_source`."""
     path = as_path(file, "data.data_dir")
     if not file or not path.is_file():
         found = f"{str(path)!r} is a folder" if file and path.is_dir() else f"there is no file {str(path)!r}"
@@ -49,7 +65,7 @@ def array_source(file: str, split: str, use: str = "train") -> ArraySource:
                     if len(own[images]) and not len(own[images][chosen]):
                         raise UserError(f"{name} holds none of the {len(own[images])} images.")
                     names = numbers_as_names(str(path), *known)
-                    return ArraySource(name, own[images][chosen], own[labels][chosen], names)
+                    return name, own[images][chosen], own[labels][chosen], names
     except UserError:
         raise
     # A broken or hostile file can make the parsers of archives and arrays fail anywhere.

@@ -13,6 +13,7 @@ import numpy as np
 
 from bt_jax.errors import UserError, some
 from bt_jax.parts import import_part
+from bt_jax.pixels import PHOTOGRAPHS, Pixels
 
 MOST_CLASSES = 2**16  # of a set with fewer images than that: three times ImageNet-21k's
 _HASHED_BYTES = 2**28  # of an array, for a fingerprint: a fifth of a second
@@ -28,9 +29,11 @@ class Source:
       bad: the examples that turned out not to decode, and why; others stand in for them.
       allowance: words about the bad images of a small set, of which more than data.max_bad_fraction may be bad; or "".
       stable_examples: whether a number names the same image in every epoch.
+      pixels: of its images.
     """
 
     stable_examples: ClassVar[bool] = True
+    pixels: Pixels = PHOTOGRAPHS
 
     def __init__(self, name: str, length: int, class_names: tuple[str, ...], notices: tuple[str, ...] = ()):
         self.name, self.class_names, self.notices = name, class_names, notices
@@ -126,18 +129,31 @@ class ArraySource(IndexedSource):
     """Images of one size in memory.
 
     Attributes:
-      images: (N, H, W, 3) uint8.
+      images: levels (N, H, W, C), uint8 or uint16.
       labels: (N,) int32.
     """
 
-    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...] | None = None):
-        """Raises UserError for other shapes or types, or labels outside the classes."""
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: tuple[str, ...] | None = None,
+        pixels: Pixels = PHOTOGRAPHS,
+    ):
+        """Raises UserError for other shapes or types, or labels outside the classes.
+
+        Args:
+          images: levels (N, H, W, C), as `pixels` says.
+        """
         images, labels = np.asarray(images), np.asarray(labels)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        if images.dtype != pixels.dtype or images.ndim != 4 or images.shape[-1] != pixels.channels:
             real = images.size and np.issubdtype(images.dtype, np.floating)
             levels = f" from {images.min():g} to {images.max():g}" if real else ""
+            declare = "" if images.ndim != 4 or pixels.range else "; or declare data.channels and data.range"
             raise UserError(
-                f"{name}: the images are {images.dtype} {images.shape}{levels}; they must be uint8 (N, H, W, 3)."
+                f"{name}: the images are {images.dtype} {images.shape}{levels}; they must be {pixels.dtype} "
+                f"(N, H, W, {pixels.channels}){declare}."
             )
         if images.size == 0:
             raise UserError(f"{name}: the images are {images.shape}; none of these numbers may be 0.")
@@ -156,7 +172,7 @@ class ArraySource(IndexedSource):
                 f"{name}: the labels run from {lowest} to {highest}; they must lie in 0 to {len(class_names) - 1}."
             )
         super().__init__(name, len(images), tuple(class_names))
-        self.images, self.labels = images, labels.astype(np.int32)
+        self.images, self.labels, self.pixels = images, labels.astype(np.int32), pixels
 
     def _identity(self) -> Iterator[bytes]:
         """The pixels; of a set above `_HASHED_BYTES`, those of evenly spread images."""
@@ -166,7 +182,7 @@ class ArraySource(IndexedSource):
             yield np.ascontiguousarray(self.images[start : start + 1024 * step : step]).tobytes()
 
     def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels of these examples, (n, H, W, 3) uint8, and their labels, (n,) int32."""
+        """The pixels of these examples, levels (n, H, W, C), and their labels, (n,) int32."""
         return self.images[examples], self.labels[examples]
 
 

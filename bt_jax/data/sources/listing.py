@@ -23,7 +23,7 @@ from bt_jax.errors import UserError
 
 IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff",
-    ".jfif", ".ppm", ".pgm", ".avif", ".jp2",
+    ".jfif", ".ppm", ".pgm", ".avif", ".jp2", ".dcm",
 )  # upper case too  # fmt: skip
 _KEPT_FROM = 10_000  # images; fewer are found at once
 _KEPT = 20  # listings; the oldest go

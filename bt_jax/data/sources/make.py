@@ -1,13 +1,15 @@
 """The source that a config names: the only module that knows all kinds."""
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from bt_jax.config.groups.data import SOURCES_OF_FILES
-from bt_jax.data.sources.arrays import array_source
-from bt_jax.data.sources.base import ArraySource, Source, import_tfds
+from bt_jax.data.sources.arrays import array_source, read_arrays
+from bt_jax.data.sources.base import ArraySource, EncodedSource, Source, StreamSource, import_tfds
+from bt_jax.data.sources.declared import check_declared, values_of
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.sources.layout import has_split, is_whole
 from bt_jax.data.sources.parquet import parquet_source
@@ -15,6 +17,7 @@ from bt_jax.data.sources.photographs import PHOTOGRAPHS, photograph_crops
 from bt_jax.data.sources.shards import has_shards, is_one_split
 from bt_jax.data.sources.tar import tar_source
 from bt_jax.errors import UserError
+from bt_jax.pixels import Pixels
 
 _PACKED = {"tar": (tar_source, ".tar"), "parquet": (parquet_source, ".parquet")}
 
@@ -27,8 +30,49 @@ def make_source(config: ConfigDict, split: str) -> Source:
       split: "train" or "test", which `config.train_split` and `config.test_split` translate.
 
     Raises:
-      UserError: it does not exist, or is not what it should be.
+      UserError: it does not exist, or is not what it should be; its images do not have the channels or the range of values that
+        the config declares.
     """
+    pixels = Pixels.of(config)
+    source = _made(config, split, pixels)
+    if not pixels.are_photographs and not isinstance(source, ArraySource):
+        source.pixels = pixels
+        check_declared(source)
+    return source
+
+
+def images_as_stored(
+    config: ConfigDict, split: str, count: int
+) -> tuple[str, int, Iterator[tuple[str, np.ndarray | str]]]:
+    """The images of the source that `config.data` names, of any channels and types, whatever it declares of them.
+
+    Args:
+      count: at most so many encoded images, evenly spread; those in memory are given all.
+
+    Returns:
+      A name for people, the number of images, and of each its place in words and its values (H, W, C), or why it has none.
+
+    Raises:
+      UserError: as `make_source`.
+    """
+    if config.source == "arrays":
+        name, values, _, _ = read_arrays(config.data_dir, config[f"{split}_split"], split)
+        if values.ndim not in (3, 4) or not values.size:
+            raise UserError(
+                f"{name}: the images are {values.shape}; they must be (N, H, W, C), or (N, H, W) for one channel."
+            )
+        values = values if values.ndim == 4 else values[..., None]
+        return name, len(values), ((f"image {i}", image) for i, image in enumerate(values))
+    config = config.copy_and_resolve_references()
+    config.in_memory_bytes = 0  # a TFDS set is decoded here
+    source = _made(config, split, Pixels(3, (0.0, 65535.0)))
+    if isinstance(source, ArraySource):
+        return source.name, len(source), ((source.place(i), image) for i, image in enumerate(source.images))
+    assert isinstance(source, (EncodedSource, StreamSource))
+    return source.name, len(source), values_of(source, count)
+
+
+def _made(config: ConfigDict, split: str, pixels: Pixels) -> Source:
     name = config[f"{split}_split"]
     if not name and not (split == "test" and config.source in SOURCES_OF_FILES and config.test_fraction):
         raise UserError(f"data.{split}_split is empty; name the {split} split, or set monitor.every_epochs to 0.")
@@ -54,12 +98,12 @@ def make_source(config: ConfigDict, split: str) -> Source:
         source.exif_orientation = config.exif_orientation
         return source
     if config.source == "arrays":
-        return array_source(config.data_dir, name, split)
+        return array_source(config.data_dir, name, split, pixels)
     if config.source == "tfds":
         import_tfds()
         from bt_jax.data.sources.tfds import tfds_source
 
-        return tfds_source(config, name, split)
+        return tfds_source(config, name, split, pixels)
     raise UserError(f"data.source is {config.source!r}; it must be photographs, tfds, folder, tar, parquet or arrays.")
 
 

@@ -241,6 +241,8 @@ def _check_images(file: epath.Path, column: str, contents: list[bytes], path: st
     """Raises UserError if none of these is an image."""
     from PIL import Image
 
+    from bt_jax.data.values import is_dicom
+
     if not any(contents) and path:
         raise UserError(
             f"the column {column!r} of {file} has paths, such as {path}, but no bytes; write the table with the images in it, as "
@@ -248,7 +250,8 @@ def _check_images(file: epath.Path, column: str, contents: list[bytes], path: st
         )
     for content in contents:
         with contextlib.suppress(Exception):  # Pillow raises many kinds
-            Image.open(io.BytesIO(content)).close()
+            if not is_dicom(content):
+                Image.open(io.BytesIO(content)).close()
             return
     raise UserError(
         f"the column {column!r} of {file} holds no images: none of its first {len(contents)} values is one, the first begins with "

@@ -28,6 +28,7 @@ from bt_jax.data.sources.listing import listing
 from bt_jax.data.tensorflow_import import tf
 from bt_jax.errors import UserError, first_line, some
 from bt_jax.parts import import_part
+from bt_jax.pixels import PHOTOGRAPHS, Pixels
 from bt_jax.runtime.paths import as_path
 
 _INT32 = np.iinfo(np.int32)  # labels beyond it are clipped, so that they stay outside the classes
@@ -131,11 +132,12 @@ def _encoded_stream(builder: Any, split: str, shuffle_seed: int | None) -> tf.da
     return dataset.map(part)
 
 
-def tfds_source(config: ConfigDict, split: str, use: str = "train") -> Source:
+def tfds_source(config: ConfigDict, split: str, use: str = "train", pixels: Pixels = PHOTOGRAPHS) -> Source:
     """The TFDS source that `config.data` names: in memory if it fits, else in records, else as a stream.
 
     Args:
       use: of the split, "train" or "test", for messages.
+      pixels: of the images.
 
     Raises:
       UserError: it does not exist, or is not what bt_jax can use.
@@ -153,9 +155,11 @@ def tfds_source(config: ConfigDict, split: str, use: str = "train") -> Source:
         raise UserError(f"split {split!r} of TFDS {builder.name} has no examples; it has {', '.join(info.splits)}.")
     features = info.features
     parts = [part for part in ("image", "label") if part not in features]
-    if parts or features["image"].np_dtype != np.uint8 or not hasattr(features["label"], "names"):
+    depths = (np.uint8, np.uint16) if pixels.range else (np.uint8,)
+    if parts or features["image"].np_dtype not in depths or not hasattr(features["label"], "names"):
         found = " ".join(str(features).split())
-        raise UserError(f"TFDS {builder.name} holds {found}; bt_jax needs an 8-bit 'image' and a class 'label'.")
+        which = "an 'image' of 8 or 16 bits" if pixels.range else "an 8-bit 'image'"
+        raise UserError(f"TFDS {builder.name} holds {found}; bt_jax needs {which} and a class 'label'.")
     stored = info.file_format.value
     if stored not in ("tfrecord", "array_record"):
         raise UserError(
@@ -165,8 +169,9 @@ def tfds_source(config: ConfigDict, split: str, use: str = "train") -> Source:
     _check_counts(builder, split)
     shape = features["image"].shape
     records = RecordSource(builder, split, config.cache_bytes) if stored == "array_record" else None
-    if None not in shape and count * shape[0] * shape[1] * 3 <= config.in_memory_bytes:
-        return _in_memory(builder, split, count, records)
+    size = pixels.channels * pixels.dtype.itemsize
+    if None not in shape and count * shape[0] * shape[1] * size <= config.in_memory_bytes:
+        return _in_memory(builder, split, count, records, pixels)
     return records or TfdsStream(builder, split)
 
 
@@ -256,14 +261,15 @@ def _require_prepared(builder: Any, config: ConfigDict) -> None:
         raise UserError(f"{where}, and could not be downloaded ({first_line(error)}).") from error
 
 
-def _in_memory(builder: Any, split: str, count: int, records: RecordSource | None) -> ArraySource:
+def _in_memory(builder: Any, split: str, count: int, records: RecordSource | None, pixels: Pixels) -> ArraySource:
     """All images decoded, in the order of the files."""
     height, width, _ = builder.info.features["image"].shape
-    images, labels = np.empty((count, height, width, 3), np.uint8), np.empty(count, np.int32)
+    images = np.empty((count, height, width, pixels.channels), pixels.dtype)
+    labels = np.empty(count, np.int32)
     start = 0
     try:
         encoded = _encoded_stream(builder, split, None) if records is None else records.in_a_row()
-        decoded = encoded.map(lambda image, label: (decode(image), label), num_parallel_calls=tf.data.AUTOTUNE)
+        decoded = encoded.map(lambda image, label: (decode(image, pixels), label), num_parallel_calls=tf.data.AUTOTUNE)
         for some_images, some_labels in decoded.batch(1024).as_numpy_iterator():
             stop = start + len(some_labels)
             images[start:stop], labels[start:stop] = some_images, some_labels
@@ -275,4 +281,5 @@ def _in_memory(builder: Any, split: str, count: int, records: RecordSource | Non
             f"TFDS {builder.name} in {builder.data_path} holds {start} examples of {split}, not the {count} that "
             "dataset_info.json counts; fetch or build the set again."
         )
-    return ArraySource(f"TFDS {builder.name}, {split}", images, labels, tuple(builder.info.features["label"].names))
+    names = tuple(builder.info.features["label"].names)
+    return ArraySource(f"TFDS {builder.name}, {split}", images, labels, names, pixels)

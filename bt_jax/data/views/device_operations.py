@@ -6,6 +6,8 @@ whole levels after each, so the factors are exact even on a device that multipli
 is (S, S) int32, one word per pixel (`packed`), as on the host.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -40,20 +42,33 @@ def resized_crops(
     Args:
       images: (N, H, W, 3) uint8; crops: (N, 4) int32, inside the images; flip: (N,) bool.
     """
-    n, height, width, _ = images.shape
+    return _pack(*jnp.moveaxis(_resized(images, crops, flip, size, interpolation, _levels, "high"), 2, 0))
+
+
+def resized_values(
+    images: jax.Array, crops: jax.Array, flip: jax.Array, size: int, interpolation: str = "bicubic"
+) -> jax.Array:
+    """Like `resized_crops`, without rounding, for levels (N, H, W, C) of any type: (N, size, size, C) float32."""
+    return jnp.moveaxis(_resized(images, crops, flip, size, interpolation, lambda x: x, "highest"), 2, 3)
+
+
+def _resized(images, crops, flip, size: int, interpolation: str, rounded: Callable, precision: str) -> jax.Array:
+    """(N, size, C, size) float32."""
+    n, height, width, channels = images.shape
     top, left, h, w = crops.T
     across = _weights(left, w, width, size, flip, interpolation)
     down = _weights(top, h, height, size, jnp.zeros_like(flip), interpolation)
     # Rows × channels × columns: then both products are plain ones, and their results lie as the next step reads them.
-    x = images.transpose(0, 1, 3, 2).reshape(n, height * 3, width).astype(jnp.float32)
-    x = _levels(_product("nrw,nsw->nrs", x, across))
-    x = _levels(_product("nth,nhk->ntk", down, x.reshape(n, height, 3 * size)))
-    return _pack(*jnp.moveaxis(x.reshape(n, size, 3, size), 2, 0))
+    x = images.transpose(0, 1, 3, 2).reshape(n, height * channels, width).astype(jnp.float32)
+    x = rounded(_product("nrw,nsw->nrs", x, across, precision))
+    x = rounded(_product("nth,nhk->ntk", down, x.reshape(n, height, channels * size), precision))
+    return x.reshape(n, size, channels, size)
 
 
-def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    # "high" is TF32 on a GPU and three bfloat16 products on a TPU: both keep levels exact and weights to 2⁻¹¹ or better.
-    return jnp.einsum(formula, a, b, precision="high", preferred_element_type=jnp.float32)
+def _product(formula: str, a: jax.Array, b: jax.Array, precision: str) -> jax.Array:
+    # "high" is TF32 on a GPU and three bfloat16 products on a TPU: both keep levels of 8 bits exact and weights to 2⁻¹¹ or better.
+    # Levels of 16 bits need "highest".
+    return jnp.einsum(formula, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _levels(x: jax.Array) -> jax.Array:
@@ -177,7 +192,7 @@ def solarize(x: jax.Array) -> jax.Array:
 
 def gaussian_blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
     """Pillow's GaussianBlur of radius `sigma` ≤ 2.4, one per image: three box blurs along each axis, in whole numbers."""
-    inside, near, far = (w[:, None, None, None] for w in _box(sigma))
+    inside, near, far = (w[:, None, None, None] for w in box_weights(sigma))
 
     def blurred(x, axis):
         n = x.shape[axis]
@@ -193,7 +208,7 @@ def gaussian_blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
     return _pack(*jnp.moveaxis(x, 1, 0))
 
 
-def _box(sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def box_weights(sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(N,) int32 each: weights, in 2⁻²⁴, of a box's middle tap, its neighbours, and the next ones; see host_operations.py."""
     variance = jnp.square(sigma) / 3
     whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)  # 0 or 1

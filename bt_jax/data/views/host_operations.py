@@ -5,6 +5,8 @@ all that follows into one program: words take a quarter of the memory of float p
 through TensorFlow.
 """
 
+from collections.abc import Callable
+
 from bt_jax.data.tensorflow_import import tf
 
 
@@ -44,14 +46,25 @@ def resized(image: tf.Tensor, crop: tf.Tensor, new_height, new_width, interpolat
       crop: (4,) int32: top, left, height, width.
       interpolation: "bicubic" or "bilinear".
     """
-    kernel = _KERNELS[interpolation]
+    return _resized(image, crop, new_height, new_width, interpolation, levels)
+
+
+def resized_values(
+    image: tf.Tensor, crop: tf.Tensor, new_height, new_width, interpolation: str = "bicubic"
+) -> tf.Tensor:
+    """Like `resized`, without rounding in between, for levels (H, W, C) of any type and number of channels."""
+    return _resized(image, crop, new_height, new_width, interpolation, lambda x: x)
+
+
+def _resized(image, crop, new_height, new_width, interpolation: str, rounded: Callable) -> tf.Tensor:
+    kernel, channels = _KERNELS[interpolation], image.shape[2]
     height, width = crop[2], crop[3]
-    x = tf.slice(image, [crop[0], crop[1], 0], [height, width, 3])
+    x = tf.slice(image, [crop[0], crop[1], 0], [height, width, channels])
     # Transposed as matrices, several times faster than with a channel axis at the end.
-    x = tf.transpose(tf.reshape(x, [height, width * 3]))
-    x = levels(_resized_rows(tf.reshape(x, [width, 3 * height]), new_width, kernel))
-    x = tf.transpose(tf.reshape(x, [new_width * 3, height]))
-    return tf.reshape(_resized_rows(x, new_height, kernel), [new_height, new_width, 3])
+    x = tf.transpose(tf.reshape(x, [height, width * channels]))
+    x = rounded(_resized_rows(tf.reshape(x, [width, channels * height]), new_width, kernel))
+    x = tf.transpose(tf.reshape(x, [new_width * channels, height]))
+    return tf.reshape(_resized_rows(x, new_height, kernel), [new_height, new_width, channels])
 
 
 def _resized_rows(x: tf.Tensor, size: tf.Tensor, kernel: str) -> tf.Tensor:
@@ -173,7 +186,7 @@ def gaussian_blur(x: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
     The boxes are at most five taps wide, weigh in 24-bit fixed point, round to a level and repeat the edge (Pillow's
     BoxBlur.c; Gwosdek et al. 2011).
     """
-    inside, near, far = tf.unstack(_box(sigma))
+    inside, near, far = tf.unstack(box_weights(sigma))
 
     def blurred(x, axis):
         n = x.shape[axis]
@@ -195,7 +208,7 @@ def _cut(x: tf.Tensor, axis: int, begin: int, end: int) -> tf.Tensor:
     return x[:, begin:end] if axis == 1 else x[:, :, begin:end]
 
 
-def _box(sigma: tf.Tensor) -> tf.Tensor:
+def box_weights(sigma: tf.Tensor) -> tf.Tensor:
     """(3,) int32: weights, in 2⁻²⁴, of a box's middle tap, its neighbours, and the next ones (Gwosdek's eq. 7, 11, 14)."""
     variance = tf.square(tf.cast(sigma, tf.float64)) / 3
     whole = tf.floor((tf.sqrt(12 * variance + 1) - 1) / 2)  # 0 or 1

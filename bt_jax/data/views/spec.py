@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bt_jax.errors import UserError
+from bt_jax.pixels import PHOTOGRAPHS, Pixels
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -20,6 +21,7 @@ class ViewSpec:
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area over the image's
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height
     flip: float = 0.5
+    quarter_turns: float = 0.0  # one, two or three of them
     jitter: float = 0.8
     brightness: float = 0.4  # the factor is uniform in 1 ∓ this; likewise contrast and saturation
     contrast: float = 0.4
@@ -29,11 +31,17 @@ class ViewSpec:
     blur: float = 1.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     solarize: float = 0.0
+    drop_bands: float = 0.0  # for each channel; one always stays
     interpolation: str = "bicubic"  # of the crop's resizing (antialiased), or "bilinear"
 
     def __post_init__(self):
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):  # may be lists from a file; a spec must be hashable
             object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def draws_more(self) -> bool:
+        """Whether it takes random numbers besides the `UNIFORMS` of every draw."""
+        return self.quarter_turns > 0 or self.drop_bands > 0
 
 
 # The two of Barlow Twins and BYOL (Zbontar et al. 2021, appendix A).
@@ -69,17 +77,19 @@ MAX_VIEWS = _VIEWS - 2
 
 @dataclasses.dataclass(frozen=True)
 class ViewGroup:
-    """Views of one size: (N, V, S, S, 3) uint8 in a batch, under the group's name.
+    """Views of one size: (N, V, S, S, C) in a batch, under the group's name.
 
     Attributes:
       name: a Python identifier.
       draws: a distribution for each view, or a jigsaw.
       size: side of a view in pixels, S.
+      pixels: says what C is, and the type: uint8 or uint16.
     """
 
     name: str
     draws: tuple[ViewSpec, ...] | Jigsaw
     size: int
+    pixels: Pixels = PHOTOGRAPHS
 
     def __post_init__(self):
         """Raises UserError for a group that cannot be drawn."""
@@ -107,6 +117,19 @@ class ViewGroup:
                     f"a view of group {self.name!r} has the interpolation {spec.interpolation!r}; "
                     f"it must be {' or '.join(INTERPOLATIONS)}."
                 )
+            self._check_colours(spec)
+
+    def _check_colours(self, spec: ViewSpec) -> None:
+        if self.pixels.channels == 3:
+            return
+        changed = {"saturation": spec.jitter and spec.saturation, "hue": spec.jitter and spec.hue}
+        wrong = {name: value for name, value in (changed | {"grayscale": spec.grayscale}).items() if value}
+        if wrong:
+            found = " and ".join(f"{name} {value:g}" for name, value in wrong.items())
+            raise UserError(
+                f"a view of group {self.name!r} has {found}, which only images of red, green and blue can have, and data.channels is "
+                f"{self.pixels.channels}; set {'it' if len(wrong) == 1 else 'them'} to 0, or begin with configs/channels.py."
+            )
 
     @property
     def num_views(self) -> int:
@@ -120,8 +143,8 @@ class ViewGroup:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of an image's views, (V, S, S, 3)."""
-        return (self.num_views, self.size, self.size, 3)
+        """Of an image's views, (V, S, S, C)."""
+        return (self.num_views, self.size, self.size, self.pixels.channels)
 
 
 def check_groups(groups: Sequence[ViewGroup]) -> tuple[ViewGroup, ...]:
@@ -158,7 +181,7 @@ def batch_spec(groups: Sequence[ViewGroup], batch_size: int, sharding: Any = Non
       sharding: of all of it, as `runtime.mesh.over_batch` gives it; None where it does not matter.
 
     Returns:
-      {"views": {group: (N, V, S, S, 3) uint8}, "label": (N,) int32, "example": (N,) int32}, as jax.ShapeDtypeStruct.
+      {"views": {group: (N, V, S, S, C) uint8 or uint16}, "label": (N,) int32, "example": (N,) int32}, as jax.ShapeDtypeStruct.
 
     Raises:
       UserError: as `check_groups`.
@@ -167,7 +190,7 @@ def batch_spec(groups: Sequence[ViewGroup], batch_size: int, sharding: Any = Non
     def struct(shape, dtype):
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
 
-    views = {group.name: struct(group.shape, np.uint8) for group in check_groups(groups)}
+    views = {group.name: struct(group.shape, group.pixels.dtype) for group in check_groups(groups)}
     return {"views": views, "label": struct((), np.int32), "example": struct((), np.int32)}
 
 
@@ -186,6 +209,8 @@ class ViewParameters(NamedTuple):
     blur: Any
     sigma: Any  # float32, pixels
     solarize: Any
+    turns: Any = None  # int32, quarter turns; None: none are drawn
+    dropped: Any = None  # (C,) bool; None likewise
 
 
 class JigsawParameters(NamedTuple):
@@ -197,6 +222,7 @@ class JigsawParameters(NamedTuple):
 
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop
 UNIFORMS = 2 * CROP_TRIES + 16  # random numbers in a draw
+MORE = 2  # besides those for `turns`, one per channel for `dropped`: of a draw with a number of its own, `more_of`
 
 
 def draw_number(group: int, view: int) -> int:
@@ -208,6 +234,11 @@ def draw_number(group: int, view: int) -> int:
       view: its place in the group; the places after the last view are for what the views share.
     """
     return group * _VIEWS + view
+
+
+def more_of(draw: int) -> int:
+    """The number of the draw of what only some views have (`ViewSpec.draws_more`), from the number of the view's draw."""
+    return draw + _GROUPS * _VIEWS
 
 
 def canvas_side(config: ConfigDict) -> int:

@@ -1,0 +1,117 @@
+"""Image files that are not photographs to their values: any number of channels, whole numbers of any depth, and floats.
+
+TIFF is read by tifffile, DICOM by pydicom, 16-bit PNG in colour by TensorFlow, and the rest by Pillow. Values come as they are
+stored, those of DICOM after its rescaling; where 0 is stored for white they are inverted.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import PIL.Image
+
+from bt_jax.errors import UserError, first_line
+from bt_jax.parts import import_part
+from bt_jax.pixels import Pixels
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ORIENTATION = 274  # a tag of TIFF and EXIF
+_WHITE_IS_ZERO = 0  # of TIFF's tag for photometric interpretation
+_AS_STORED = ("L", "LA", "RGB", "RGBA", "CMYK", "I", "F")  # modes of Pillow
+
+
+def decode_levels(encoded: bytes, pixels: Pixels, *, exif_orientation: bool = False) -> np.ndarray:
+    """The levels (H, W, C) of an image file's bytes.
+
+    Raises:
+      ValueError: in words for a sentence: it is no image, is cut off, or does not have such pixels; a package is missing.
+    """
+    values, orientation = read_values(encoded)
+    if pixels.channels == 1 and not pixels.range and values.dtype == np.uint8 and values.shape[-1] in (3, 4):
+        values = np.asarray(PIL.Image.fromarray(values[..., :3]).convert("L"))[..., None]
+    return turned(pixels.levels(values), orientation if exif_orientation else 1)
+
+
+def read_values(encoded: bytes) -> tuple[np.ndarray, int]:
+    """The values (H, W, C) of an image file's bytes, as stored, and its EXIF orientation, 1 to 8; raises as `decode_levels`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries, on odd metadata
+            values, orientation = _reader(encoded)(encoded)
+    except UserError as error:  # a missing package
+        raise ValueError(str(error).rstrip(".")) from None
+    except PIL.UnidentifiedImageError:  # its own text names an object in memory
+        what = f"it begins with {encoded[:12]!r}" if encoded else "it is empty"
+        raise ValueError(f"no known image format: {what}") from None
+    except Exception as error:  # on damaged files these libraries raise nearly anything
+        raise ValueError(f"{type(error).__name__}: {first_line(error)}") from None
+    if not values.size:
+        raise ValueError("it has no pixels")
+    return (values if values.ndim == 3 else values[..., None]), orientation
+
+
+def is_dicom(encoded: bytes) -> bool:
+    """Whether these are the bytes of a DICOM file, after its preamble."""
+    return encoded[128:132] == b"DICM"
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The image, turned and mirrored by an EXIF orientation: transposed from 5 on, then mirrored."""
+    pixels = pixels.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else pixels
+    pixels = pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+    return np.ascontiguousarray(pixels[::-1] if orientation in (3, 4, 7, 8) else pixels)
+
+
+def _reader(encoded: bytes):
+    if encoded[:4] in _TIFF:
+        return _tiff
+    if is_dicom(encoded):
+        return _dicom
+    deep_in_colour = encoded[: len(_PNG)] == _PNG and encoded[24:25] == b"\x10" and encoded[25:26] != b"\0"
+    return _deep_png if deep_in_colour else _by_pillow
+
+
+def _tiff(encoded: bytes) -> tuple[np.ndarray, int]:
+    """Samples, planes and pages all are channels."""
+    tifffile = import_part(
+        "tifffile", use="TIFF with other channels or depths", name="tifffile", package="tifffile imagecodecs"
+    )
+    with tifffile.TiffFile(io.BytesIO(encoded)) as file:
+        series, page = file.series[0], file.pages[0]
+        values, axes = series.asarray(), series.axes
+        orientation = page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1
+        inverted = page.photometric == _WHITE_IS_ZERO and values.dtype.kind == "u"
+    others = [axis for axis, name in enumerate(axes) if name not in "YX"]
+    values = values.transpose(axes.index("Y"), axes.index("X"), *others)
+    values = values.reshape(*values.shape[:2], -1)
+    return (np.iinfo(values.dtype).max - values if inverted else values), orientation
+
+
+def _dicom(encoded: bytes) -> tuple[np.ndarray, int]:
+    """The first frame."""
+    pydicom = import_part("pydicom", use="DICOM", name="pydicom")
+    pixels = import_part("pydicom.pixels", use="DICOM", name="pydicom 3", package="'pydicom>=3'")
+    file = pydicom.dcmread(io.BytesIO(encoded))
+    values = file.pixel_array
+    if int(file.get("NumberOfFrames") or 1) > 1:
+        values = values[0]
+    if file.PhotometricInterpretation == "MONOCHROME1":  # 0 is white
+        values = (-1 if file.PixelRepresentation else 2**file.BitsStored - 1) - values
+    return pixels.apply_modality_lut(values, file), 1
+
+
+def _deep_png(encoded: bytes) -> tuple[np.ndarray, int]:
+    """In which Pillow keeps 8 of 16 bits."""
+    from bt_jax.data.tensorflow_import import tf
+
+    return tf.io.decode_png(encoded, channels=0, dtype=tf.uint16).numpy(), 1
+
+
+def _by_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
+    with PIL.Image.open(io.BytesIO(encoded)) as image:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if image.mode in _AS_STORED or image.mode.startswith("I;16"):
+            return np.asarray(image), orientation
+        to = {"1": "L", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGB")
+        return np.asarray(image.convert(to)), orientation
