@@ -23,6 +23,7 @@ def get_config(argument: str = "grey"):
     config = quickstart.get_config(method or "barlow_twins")
     config.epochs = 20
     config.data.source = "folder"
+    config.data.data_dir = "images"
     config.data.image_size = 64
     config.checkpoint.every_epochs = 5
     config.monitor.every_epochs = 5

@@ -69,7 +69,7 @@ def light_views(monkeypatch):
     from bt_jax.data.tensorflow_import import tf
     from bt_jax.data.views import host
 
-    def light(image, _, parameters, size):
+    def light(image, _, parameters, size, pixels=None):
         drawn = [
             tf.cast(tf.reduce_sum(p.crop * [1, 3, 7, 11]), tf.uint8) + tf.cast(p.hue * 1e6, tf.uint8)
             for p in parameters

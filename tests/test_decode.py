@@ -178,7 +178,7 @@ def test_levels_without_a_range_do_not_decode(dtype):
     content = encoded(DEEP.astype(dtype), "TIFF")
     with pytest.raises((tf.errors.OpError, ValueError)) as raised:
         decode(tf.constant(content))
-    assert "32 bits; convert it to 8 or 16 bits per channel" in first_line(raised.value)
+    assert "32 bits; declare data.channels and data.range" in first_line(raised.value)
 
 
 def without_adobe(jpeg):

@@ -251,7 +251,7 @@ class Evaluation:
     def views_for_lidar(self) -> np.ndarray | None:
         """The features (n, q, F) of `knn.lidar_views` views each of `knn.lidar_images` train images, or None without any.
 
-        The views are drawn from `config.pairs.view_a` and `view_b` in turn.
+        The views are drawn from `config.pairs.view_a` and `view_b` in turn, without changes of colours if images have none.
         """
         found = self._features_of_views("lidar", self.config.knn.lidar_views, self.config.knn.lidar_images)
         return None if found is None or len(found[0]) < 2 else np.stack(found, axis=1)
@@ -259,6 +259,8 @@ class Evaluation:
     def _features_of_views(self, name: str, views: int, count: int) -> tuple[np.ndarray, ...] | None:
         config = self.config
         kinds = (ViewSpec(**config.pairs.view_a), ViewSpec(**config.pairs.view_b))
+        if self.judged.inputs.pixels.channels != 3:
+            kinds = tuple(kind.without_colours() for kind in kinds)
         draws = tuple(kinds[view % 2] for view in range(views))
         pairs = Pairs(
             self.train,

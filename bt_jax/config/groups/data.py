@@ -57,8 +57,10 @@ def _range(ends):
     return "must be empty, or a low and a high end, or these of each channel in turn"
 
 
-@contradiction("data.channels", "data.range", "data.mean", "data.std")
-def _a_number_for_each_channel(channels, ends, mean, std):
+@contradiction("task", "data.channels", "data.range", "data.mean", "data.std")
+def _a_number_for_each_channel(task, channels, ends, mean, std):
+    if task == "statistics":
+        return None
     wrong = [
         f"data.{name} has {len(given)}" for name, given in (("mean", mean), ("std", std)) if len(given) != channels
     ]

@@ -43,6 +43,10 @@ class ViewSpec:
         """Whether it takes random numbers besides the `UNIFORMS` of every draw."""
         return self.quarter_turns > 0 or self.drop_bands > 0
 
+    def without_colours(self) -> "ViewSpec":
+        """Without what only images of red, green and blue can have."""
+        return dataclasses.replace(self, saturation=0.0, hue=0.0, grayscale=0.0)
+
 
 # The two of Barlow Twins and BYOL (Zbontar et al. 2021, appendix A).
 VIEW_A = ViewSpec()
