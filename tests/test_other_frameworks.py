@@ -96,7 +96,7 @@ def test_an_export_for_both(tmp_path, capsys):
 
 
 def test_a_card_has_the_runs_numbers():
-    description = {"channels": 3, "range": [], 
+    description = {"channels": 3, "range": [],
         "arch": "resnet50", "features": 2048, "input_size": 224, "method": "barlow_twins", "step": 300, "classes": None,
         "source": "step 300 of runs/x", "sha256": "a" * 64,
     }  # fmt: skip

@@ -44,6 +44,12 @@ def eval_batches(
     return eval_pipeline.eval_batches(source, config, batch_size=batch_size, rows=rows, limit=limit, first=first)
 
 
+def check_tensorflow(config: ConfigDict) -> None:
+    """Raises UserError if `config.data` of a run needs TensorFlow whatever its source holds, and it is absent."""
+    if config.views != "device" or config.source not in ("arrays", "photographs"):
+        import_tensorflow()
+
+
 def check_reader(source: Source, config: ConfigDict) -> None:
     """Raises UserError if TensorFlow is needed and absent: to be called before anything is written."""
     if not _in_numpy(source, config):

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
 from bt_jax import console
-from bt_jax.data.eval_batches import check_reader, eval_batches
+from bt_jax.data.eval_batches import check_reader, check_tensorflow, eval_batches
 from bt_jax.data.order import evenly
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
@@ -131,6 +131,7 @@ class Evaluation:
         Raises:
           UserError: something is wrong with the encoder, the data or the workdir; nothing has been written then.
         """
+        check_tensorflow(config.data)
         self.judged = judged_encoder(config, mesh)
         config = config.copy_and_resolve_references()
         config.data = with_pixels(config.data, self.judged.inputs.pixels, config.init_from)

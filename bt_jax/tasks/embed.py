@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bt_jax import console
-from bt_jax.data.eval_batches import check_reader, eval_batches
+from bt_jax.data.eval_batches import check_reader, check_tensorflow, eval_batches
 from bt_jax.data.sources.make import make_source
 from bt_jax.engine.session import Session, session
 from bt_jax.errors import UserError
@@ -94,6 +94,7 @@ class _Embedding:
         self, config: ConfigDict, workdir: epath.Path, mesh: Mesh, encoder: Encoder | None, *, quiet: bool = False
     ):
         """Raises UserError if the encoder or the images are not what they should be; nothing has been written then."""
+        check_tensorflow(config.data)
         self._encoder = encoder or load_encoder(config.init_from)
         self._data = data_for(config.data, self._encoder)
         self._config, self._workdir, self._mesh = config, workdir, mesh
