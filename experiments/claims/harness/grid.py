@@ -259,7 +259,7 @@ class Runner:
         spent = _spent(folder, usage.ru_utime + usage.ru_stime, time.monotonic() - began)
         if child.returncode == INTERRUPTED or (self._stopping and child.returncode):
             return "interrupted"
-        diverged = _diverged(folder / "run")
+        diverged = _diverged(folder)
         if child.returncode and not diverged:
             last = [line for line in (folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()][-1:]
             self._failed[cell] = f"{''.join(last)[:300] or child.returncode} ({folder / 'log.txt'})"
@@ -309,9 +309,9 @@ def _records(run: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _diverged(run: pathlib.Path) -> bool:
-    """Whether a loss was not finite, which metrics.jsonl has as null."""
-    return any(record.get("loss", 0.0) is None for record in _records(run))
+def _diverged(folder: pathlib.Path) -> bool:
+    """Whether a loss was not finite: the run's last line says so, as such a step is not among those that are reported."""
+    return "the loss is not finite" in (folder / "log.txt").read_text(errors="replace")
 
 
 def _found(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
