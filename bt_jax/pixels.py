@@ -92,6 +92,19 @@ class Pixels:
         low, high = self.ends
         return float(np.mean((values < low) | (values > high))) if values.size else 0.0
 
+    @property
+    def pictured(self) -> str:
+        """How `picture` shows them, in a sentence; "" for photographs."""
+        if self.are_photographs:
+            return ""
+        which = f"Of {self.channels} channels the first three are shown as red, green and blue"
+        which = "Two channels are shown as red and green" if self.channels == 2 else which
+        which = {1: "The channel is shown as grey", 3: "The channels are shown as red, green and blue"}.get(
+            self.channels, which
+        )
+        reach = f", from {_PICTURE_STDS:g} standard deviations below the mean to as many above" if self.range else ""
+        return f"{which}{reach}."
+
     def picture(self, levels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
         """Something to look at, (…, 3) uint8, of levels (…, C).
 

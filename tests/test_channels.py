@@ -79,7 +79,8 @@ def test_a_run_of_its_own_statistics(run):
     assert encoder.pixels.range == (low, high) and f"with {channels} channels" in repr(encoder)
     result = json.loads((workdir / "pretrain.json").read_text())
     assert result["metrics"]["rankme"] > 1 and result["knn_accuracy_after"] > 0.7
-    assert "data:image" in (workdir / "report.html").read_text()
+    page = (workdir / "report.html").read_text()
+    assert "data:image" in page and encoder.pixels.pictured in page
 
 
 def test_what_reaches_the_network(run):

@@ -54,7 +54,11 @@ def test_what_has_no_levels(pixels, values, expected):
 def test_pictures():
     """Photographs as they are; one channel grey; of several the first three, from 2.5 deviations below the mean to 2.5 above."""
     levels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    assert PHOTOGRAPHS.picture(levels, (0.5,) * 3, (0.2,) * 3) is levels
+    assert PHOTOGRAPHS.picture(levels, (0.5,) * 3, (0.2,) * 3) is levels and PHOTOGRAPHS.pictured == ""
+    assert Pixels(1).pictured == "The channel is shown as grey."
+    assert Pixels(13, (0.0, 1.0)).pictured == (
+        "Of 13 channels the first three are shown as red, green and blue, from 2.5 standard deviations below the mean to as many above."
+    )
     grey = Pixels(1).picture(levels[..., :1], (0.5,), (0.2,))
     np.testing.assert_array_equal(grey, np.repeat(levels[..., :1], 3, axis=-1))
     mean, std = (0.1, 0.2, 0.3, 0.4), (0.01, 0.02, 0.03, 0.04)

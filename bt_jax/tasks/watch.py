@@ -146,6 +146,7 @@ class Watch:
                 "images": len(source),
                 "classes": list(source.class_names[:1000]),
                 "views": described_views(method.view_groups),
+                "pictures": Pixels.of(config.data).pictured,
                 "measured": 0
                 if self._monitor is None
                 else min(len(self._monitor.source), config.monitor.test_examples),
