@@ -8,7 +8,7 @@ The sets are the quickstart's crops of 17 photographs (which come with scikit-im
     deep     the same grey in a hundredth of the range of 16 bits, 20 000 to 20 655: in 8 bits it has 3 levels
     high     `deep` in 8 bits, as its high bytes: what is left if depth is lost
     bands    13 bands of reflectance, as a satellite's: mixtures of red, green and blue, on average a tenth of the range 0 to 10 000,
-             with few bright pixels
+             and few bright pixels
 
 Each is pre-trained by configs/channels.py, with the range, mean and deviation that the task `statistics` finds, and one seed.
 """
