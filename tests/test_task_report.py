@@ -5,16 +5,22 @@ import re
 import shutil
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 from etils import epath
 
 from bt_jax import config as config_lib
+from bt_jax.data.feed import make_feed
 from bt_jax.errors import UserError
+from bt_jax.methods.barlow_twins import BarlowTwins
 from bt_jax.models import resnet
+from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.tasks import watch
-from bt_jax.tasks.pretrain import pretrain
+from bt_jax.tasks.pretrain import prepare, pretrain
 from bt_jax.tasks.report import report, write_comparison, write_report
 
 
@@ -233,6 +239,43 @@ def test_a_failure_never_ends_a_run(finished, tmp_path, monkeypatch, capsys):
         result["step"] == 8
         and said.count("note      report.html is not complete: it failed with ZeroDivisionError") == 1
     )
+
+
+@pytest.fixture
+def on_eight(finished, tmp_path, monkeypatch):
+    """The config and the setup of the finished run, on a mesh of eight devices."""
+    monkeypatch.setitem(resnet.BLOCKS, "resnet18", (1,))
+    config = config_of(finished.parent)
+    config.mesh.data = 8
+    return config, prepare(config, epath.Path(tmp_path), mesh_lib.make_mesh(config.mesh))[0]
+
+
+def test_the_first_process_makes_the_views_alone(finished, on_eight, monkeypatch):
+    """On one device of its own, whatever the mesh of the run is: if it fails, no other process waits for it."""
+    meshes = []
+    monkeypatch.setattr(watch, "make_feed", lambda *a, **k: meshes.append(k["mesh"]) or make_feed(*a, **k))
+    monkeypatch.setattr(watch.Watch, "_write_facts", lambda *_: None)
+    reporter = SimpleNamespace(say=None, images=lambda *_: None)
+    for process in (1, 0):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        watch.Watch(*on_eight, None).begin(SimpleNamespace(start=SimpleNamespace(step=0), reporter=reporter))
+        assert len(meshes) == (process == 0)
+    assert meshes[0].size == 1
+    views = [np.load(folder / "report" / "views.npz") for folder in (on_eight[1].workdir, finished)]
+    assert views[0]["names"].tolist() == views[1]["names"].tolist()
+    np.testing.assert_array_equal(views[0]["view_pair"], views[1]["view_pair"])
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_embeddings_of_a_projector(on_eight, monkeypatch, fits):
+    """One that does not take features, as a user's own may be, leaves them out; it is found while tracing."""
+    kept = watch.Watch(*on_eight, None)
+    state, features = on_eight[1].init_state(), np.ones((16, on_eight[1].method.encoder.num_features), np.float32)
+    if not fits:
+        monkeypatch.setattr(BarlowTwins, "heads", lambda _: {"projector": nn.Dense(3)})
+    found = kept._embeddings(state, (features, 2 * features))
+    assert [z.shape for z in found] == [(16, 16)] * 2 if fits else found is None
+    assert len(kept._problems) == (0 if fits else 1)
 
 
 def test_several_runs_on_one_page(run, finished, tmp_path):

@@ -1,8 +1,9 @@
 """What a pre-training keeps for its report, and when the report is drawn: at each look of the monitor, and at the end.
 
-All processes take part in what the devices compute, which is little: a projector on features that the monitor has computed, and
-the views of a few images at the start. The rest is done by the first process, in a thread beside the training, from arrays on the
-host. No failure here ends a run: it is reported in a sentence, once.
+All processes take part in one thing, which is little: the projector on features that the monitor has computed. An error in it ends
+all of them, as in a step. The rest is done by the first process alone, so that no other waits for it: the views of a few images at the
+start, and then the page, in a thread beside the training, from arrays on the host. No failure there ends a run: it is reported in a
+sentence, once.
 """
 
 import datetime
@@ -52,6 +53,7 @@ class Watch:
         self._first = self._on and jax.process_index() == 0
         self._folder = setup.workdir / FOLDER
         self._embed: Callable | None = None
+        self._embeds = True
         self._thread: threading.Thread | None = None
         self._problems: list[str] = []
         self._told: set[str] = set()
@@ -68,8 +70,8 @@ class Watch:
             return
         if self._first:
             self._trying(lambda: self._write_facts(run))
-        if run.start.step < self._setup.facts.total_steps:
-            self._trying(lambda: self._keep_views(run))
+            if run.start.step < self._setup.facts.total_steps:
+                self._trying(lambda: self._keep_views(run))
         self._tell(run)
 
     def look(self, run: Run, state: TrainState, step: int) -> None:
@@ -176,25 +178,23 @@ class Watch:
         )
 
     def _keep_views(self, run: Run) -> None:
-        """The views of the first images of the run's first batch; all processes take part in making them."""
-        setup, mesh, source = self._setup, self._setup.mesh, self._setup.sources[0]
-        size = min(mesh.size * -(-_SHOWN_VIEWS // len(mesh.local_devices)), setup.facts.batch_size)
+        """The views of the first images of the run's first batch, made on one device: a batch is the same on any mesh."""
+        setup, source = self._setup, self._setup.sources[0]
+        mesh = mesh_lib.make_mesh(ConfigDict({"data": 1}), setup.mesh.local_devices[:1])
+        size = min(_SHOWN_VIEWS, setup.facts.batch_size)
         facts = Facts(len(source), source.num_classes, size, epochs=1)
         groups = setup.method.view_groups
         feed = make_feed(source, self._config.data, groups, mesh=mesh, seed=setup.seed, facts=facts, may_reside=False)
-        batch = mesh_lib.local_rows(next(ready_batches(feed, 0, 1)))
-        if self._first:
-            self._trying(lambda: self._write_views(run, source, batch, mesh_lib.process_rows(mesh, size), size))
+        self._write_views(run, source, mesh_lib.local_rows(next(ready_batches(feed, 0, 1))), size)
 
-    def _write_views(self, run: Run, source: Source, batch: Any, rows: np.ndarray, size: int) -> None:
-        data, count = self._config.data, min(_SHOWN_VIEWS, len(rows))
-        arrays: dict[str, np.ndarray] = {}
-        shown = {name: self._picture(np.asarray(views[:count])) for name, views in batch["views"].items()}
+    def _write_views(self, run: Run, source: Source, batch: Any, count: int) -> None:
+        data, arrays = self._config.data, {}
+        shown = {name: self._picture(np.asarray(views)) for name, views in batch["views"].items()}
         for name, views in shown.items():
             arrays |= packed(f"view_{name}", [shrunk(view, _VIEW_SIDE) for image in views for view in image])
         if not isinstance(source, StreamSource):  # which would be read through for them
-            _, examples = Order(self._setup.seed, len(source), size).batch(0)
-            wanted = source.usable(examples[rows[:count]])
+            _, examples = Order(self._setup.seed, len(source), count).batch(0)
+            wanted = source.usable(examples)
             (whole,) = eval_batches(take(source, wanted, source.name), data, batch_size=count, rows=np.arange(count))
             arrays |= packed("images", [shrunk(self._picture(image), _VIEW_SIDE) for image in whole["image"]])
             arrays["names"] = np.array([_printable(source.path(int(example))) for example in wanted])
@@ -204,18 +204,24 @@ class Watch:
 
     def _embeddings(self, state: TrainState, views: tuple[np.ndarray, ...] | None) -> tuple[np.ndarray, ...] | None:
         """The projector's output for features (m, F) of views, with its running statistics; None without either."""
-        head = self._setup.method.heads().get("projector")
-        if head is None or views is None:
+        if views is None or not self._embeds:
             return None
         if self._embed is None:
+            self._trying(lambda: self._trace_projector(state, views[0]))
+            self._embeds = self._embed is not None
+            return self._embeddings(state, views)
+        everywhere = mesh_lib.everywhere(self._setup.mesh)
+        variables = _projector_variables(state)
+        return tuple(np.asarray(self._embed(variables, jax.device_put(x, everywhere)), np.float32) for x in views)
+
+    def _trace_projector(self, state: TrainState, features: np.ndarray) -> None:
+        """Whatever a user's own projector does not take fails here, on every process alike, before anything is computed."""
+        head = self._setup.method.heads().get("projector")
+        if head is not None:
             everywhere = mesh_lib.everywhere(self._setup.mesh)
-            self._embed = jax.jit(lambda variables, x: head.apply(variables, x, train=False), out_shardings=everywhere)
-        statistics = state.model_state["batch_stats"].get("projector", {})
-        variables = {"params": state.params["projector"], "batch_stats": statistics}
-        return tuple(
-            np.asarray(self._embed(variables, jax.device_put(x, mesh_lib.everywhere(self._setup.mesh))), np.float32)
-            for x in views
-        )
+            embed = jax.jit(lambda variables, x: head.apply(variables, x, train=False), out_shardings=everywhere)
+            jax.eval_shape(embed, _projector_variables(state), features)
+            self._embed = embed
 
     def _keep_look(
         self, run: Run, step: int, seen: Seen, kept: KeptImages | None, embeddings: tuple[np.ndarray, ...] | None
@@ -268,6 +274,11 @@ def _pictured(seen: Seen, kept: KeptImages, source: Source, queries: int) -> dic
         "tile_labels": seen.labels[rows[shown]],
         "searched": np.array(len(rows)),
     }
+
+
+def _projector_variables(state: TrainState) -> dict[str, Any]:
+    statistics = state.model_state["batch_stats"].get("projector", {})
+    return {"params": state.params["projector"], "batch_stats": statistics}
 
 
 def _side_by_side(views: np.ndarray) -> np.ndarray:
