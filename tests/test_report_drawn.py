@@ -37,6 +37,24 @@ def test_svg(name):
     assert not re.findall(r'id="[a-z]+_\d+"', svg) and len(svg) < 60_000
 
 
+@pytest.mark.parametrize(
+    "values", [[0.35095, 0.35098], [0.0123, 0.01231], [1.2e-4, 3e-4], [-1.2345, -1.2346], [99999, 100500], [0, 0], [5]]
+)
+def test_numbers_beside_an_axis(values):
+    """Short enough for the room that they have, and each another one; what hardly moves is drawn as flat."""
+    svg = figures.lines([Line(np.arange(len(values)), values)])
+    numbers = re.findall(r">([^<>\n]+)</text>", svg.partition("epoch")[2])
+    assert len(numbers) >= 3 and len(set(numbers)) == len(numbers) and max(map(len, numbers)) <= 7
+    low, high = (float(re.sub("k", "e3", numbers[i])) for i in (0, -1))
+    assert high - low > 0.01 * max(map(abs, values))
+
+
+def test_a_single_point_is_seen():
+    svg = {n: figures.lines([Line(np.arange(n), np.arange(n))]) for n in (1, 2)}
+    marks = "stroke: var(--blue)"
+    assert svg[1].count("<use") > svg[2].count("<use") and marks in svg[1]
+
+
 def test_a_map():
     """Each picture in a cell of its own; similar images end up near each other; the same each time."""
     rng = np.random.default_rng(0)

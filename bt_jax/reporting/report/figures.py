@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 WIDTH, HEIGHT = 352, 232  # pixels
+_LEFT = 58  # of the axes, room for numbers of seven characters
 _TEXT = 12
 _POINTS = 300  # of a line, at most
 PALETTE = ("blue", "orange", "green", "purple", "red", "teal", "brown", "pink")
@@ -89,7 +90,7 @@ def lines(
     def draw(axes):
         for line in series:
             x, y = _thinned(np.asarray(line.x, float), np.asarray(line.y, float))
-            marker = {"marker": "o", "markersize": 4} if line.marker else {}
+            marker = {"marker": "o", "markersize": 4} if line.marker or len(x) == 1 else {}
             ink = _INK[line.colour]
             axes.plot(x, y, color=ink, linestyle=line.style, linewidth=1.6, label=line.label or None, **marker)
         for height, name in levels:
@@ -105,6 +106,7 @@ def lines(
             axes.yaxis.set_major_locator(MaxNLocator(5))
             if from_zero:
                 axes.set_ylim(bottom=0)
+            _wide_enough(axes)
         _numbers(axes.yaxis, percent=percent)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         _numbers(axes.xaxis)
@@ -112,7 +114,7 @@ def lines(
             _legend(axes)
 
     labels = sum(bool(line.label) for line in series) + len(levels)
-    return _svg(draw, margins=(54, _above(labels), 10, 40))
+    return _svg(draw, margins=(_LEFT, _above(labels), 10, 40))
 
 
 def histogram(counts: Sequence[tuple[np.ndarray, str, str]], *, low: float, high: float, x_label: str) -> str:
@@ -133,7 +135,7 @@ def histogram(counts: Sequence[tuple[np.ndarray, str, str]], *, low: float, high
         axes.set_xlabel(x_label)
         _legend(axes)
 
-    return _svg(draw, margins=(54, _above(len(counts)), 10, 40))
+    return _svg(draw, margins=(_LEFT, _above(len(counts)), 10, 40))
 
 
 def correlations(matrix: np.ndarray) -> str:
@@ -191,9 +193,20 @@ def _numbers(axis: Any, *, percent: bool = False) -> None:
     def text(value: float, _: Any) -> str:
         if percent:
             return f"{100 * value:.3g}%"
-        return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.5g}"
+        if 0 < abs(value) < 1e-3:
+            digits, power = f"{value:.2e}".split("e")
+            return f"{float(digits):g}e{int(power)}"
+        return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.4g}"
 
     axis.set_major_formatter(FuncFormatter(text))
+
+
+def _wide_enough(axes: Any) -> None:
+    """Spans at least a fiftieth of the values: less is no movement worth a picture, and its numbers would be long."""
+    low, high = axes.get_ylim()
+    lacks = max(abs(low), abs(high)) / 50 - (high - low)
+    if lacks > 0:
+        axes.set_ylim(low - lacks / 2, high + lacks / 2)
 
 
 def _above(labels: int) -> float:

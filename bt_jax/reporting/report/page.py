@@ -239,12 +239,12 @@ def _described(run: RunFiles) -> dict[str, str]:
     facts = run.facts
     if not facts:
         return {}
-    encoder = facts.get("encoder", {})
+    encoder, processes = facts.get("encoder", {}), facts.get("processes")
     lines = {
         "data": f"{facts.get('data')}: {facts.get('images')} images, {len(facts.get('classes') or []) or 'no'} classes; {facts.get('views')}",
         "encoder": f"{encoder.get('arch')}, {encoder.get('features')} features",
         **facts.get("lines", {}),
-        "devices": f"{facts.get('devices')}, {facts.get('processes')} process(es)",
+        "devices": f"{facts.get('devices')}, {processes} process{'' if processes == 1 else 'es'}",
         "batch": f"{facts.get('batch_size')} images, {facts.get('steps_per_epoch')} steps per epoch",
     }
     for start in charts.restarts(run):
