@@ -52,6 +52,8 @@ def test_every_method_keeps_the_protocol():
     for name in METHODS:
         method = make_method(config_lib.default(method=name), FACTS, None)
         assert method.metrics[0] == "loss" and method.name == name
+        parts = {"loss", *method.loss_levels(FACTS.batch_size).weights}
+        assert method.title and set(method.metric_words) == set(method.metrics) - parts, "what the report says"
         for part, function in wanted.items():
             assert (
                 list(inspect.signature(getattr(method, part)).parameters)

@@ -91,7 +91,7 @@ def test_the_page_of_a_finished_run(finished):
         "Confusion", "Warnings", "Config", "Run and versions",
     ]  # fmt: skip
     for part in (
-        "resnet18", "2 epochs, 8 steps of 16 images", "kNN accuracy on test images is", "expected at the start", "floor",
+        "<h1>Barlow Twins on", "trained by Barlow Twins", "resnet18", "2 epochs, 8 steps of 16 images", "kNN accuracy on test images is", "expected at the start", "floor",
         "off diagonal × 0.0051", "Cross-correlation, before training", "Cross-correlation, step 8", "Spectrum of the embeddings",
         "among 16 images", "Images per second", "bt_jax", "All ",
     ):  # fmt: skip
@@ -127,6 +127,18 @@ def test_restarts_are_marked(run):
     (run / "report" / "run.json").write_text(json.dumps(facts))
     page = text_of(write_report(run))
     assert "restart at step 4" in page and "2026-01-01T00:00:00" in page and "Dotted: restarts" in page
+
+
+def test_metrics_of_a_method(run):
+    """What are no parts of the loss have figures of their own, with the method's words."""
+    facts = json.loads(text_of(run / "report" / "run.json"))
+    (run / "report" / "run.json").write_text(
+        json.dumps(facts | {"title": "mine", "metric_words": {"spread": "So wide."}})
+    )
+    records = [json.loads(line) | {"spread": 0.5} for line in text_of(run / "metrics.jsonl").splitlines()]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    page = text_of(write_report(run))
+    assert "<h1>Mine on" in page and re.search(r"<h3>Spread</h3>.*?<figcaption>So wide.</figcaption>", page, re.DOTALL)
 
 
 @pytest.mark.parametrize("lacks", ["report", "pretrain.json", "config.json", "metrics.jsonl"])

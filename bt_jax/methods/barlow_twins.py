@@ -94,6 +94,7 @@ class BarlowTwins(Method):
     joint_statistics: bool = False
 
     name: ClassVar[str] = "barlow_twins"
+    title: ClassVar[str] = "Barlow Twins"
     short_names: ClassVar[Mapping[str, str]] = {"on_diagonal": "on", "off_diagonal": "off"}
     alignment: ClassVar[tuple[str, int, int]] = ("pair", 0, 1)
     advice: ClassVar[str] = "Lower optimizer.learning_rate_weights, or lengthen optimizer.warmup_epochs."

@@ -61,6 +61,9 @@ class Method(Protocol):
       view_groups: the views of a batch; Barlow Twins has one group of two.
       metrics: the names of the metrics that `loss` returns, in the order of the progress line, "loss" first.
       short_names: shorter names for the progress line, by metric.
+      title: the method's name as people write it, for the report; "" for `name`. (A class that is no subclass may do without,
+        and without the next.)
+      metric_words: for the report, what metrics are that are no parts of the loss, a whole sentence by metric.
       needs_labels: whether the training set must have labels.
       needs_stable_examples: whether an image must have the same number in every epoch, as for a memory bank.
       alignment: a group and two of its views, for the monitor's alignment and uniformity; None if no two views show the
@@ -81,6 +84,8 @@ class Method(Protocol):
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     short_names: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    title: ClassVar[str] = ""
+    metric_words: ClassVar[Mapping[str, str]] = MappingProxyType({})
     needs_labels: ClassVar[bool] = False
     needs_stable_examples: ClassVar[bool] = False
     alignment: ClassVar[tuple[str, int, int] | None] = None

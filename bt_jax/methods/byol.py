@@ -15,7 +15,7 @@ from bt_jax.facts import Facts
 from bt_jax.losses.byol import byol_loss, moved_towards, moving_average_rate
 from bt_jax.losses.pairs import spread
 from bt_jax.methods.base import Batch, LossLevels, Method, PyTree
-from bt_jax.methods.networks import NETWORKS, PairNetwork, collapse_in_words, statistics_of
+from bt_jax.methods.networks import NETWORKS, SPREAD_WORDS, PairNetwork, collapse_in_words, statistics_of
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
 
@@ -50,7 +50,9 @@ class BYOL(Method):
     views: tuple[ViewSpec, ViewSpec] = (VIEW_A, VIEW_B)
 
     name: ClassVar[str] = "byol"
+    title: ClassVar[str] = "BYOL"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "spread")
+    metric_words: ClassVar[Mapping[str, str]] = {"spread": SPREAD_WORDS}
     alignment: ClassVar[tuple[str, int, int]] = ("pair", 0, 1)
     advice: ClassVar[str] = "Lower optimizer.learning_rate_weights, or lengthen optimizer.warmup_epochs."
 

@@ -98,6 +98,9 @@ def statistics_of(variables: Mapping[str, PyTree], names: Iterable[str]) -> dict
     return {name: found.get(name, {}) for name in names}
 
 
+SPREAD_WORDS = "Of the batch's embeddings: about 1 if they are even on the sphere, 0 if all are the same, a collapse."
+
+
 def collapse_in_words(spread: float, cure: str) -> str:
     """A sentence if the spread of a batch's embeddings shows a collapse, else ""."""
     if spread >= COLLAPSED:

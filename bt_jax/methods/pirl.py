@@ -17,7 +17,7 @@ from bt_jax.facts import Facts
 from bt_jax.losses.nce import memory_cross_entropy, memory_nce, moved_rows, partition_constant
 from bt_jax.losses.pairs import product, spread_of_unit, unit
 from bt_jax.methods.base import Batch, LossLevels, Method, PyTree
-from bt_jax.methods.networks import collapse_in_words, statistics_of
+from bt_jax.methods.networks import SPREAD_WORDS, collapse_in_words, statistics_of
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
 
@@ -83,8 +83,10 @@ class PIRL(Method):
     mesh: Mesh | None = None
 
     name: ClassVar[str] = "pirl"
+    title: ClassVar[str] = "PIRL"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "image", "patches", "spread")
     short_names: ClassVar[Mapping[str, str]] = {"image": "img", "patches": "patch"}
+    metric_words: ClassVar[Mapping[str, str]] = {"spread": SPREAD_WORDS}
     needs_stable_examples: ClassVar[bool] = True
     advice: ClassVar[str] = "Lower optimizer.learning_rate, or lengthen optimizer.warmup_epochs."
 

@@ -13,7 +13,7 @@ from bt_jax.data.views.spec import ViewSpec
 from bt_jax.facts import Facts
 from bt_jax.losses.nt_xent import nt_xent, nt_xent_floor, unrelated_nt_xent, without_negatives
 from bt_jax.methods.base import LossLevels
-from bt_jax.methods.networks import PairMethod, collapse_in_words
+from bt_jax.methods.networks import SPREAD_WORDS, PairMethod, collapse_in_words
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
 
@@ -37,9 +37,14 @@ class SimCLR(PairMethod):
     mesh: Mesh | None = None
 
     name: ClassVar[str] = "simclr"
+    title: ClassVar[str] = "SimCLR"
     joint: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "spread")
     short_names: ClassVar[Mapping[str, str]] = {"accuracy": "acc"}
+    metric_words: ClassVar[Mapping[str, str]] = {
+        "accuracy": "Share of the views whose nearest other view in the batch is of the same image.",
+        "spread": SPREAD_WORDS,
+    }
 
     @classmethod
     def build(

@@ -42,8 +42,12 @@ class Supervised(Method):
     freeze_encoder: bool = False
 
     name: ClassVar[str] = "supervised"
+    title: ClassVar[str] = "supervised learning"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     short_names: ClassVar[dict[str, str]] = {"accuracy": "acc"}
+    metric_words: ClassVar[dict[str, str]] = {
+        "accuracy": "Share of the batch's views that are classified correctly, while the network learns them."
+    }
     needs_labels: ClassVar[bool] = True
 
     @classmethod

@@ -16,7 +16,7 @@ from bt_jax.facts import Facts
 from bt_jax.losses.pairs import spread_of_unit, unit
 from bt_jax.losses.swav import sinkhorn, swav_floor, swav_loss
 from bt_jax.methods.base import Batch, LossLevels, Method, PyTree
-from bt_jax.methods.networks import NETWORKS, collapse_in_words, statistics_of
+from bt_jax.methods.networks import NETWORKS, SPREAD_WORDS, collapse_in_words, statistics_of
 from bt_jax.models import MLPHead, Prototypes
 from bt_jax.models.inputs import Inputs
 
@@ -82,8 +82,13 @@ class SwAV(Method):
     mesh: Mesh | None = None
 
     name: ClassVar[str] = "swav"
+    title: ClassVar[str] = "SwAV"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "prototypes", "spread")
     short_names: ClassVar[Mapping[str, str]] = {"prototypes": "used"}
+    metric_words: ClassVar[Mapping[str, str]] = {
+        "prototypes": "How many are in use in a batch: the exponential of the entropy of their shares of the images.",
+        "spread": SPREAD_WORDS,
+    }
     alignment: ClassVar[tuple[str, int, int]] = ("large", 0, 1)
     advice: ClassVar[str] = (
         "Lower optimizer.learning_rate, lengthen optimizer.warmup_epochs or swav.freeze_epochs, or shorten swav.queue."

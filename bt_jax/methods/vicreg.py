@@ -13,7 +13,7 @@ from bt_jax.data.views.spec import ViewSpec
 from bt_jax.facts import Facts
 from bt_jax.losses.vicreg import vicreg_loss
 from bt_jax.methods.base import LossLevels
-from bt_jax.methods.networks import PairMethod, collapse_in_words
+from bt_jax.methods.networks import SPREAD_WORDS, PairMethod, collapse_in_words
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
 
@@ -34,8 +34,10 @@ class VICReg(PairMethod):
     mesh: Mesh | None = None
 
     name: ClassVar[str] = "vicreg"
+    title: ClassVar[str] = "VICReg"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "invariance", "variance", "covariance", "spread")
     short_names: ClassVar[Mapping[str, str]] = {"invariance": "inv", "variance": "var", "covariance": "cov"}
+    metric_words: ClassVar[Mapping[str, str]] = {"spread": SPREAD_WORDS}
 
     @classmethod
     def build(

@@ -144,6 +144,8 @@ class Watch:
             path,
             {
                 "method": config.method,
+                "title": getattr(method, "title", "") or method.name,
+                "metric_words": dict(getattr(method, "metric_words", {})),
                 "data": source.name,
                 "images": len(source),
                 "classes": list(source.class_names[:1000]),

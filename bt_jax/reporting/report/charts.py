@@ -53,10 +53,12 @@ def loss(run: RunFiles, levels: Mapping[str, Any]) -> list[dict[str, str]]:
         )
     ]
     others = [n for n in run.names if n not in weights and n not in _OWN_FIGURES and not n.startswith(_RATE)]
+    words = run.facts.get("metric_words") or {}
     for name in others:
         x, y = run.series(name)
         if len(y):
-            found.append(_figure(name.replace("_", " ").capitalize(), figures.lines([Line(x, y)], marks=marks)))
+            svg = figures.lines([Line(x, y)], marks=marks, percent=name == "accuracy")
+            found.append(_figure(name.replace("_", " ").capitalize(), svg, words.get(name, "")))
     return found
 
 

@@ -32,7 +32,7 @@ def page(run: RunFiles, *, levels: Mapping[str, Any], defaults: Mapping[str, Any
     """
     return rendered(
         "page.html",
-        title=f"{run.method} on {run.facts.get('data') or _data(run)}",
+        title=f"{run.title[0].upper()}{run.title[1:]} on {run.facts.get('data') or _data(run)}",
         run=run,
         sentences=sentences(run, warnings),
         views=_views(run),
@@ -90,10 +90,10 @@ def sentences(run: RunFiles, warnings: Sequence[Any] = ()) -> list[str]:
     epochs = run.config.get("epochs", "an unknown number of")
     data = facts.get("data") or _data(run)
     if result:
-        how = f"was trained by {run.method} on {data}{images} for {epochs} epochs, {result.get('step', step)} steps of {run.config.get('batch_size', '?')} images{where}{seconds}"
+        how = f"was trained by {run.title} on {data}{images} for {epochs} epochs, {result.get('step', step)} steps of {run.config.get('batch_size', '?')} images{where}{seconds}"
     else:
         of = f" of {total}" if total else ""
-        how = f"is trained by {run.method} on {data}{images}, and has come to step {step}{of}{where}; this report is of a run that is not finished"
+        how = f"is trained by {run.title} on {data}{images}, and has come to step {step}{of}{where}; this report is of a run that is not finished"
     return [f"{arch}{size} {how}.", _result(run), _verdict(run, warnings)]
 
 

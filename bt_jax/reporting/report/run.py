@@ -66,6 +66,11 @@ class RunFiles:
         return self.records[-1]["step"] if self.records else 0
 
     @property
+    def title(self) -> str:
+        """The method as people write it."""
+        return str(self.facts.get("title") or self.method)
+
+    @property
     def method(self) -> str:
         return str(self.result.get("method") or self.config.get("method") or "barlow_twins")
 
