@@ -298,5 +298,15 @@ def test_several_runs_on_one_page(run, finished, tmp_path):
     assert "optimizer.<wbr>weight_<wbr>decay" in page and "0.5" in page and "the run" in page and "copy" in page
     differ = page[page.index("Fields that differ") : page.index("<h2>Runs")]
     assert differ.count("<code>") == 1
+    assert "no common scale" not in page and "not all runs have" not in page
+    config = {name: value for name, value in config.items() if name != "barlow_twins"} | {"method": "byol"}
+    (run / "config.json").write_text(json.dumps(config | {"byol": {"target_momentum": 0.9}}))
+    (run / "pretrain.json").unlink()
+    page = text_of(write_comparison([finished, run], epath.Path(tmp_path / "compare.html")))
+    common, _, of_some = page[page.index("Fields that differ") : page.index("<h2>Runs")].partition("not all runs have")
+    assert (
+        common.count("<code>") == 2 and common.index("method") < common.index("weight_") and "no common scale" in page
+    )
+    assert "target_<wbr>momentum" in of_some and "barlow_<wbr>twins.<wbr>lambd" in of_some
     with pytest.raises(UserError, match="9 runs are too many"):
         write_comparison([run] * 9, epath.Path(tmp_path / "compare.html"))

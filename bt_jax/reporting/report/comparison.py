@@ -12,6 +12,7 @@ from bt_jax.reporting.report.run import RunFiles
 _FIGURES = (("loss", "Loss"), ("knn_accuracy", "kNN accuracy"), ("rankme", "RankMe"), ("dead_features", "Dead features"),
             ("alignment", "Alignment"), ("uniformity", "Uniformity"), ("images_per_second", "Images per second"))  # fmt: skip
 _RESULTS = (("kNN", "knn_accuracy_after"), ("untrained", "knn_accuracy_before"), ("linear", "linear_top1"))
+_LOSSES = "Of several methods, whose losses have no common scale: only the course of each says something."
 
 
 def comparison(runs: Sequence[RunFiles]) -> str:
@@ -31,11 +32,11 @@ def comparison(runs: Sequence[RunFiles]) -> str:
         ]
         if any(len(line.y) for line in curves):
             log = name == "loss" and all((line.y > 0).all() for line in curves)
-            drawn.append(
-                {"title": title, "svg": figures.lines(curves, percent=name == "knn_accuracy", log=log), "text": ""}
-            )
+            text = _LOSSES if name == "loss" and len({run.method for run in runs}) > 1 else ""
+            svg = figures.lines(curves, percent=name == "knn_accuracy", log=log)
+            drawn.append({"title": title, "svg": svg, "text": text})
     configs = [flat(run.config) for run in runs]
-    fields = sorted(set().union(*configs))
+    fields = sorted(set().union(*configs), key=lambda field: (field != "method", field))
     values = {field: [c.get(field, "—") for c in configs] for field in fields}
     differ = [(field, found) for field, found in values.items() if any(value != found[0] for value in found)]
     rows = [
@@ -53,7 +54,8 @@ def comparison(runs: Sequence[RunFiles]) -> str:
         rows=rows,
         columns=[name for name, _ in _RESULTS],
         figures_drawn=drawn,
-        differ=differ,
+        differ=[(field, found) for field, found in differ if "—" not in found],
+        of_some=[(field, found) for field, found in differ if "—" in found],
         names=names,
     )
 

@@ -68,7 +68,8 @@ class RunFiles:
     @property
     def title(self) -> str:
         """The method as people write it."""
-        return str(self.facts.get("title") or self.method)
+        plain = self.method if ":" in self.method else self.method.replace("_", " ")
+        return str(self.facts.get("title") or plain)
 
     @property
     def method(self) -> str:
