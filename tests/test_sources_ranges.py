@@ -66,6 +66,17 @@ def test_ranges_in_any_order(tmp_path):
     )
 
 
+def test_few_open_files_and_no_advice(tmp_path, monkeypatch):
+    """More files in a batch than are opened at once; and a system without posix_fadvise."""
+    paths = [str(path) for path in files_of(tmp_path)] * 2
+    ranges = Ranges(paths, [Stamp.of(path) for path in paths])
+    wanted = np.array([3, 0, 2, 1, 0]), np.array([9, 8, 7, 6, 0]), np.array([2, 2, 2, 2, 200])
+    expected = ranges.read(*wanted)
+    monkeypatch.setattr("bt_jax.data.sources.ranges._OPEN", 1)
+    monkeypatch.delattr(os, "posix_fadvise")
+    assert ranges.read(*wanted) == expected == [b"\x0a\x0b", b"\x08\x09", b"\x07\x08", b"\x07\x08", bytes(range(200))]
+
+
 def test_files_that_change_or_go(tmp_path):
     path, other = map(str, files_of(tmp_path))
     ranges, first = (

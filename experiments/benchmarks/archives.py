@@ -6,7 +6,8 @@
 FOLDER is made and must not exist yet. `rates` takes the JPEGs of DIR in turn (by default photographs at 500×375) under new names, as
 a folder, as tar archives and WebDataset's shards, and as Parquet where there is pyarrow. The sources take turns in one process, so that
 other load on the machine affects all; a ratio is the median of the turns' ratios to the folder. Files are read once before, so that the
-disk is not measured. An image of a training batch is two views of 224×224; `read` is the source alone. `starts` makes a million tiny
+disk is not measured, except in `read from disk`, before which they are dropped from the page cache. An image of a training batch is two
+views of 224×224; `read` is the source alone. `starts` makes a million tiny
 images in 1000 shards and times new processes.
 """
 
@@ -129,14 +130,24 @@ def rates(folder: pathlib.Path, images: str | None, count: int, turns: int) -> N
                 tf.constant(items.tolist())
         return count / (time.monotonic() - start)
 
-    for what, one in (("read", read), ("training batches", train)):
+    written = [path for path in folder.rglob("*") if path.is_file()]
+
+    def read_from_disk(name):
+        os.sync()  # what is not written cannot be dropped
+        for path in written:
+            handle = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+        return read(name)
+
+    for what, one in (("read", read), ("read from disk", read_from_disk), ("training batches", train)):
         for name in sources:
             one(name)
         measured = {name: [] for name in sources}
         for turn in range(turns):
             for name in sorted(sources, key=lambda name: (hash((name, turn)), name)):
                 measured[name].append(one(name))
-        print(what)
+        print(f"{what}; load {os.getloadavg()[0]:.1f}")
         for name, own in measured.items():
             ratios = [a / b for a, b in zip(own, measured["folder"], strict=True)]
             print(
