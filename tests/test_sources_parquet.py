@@ -198,3 +198,22 @@ def test_without_pyarrow(tmp_path, monkeypatch):
         UserError, match="data.source 'parquet' needs pyarrow, which cannot be imported .*; pip install pyarrow"
     ):
         source_of(tmp_path)
+
+
+def test_tables_that_unpack_to_more_than_they_can_hold(tmp_path, monkeypatch):
+    """Refused by what the file says of itself, before anything of that size is in memory."""
+    image = images([0])[0]["bytes"]
+    one = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(10**4, np.int32)), pyarrow.array([image]))
+    many = write(tmp_path / "a" / "train.parquet", {"image": one, "label": np.zeros(10**4, int)}, compression="zstd")
+    with pytest.raises(UserError, match=r"rows, more than it has bytes"):
+        source_of(many)
+    monkeypatch.setattr("bt_jax.data.sources.parquet._BYTES", 2**20)
+    zeros = write(
+        tmp_path / "b" / "train.parquet", {"image": [bytes(2**20)] * 3}, compression="zstd", use_dictionary=False
+    )
+    with pytest.raises(UserError, match=r"bytes that unpack to 31\d+ in one group of rows, which are no images"):
+        source_of(zeros)
+    words = write(tmp_path / "c" / "train.parquet", {"image": images(range(3)), "label": ["x" * 10**5] * 3})
+    with pytest.raises(UserError, match="the labels in the column 'label' of .* bytes on average"):
+        source_of(words)
+    assert len(source_of(words, labels="none")) == 3

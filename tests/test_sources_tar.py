@@ -300,6 +300,51 @@ def test_damaged_and_hostile_archives(tmp_path):
         source_of(tmp_path / "gz")
 
 
+def test_archives_that_claim_more_than_they_hold(tmp_path):
+    """Nothing of the size that a header claims is allocated; headers that lead back, or far down, come to an end."""
+
+    def header(name, size, kind=tarfile.REGTYPE):
+        member = tarfile.TarInfo(name)
+        member.size, member.type = size, kind
+        return member.tobuf(tarfile.GNU_FORMAT)
+
+    back = bytearray(write_tar(tmp_path / "a.tar", {"a.jpg": encoded()}).read_bytes())
+    back[124:136] = (2**96 - 1024).to_bytes(12, "big")
+    back[148:156] = b" " * 8
+    back[148:156] = b"%06o\0 " % sum(back[:512])
+    deep = encoded()
+    for i in range(12):
+        deep = write_tar(tmp_path / "inner.tar", {f"n{i}.tar" if i else "a.jpg": deep}).read_bytes()
+    for name, content, sentence in (
+        ("name", header("a", 2**33, b"L") + bytes(2048), "is damaged: at byte 512 a header claims to have 85899"),
+        ("pax", header("a", 2**62, b"x") + bytes(2048), "is damaged: at byte 512 a header claims to have 4611"),
+        ("back", bytes(back), "back.tar is no tar archive, or a damaged one"),
+        ("chain", header("a", 512, b"L") * 3000, "chain.tar is no tar archive, or a damaged one"),
+        ("deep", deep, "deep.tar is an archive within 9 others; unpack some of them"),
+    ):
+        (tmp_path / f"{name}.tar").write_bytes(content)
+        with pytest.raises(UserError, match=sentence):
+            pytest.fail(f"{name} was read: {source_of(tmp_path / f'{name}.tar').described()}")
+    for name, most in (("a.cls", 2**24), ("a.jpg", 2**30)):
+        (tmp_path / "large.tar").write_bytes(header(name, 2**31))
+        os.truncate(tmp_path / "large.tar", 2**31 + 4096)  # of zeros, which take no room
+        with pytest.raises(UserError, match=f"{name} in .* has 2147483648 bytes, but may have {most} at most"):
+            source_of(tmp_path / "large.tar")
+    write_tar(tmp_path / "digits.tar", {"a.jpg": encoded(), "a.cls": b"9" * 5000})
+    with pytest.raises(UserError, match="a.cls in .* holds '9999.*; a .cls must hold the number of a class"):
+        source_of(tmp_path / "digits.tar")
+
+
+def test_an_index_that_unpacks_to_more_is_made_again(tmp_path):
+    expected = source_of(shards(tmp_path / "set")).fingerprint
+    (kept,) = (tmp_path / "cache" / "bt_jax" / "archives").glob("*.npz")
+    with np.load(kept) as found:
+        columns = dict(found)
+    np.savez_compressed(kept, **columns)
+    compressed = kept.stat().st_size
+    assert source_of(tmp_path / "set").fingerprint == expected and kept.stat().st_size > compressed
+
+
 def test_an_image_that_does_not_decode(tmp_path, light_views):
     """Is named with its archive, and another stands in."""
     files = {f"{i:02d}.jpg": encoded(i) if i != 3 else b"no image" for i in range(12)}

@@ -12,6 +12,7 @@ Each reader has a process of its own, whose address space is limited to 2 GB abo
 
 import argparse
 import collections
+import gzip
 import io
 import json
 import multiprocessing
@@ -22,6 +23,7 @@ import random
 import resource
 import shutil
 import sys
+import tarfile
 import time
 import traceback
 import zipfile
@@ -89,12 +91,12 @@ class Reader:
 
     Attributes:
       samples: good files.
-      hostile: files made to do harm.
+      hostile: files made to do harm, or what writes one to a path.
       name: of the file, with its suffix.
       read: takes its path.
     """
 
-    def __init__(self, name: str, samples: list[bytes], hostile: list[bytes], read: Callable[[pathlib.Path], object]):
+    def __init__(self, name: str, samples: list[bytes], hostile: list, read: Callable[[pathlib.Path], object]):
         self.name, self.samples, self.hostile, self.read = name, samples, hostile, read
 
 
@@ -298,10 +300,230 @@ def results(folder: pathlib.Path, canary: pathlib.Path) -> Reader:
     return Reader("linear.json", [good], [b"[" * 10**5], read)
 
 
+def _images(count: int) -> list[bytes]:
+    from PIL import Image
+
+    rng, found = np.random.default_rng(0), []
+    for _ in range(count):
+        made = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (8, 6, 3), np.uint8)).save(made, "JPEG")
+        found.append(made.getvalue())
+    return found
+
+
+def _tar(files: dict[str, bytes], *, links: tuple[tuple[str, str, bytes], ...] = (), **options) -> bytes:
+    """An archive with these files, and (name, target, type) of links."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", **options) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for name, target, kind in links:
+            member = tarfile.TarInfo(name)
+            member.linkname, member.type = target, kind
+            archive.addfile(member)
+    return made.getvalue()
+
+
+def _tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE, pax: dict[str, str] | None = None) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type, member.pax_headers = size, kind, pax or {}
+    return member.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
+
+
+def _sparse_file(begin: bytes, size: int) -> Callable[[pathlib.Path], None]:
+    """Writes a file that begins so and goes on with zeros, which take no room on the disk."""
+
+    def write(path):
+        path.write_bytes(begin)
+        os.truncate(path, size)
+
+    return write
+
+
+def _negative(image: bytes) -> bytes:
+    """An archive whose first file has -1024 bytes, which leads back to itself."""
+    data = bytearray(_tar({"a.jpg": image}))
+    data[124:136] = (2**96 - 1024).to_bytes(12, "big")
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    return bytes(data)
+
+
+def _hostile_archives() -> list[bytes | Callable[[pathlib.Path], None]]:
+    image, end = _images(1)[0], bytes(1024)
+    nested = _tar({"a.jpg": image})
+    for depth in range(400):
+        nested = _tar({f"{depth}.tar": nested})
+    chained = b"".join(_tar_header("a", 512, b"L") + bytes(512) for _ in range(3000))
+    return [
+        *(_tar({name: image}) for name in ("../../a.jpg", "/etc/a.jpg", "a/../../b.jpg", "a.jpg\\..", "./..")),
+        *(
+            _tar({"b/a.jpg": image}, links=[("b/l.jpg", target, kind)])
+            for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE)
+            for target in ("/etc/passwd", "../../../etc/passwd", "b/a.jpg", "b/l.jpg")
+        ),
+        *(_tar({"a.jpg": image}, links=[("b.jpg", "", kind)]) for kind in (tarfile.CHRTYPE, tarfile.FIFOTYPE, b"S", b"V")),
+        *(_tar_header("a.jpg", size) + image + end for size in (2**33, 2**62, 2**80)),
+        *(_tar_header("a" * 50, size, kind) + end for size in (2**20, 2**33, 2**62) for kind in (b"L", b"K", b"x", b"g")),
+        *(
+            _sparse_file(_tar_header("a", size, kind), size + 2048)
+            for size in (3 * 2**30,)
+            for kind in (b"L", b"x")
+        ),
+        *(_sparse_file(_tar_header(f"a{e}", 3 * 2**30), 4 * 2**30) for e in (".cls", ".json", ".jpg", ".tar")),
+        _tar_header("a.jpg", 3, pax={"size": "-1"}) + end,
+        _tar_header("a.jpg", 3, pax={"size": "9" * 5000}) + end,
+        _tar_header("a.jpg", 3, pax={"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9" * 30}) + end,
+        _tar_header("a.jpg", 3, pax={"GNU.sparse.map": "0," * 10**5 + "1"}) + end,
+        _tar_header("a.jpg", 512, pax={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}) + b"9" * 512 + end,
+        _tar({"a.jpg": image}, pax_headers={"hdrcharset": "BINARY", "a" * 10**6: "b"}, format=tarfile.PAX_FORMAT),
+        gzip.compress(_tar({"a.jpg": image})),
+        _sparse_file(b"", 3 * 2**30),
+        nested,
+        chained + _tar({"a.jpg": image}),
+        _negative(image),
+    ]  # fmt: skip
+
+
+def _archive_reader(folder: pathlib.Path, name: str, samples: list[bytes], hostile: list) -> Reader:
+    return Reader(name, samples, hostile, lambda path: _all_of(folder, "tar", path))
+
+
+def _all_of(folder: pathlib.Path, kind: str, path: pathlib.Path):
+    """The images of a source of one file, whose index is made anew."""
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    return _fetched(folder, kind, path)
+
+
+def _fetched(folder: pathlib.Path, kind: str, path: pathlib.Path):
+    from bt_jax.config import default
+    from bt_jax.data.sources.make import make_source
+
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    config = default().data
+    config.update(source=kind, data_dir=str(path))
+    source = make_source(config, "train")
+    return source.fetch(np.arange(min(len(source), 64)))[0].tolist()
+
+
+def archives(folder: pathlib.Path, canary: pathlib.Path) -> Reader:
+    """Plain tar archives, and one of archives."""
+    images = _images(6)
+    plain = {f"c{i % 2}/{i}.jpg": image for i, image in enumerate(images)}
+    long = {f"{'long' * 40}/{i}.jpg": image for i, image in enumerate(images)}
+    inner = {f"n{i}.tar": _tar({f"n{i}_{j}.jpg": images[j] for j in range(3)}) for i in range(2)}
+    samples = [
+        _tar(plain),
+        _tar(long, format=tarfile.GNU_FORMAT),
+        _tar(long, format=tarfile.PAX_FORMAT),
+        _tar(inner),
+    ]
+    return _archive_reader(folder, "train.tar", samples, _hostile_archives())
+
+
+def shards(folder: pathlib.Path, canary: pathlib.Path) -> Reader:
+    """WebDataset's."""
+    images = _images(6)
+
+    def shard(**beside: bytes) -> bytes:
+        """With a .cls and .json of each image, or these instead for all."""
+        own = [beside or {"cls": str(i).encode(), "json": b'{"label": %d}' % i} for i in range(6)]
+        return _tar({f"{i:03d}.{e}": c for i, image in enumerate(images) for e, c in {"jpg": image, **own[i]}.items()})
+
+    hostile = [
+        *(shard(cls=text) for text in (b"9" * 10**4, b"9" * 10**6, b"-1", b"1e9", "²".encode(), "٣".encode(), b"\xff" * 99)),
+        *(
+            shard(json=text)
+            for text in (
+                b"[" * 10**5, b'{"a":' * 10**5, b'{"label": %s}' % (b"9" * 10**5), b'{"label": 1e999}', b"\xff\xfe", b"NaN"
+            )
+        ),
+    ]  # fmt: skip
+    samples = [shard(), shard(cls=b"1"), shard(json=b'{"label": 2, "caption": "a"}')]
+    return _archive_reader(folder, "train.tar", samples, hostile + _hostile_archives())
+
+
+def indexes(folder: pathlib.Path, canary: pathlib.Path) -> Reader:
+    """The kept index of an archive, in its place: a damaged one is made again, and never gives other images."""
+    archive = folder / "whole" / "train.tar"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    archive.write_bytes(_tar({f"c{i % 2}/{i}.jpg": image for i, image in enumerate(_images(6))}))
+    expected = _all_of(folder, "tar", archive)
+    (kept,) = (folder / "cache").rglob("*.npz")
+    good = kept.read_bytes()
+    with np.load(kept) as found:
+        columns = dict(found)
+    hostile = []
+    for name in columns:
+        swapped = io.BytesIO()
+        np.savez(swapped, **{**columns, name: np.array([Canary(canary)], object)})
+        hostile.append(swapped.getvalue())
+    large = io.BytesIO(bomb("starts.npy", 5 * 2**29))
+    with zipfile.ZipFile(large, "a") as into, zipfile.ZipFile(io.BytesIO(good)) as of:
+        for other in set(columns) - {"starts"}:
+            into.writestr(f"{other}.npy", of.read(f"{other}.npy"))
+    hostile.append(large.getvalue())
+
+    def read(path):
+        shutil.copy(path, kept)
+        found = _fetched(folder, "tar", archive)
+        assert found == expected, "another index gives other images"
+
+    return Reader("index.npz", [good], hostile, read)
+
+
+def tables(folder: pathlib.Path, canary: pathlib.Path) -> Reader:
+    """Parquet files."""
+    import pyarrow
+    from pyarrow import parquet
+
+    def table(images: list[bytes], labels: list, kind: str = "zstd", **options) -> bytes:
+        made = io.BytesIO()
+        rows = pyarrow.table(
+            {"image": [{"bytes": b, "path": f"{i}.jpg"} for i, b in enumerate(images)], "label": labels}
+        )
+        about = {"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}}
+        rows = rows.replace_schema_metadata({"huggingface": json.dumps(about)})
+        parquet.write_table(rows, made, compression=kind, **options)
+        return made.getvalue()
+
+    images = _images(6)
+    samples = [table(images, [0, 1] * 3, kind) for kind in ("none", "snappy", "zstd", "gzip")]
+    samples += [table(images, ["x", "y"] * 3, row_group_size=2, use_dictionary=False)]
+    hostile = [
+        table([bytes(2**25)] * 64, [0] * 64, "snappy", use_dictionary=False),
+        table(images * 50, ["x" * 2**20] * 300),
+        table(images, ["x" * 2**25] * 6, use_dictionary=False),
+        table(images, [2**62, -(2**62)] * 3),
+        _many_rows(images[0]),
+        b"PAR1" + bytes(100) + (2**31 - 1).to_bytes(4, "little") + b"PAR1",
+    ]
+    return Reader("train.parquet", samples, hostile, lambda path: _all_of(folder, "parquet", path))
+
+
+def _many_rows(image: bytes) -> bytes:
+    """The same image and label 20 million times, in fewer bytes."""
+    import pyarrow
+    from pyarrow import parquet
+
+    made, rows = io.BytesIO(), 10**6
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(rows, np.int32)), pyarrow.array([image]))
+    table = pyarrow.table({"image": column, "label": np.zeros(rows, np.int64)})
+    with parquet.ParquetWriter(made, table.schema, compression="zstd") as writer:
+        for _ in range(20):
+            writer.write_table(table)
+    return made.getvalue()
+
+
 READERS = {
     make.__name__: make
-    for make in (torch_files, safetensors, arrays, descriptions, configs, checkpoints, lists, images, results)
-}
+    for make in (
+        torch_files, safetensors, arrays, descriptions, configs, checkpoints, lists, images, results, archives, shards, indexes,
+        tables,
+    )
+}  # fmt: skip
 
 
 def work(make: Callable, folder: pathlib.Path, inputs: int, seed: int, queue) -> None:
@@ -319,13 +541,18 @@ def work(make: Callable, folder: pathlib.Path, inputs: int, seed: int, queue) ->
     for _ in range(3):
         reader.read(place)  # libraries take their memory
     limit = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the most memory is counted from here on
+    before = _memory("VmRSS")
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     draw, done = random.Random(seed), collections.Counter()
     for number in range(inputs):
         data = reader.hostile[number] if number < len(reader.hostile) else mutated(draw, draw.choice(reader.samples))
-        place.write_bytes(data)
+        if callable(data):
+            data(place)
+        else:
+            place.write_bytes(data)
         queue.put(("begun", number))
         began, wrong = time.monotonic(), ""
         try:
@@ -343,10 +570,23 @@ def work(make: Callable, folder: pathlib.Path, inputs: int, seed: int, queue) ->
             wrong = "its code was run"
         done["slowest"] = max(done["slowest"], took)
         if wrong:
-            kept = folder / f"wrong_{make.__name__}_{number}_{reader.name}"
-            shutil.copy(place, kept)
+            kept = _keep(place, folder / f"wrong_{make.__name__}_{number}_{reader.name}")
             queue.put(("wrong", f"{kept}: {wrong}"))
+    done["memory"] = _memory("VmHWM") - before
     queue.put(("done", dict(done)))
+
+
+def _keep(input_: pathlib.Path, place: pathlib.Path) -> pathlib.Path:
+    """Copies an input; of a sparse one, which would fill the disk, only its beginning."""
+    with open(input_, "rb") as read:
+        place.write_bytes(read.read(2**24))
+    return place
+
+
+def _memory(kind: str) -> int:
+    """Of this process, in bytes."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) * 1024
 
 
 def tried(make: Callable, folder: pathlib.Path, inputs: int, seed: int) -> bool:
@@ -356,6 +596,7 @@ def tried(make: Callable, folder: pathlib.Path, inputs: int, seed: int) -> bool:
     queue = context.Queue()
     process = context.Process(target=work, args=(make, folder, inputs, seed, queue))
     process.start()
+    began = time.monotonic()
     wrong, number, found, heard = [], -1, None, time.monotonic()
     while found is None:
         try:
@@ -367,7 +608,7 @@ def tried(make: Callable, folder: pathlib.Path, inputs: int, seed: int) -> bool:
             if number < 0:
                 wrong.append("its good file could not be read")
                 break
-            kept = shutil.copy(
+            kept = _keep(
                 next(p for p in (folder / "input").iterdir() if p.is_file()), folder / f"ended_{make.__name__}_{number}"
             )
             what = "hung" if process.is_alive() else f"ended the process with status {process.exitcode}"
@@ -380,10 +621,11 @@ def tried(make: Callable, folder: pathlib.Path, inputs: int, seed: int) -> bool:
         else:
             found = told
     process.kill()
+    process.join()
     found = found or {}
     print(
         f"| {make.__name__} | {number + 1} | {found.get('read', 0)} | {found.get('refused', 0)} | {len(wrong)} "
-        f"| {found.get('slowest', 0):.2f} |",
+        f"| {found.get('slowest', 0):.2f} | {time.monotonic() - began:.0f} | {found.get('memory', 0) / 1e6:.0f} |",
         flush=True,
     )
     for text in wrong[:5]:
@@ -398,7 +640,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=READERS, default=list(READERS))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    print("| reader | inputs | read | refused with a sentence | wrong | slowest, s |\n|---|---|---|---|---|---|")
+    print(
+        "| reader | inputs | read | refused with a sentence | wrong | slowest, s | in all, s | memory, MB |\n"
+        + "|---" * 8
+        + "|"
+    )
     right = [
         tried(READERS[name], arguments.folder.resolve() / name, arguments.inputs, arguments.seed)
         for name in arguments.only

@@ -26,13 +26,16 @@ from bt_jax.data.sources.base import counted, numbers_as_names
 from bt_jax.data.sources.listing import Paths
 from bt_jax.data.sources.lists import numbered
 from bt_jax.data.sources.packed import PackedSource, part_of
-from bt_jax.data.sources.ranges import Ranges, Stamp, alone, cache_file, written_whole
+from bt_jax.data.sources.ranges import Ranges, Stamp, alone, arrays_of, cache_file, written_whole
 from bt_jax.data.sources.shards import find_shards, has_shards, relative_names
 from bt_jax.errors import UserError, first_line, some
 from bt_jax.parts import import_part
 
 _VERSION = 1
-_ROWS = 64  # decoded at once
+_ROWS, _BYTES = 64, 2**26  # decoded at once, whichever is less
+_LARGEST = 2**30  # bytes of an image; no decoder takes twice as many
+_RATIO = 1000  # of a group of images to its bytes in the file; blank ones, not compressed themselves, may reach some hundreds
+_LABEL_ROWS, _LABEL = 4096, 1024  # decoded at once; bytes of a label on average
 _TRIED = 8  # images of a table, of which one must be an image
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
@@ -150,6 +153,10 @@ def _table(file: epath.Path, labels: str) -> _Table:
     copy = about.with_suffix(".images")
     try:
         with file.open("rb") as opened, parquet.ParquetFile(opened) as table:
+            if table.metadata.num_rows > stamp.size:  # which repetitions of one value could be, in no room at all
+                raise UserError(
+                    f"{file} says that it has {counted(table.metadata.num_rows)} rows, more than it has bytes; copy or make it again."
+                )
             image, label, classes = _columns(file, table, labels)
             found = _label_values(file, table, label)
             copied = _kept(about, copy, stamp, image)
@@ -181,7 +188,14 @@ def _table(file: epath.Path, labels: str) -> _Table:
 def _label_values(file: epath.Path, table: Any, column: str) -> list[int] | list[str] | None:
     if not column:
         return None
-    values = table.read(columns=[column]).column(0).to_pylist()
+    values: list[Any] = []
+    for batch in table.iter_batches(_LABEL_ROWS, columns=[column]):
+        if batch.nbytes > _LABEL * max(batch.num_rows, 64):
+            raise UserError(
+                f"the labels in the column {column!r} of {file} have {batch.nbytes // batch.num_rows} bytes on average, more than "
+                "names of classes have; set data.labels to 'none', or to another column."
+            )
+        values += batch.column(0).to_pylist()
     if None in values:
         raise UserError(
             f"row {values.index(None)} of {file} has no label in the column {column!r}; set data.labels to 'none'."
@@ -195,7 +209,7 @@ def _copied(file: epath.Path, table: Any, column: str, new: pathlib.Path) -> tup
     sizes: list[int] = []
     missing, digest, tried = [], hashlib.sha256(), []
     with open(new, "wb") as written:
-        for batch in table.iter_batches(_ROWS, columns=[column]):
+        for batch in table.iter_batches(_rows_at_once(file, table, column), columns=[column]):
             for value in batch.column(0).to_pylist():
                 content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
                 if not content:
@@ -308,15 +322,40 @@ def _classes(schema: Any, column: str) -> tuple[str, ...]:
     return ()
 
 
+def _groups(table: Any, column: str) -> list[tuple[int, int, int]]:
+    """(rows, bytes of the column, bytes of it in the file) of each group of rows."""
+    found = []
+    for group in map(table.metadata.row_group, range(table.metadata.num_row_groups)):
+        parts = [group.column(i) for i in range(group.num_columns)]
+        own = [part for part in parts if part.path_in_schema.split(".")[0] == column]
+        size, compressed = (
+            sum(getattr(p, f"total_{kind}_size") for p in own) for kind in ("uncompressed", "compressed")
+        )
+        found.append((group.num_rows, size, compressed))
+    return found
+
+
+def _rows_at_once(file: epath.Path, table: Any, column: str) -> int:
+    """As many rows as have `_BYTES` in the group with the largest images.
+
+    Raises:
+      UserError: the images would take too much memory.
+    """
+    largest = 0
+    for rows, size, compressed in _groups(table, column):
+        largest = max(largest, size // max(rows, 1))
+        if size > _BYTES and size > _RATIO * compressed:  # images are compressed already
+            raise UserError(
+                f"the column {column!r} of {file} has {compressed} bytes that unpack to {size} in one group of rows, which are no "
+                "images; copy or make it again."
+            )
+    if largest > _LARGEST:
+        raise UserError(f"the images of {file} have {largest} bytes on average, but may have {_LARGEST} at most.")
+    return max(1, min(_ROWS, _BYTES // max(largest, 1)))
+
+
 def _check_room(file: epath.Path, table: Any, column: str, copy: pathlib.Path) -> None:
-    facts = table.metadata
-    groups = [facts.row_group(i) for i in range(facts.num_row_groups)]
-    needed = sum(
-        group.column(i).total_uncompressed_size
-        for group in groups
-        for i in range(group.num_columns)
-        if group.column(i).path_in_schema.split(".")[0] == column
-    )
+    needed = sum(size for _, size, _ in _groups(table, column))
     free = shutil.disk_usage(copy.parent).free
     if needed > free:
         raise UserError(
@@ -328,7 +367,7 @@ def _check_room(file: epath.Path, table: Any, column: str, copy: pathlib.Path) -
 def _kept(about: pathlib.Path, copy: pathlib.Path, stamp: Stamp, column: str) -> _Table | None:
     """The copy of an earlier start, if it is whole and the table is as it was; without labels."""
     try:
-        with open(about, "rb") as opened, np.load(opened, allow_pickle=False) as saved:
+        with arrays_of(about) as saved:
             facts, sizes = json.loads(saved["about"].tobytes()), saved["sizes"]
         rules = _rules(stamp, column)
         if {name: facts[name] for name in rules} != rules or _stamped(copy) != facts["copy"]:

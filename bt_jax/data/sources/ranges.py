@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -145,6 +146,20 @@ def alone(file: pathlib.Path) -> Iterator[None]:
     with open(file.with_name(f"{file.name}.lock"), "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def arrays_of(file: pathlib.Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The arrays of a file that numpy.savez wrote, which have no more bytes than the file.
+
+    Raises:
+      ValueError: some are compressed.
+      Exception: any other that numpy and zipfile raise for a damaged file.
+    """
+    with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in arrays.zip.infolist()):
+            raise ValueError(f"{file} has compressed arrays")
+        yield arrays
 
 
 @contextlib.contextmanager

@@ -18,13 +18,13 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from etils import epath
 
 from bt_jax.data.sources.listing import IMAGE_ENDINGS, Paths, is_hidden, is_image
-from bt_jax.data.sources.ranges import Stamp, alone, cache_file, written_whole
+from bt_jax.data.sources.ranges import Stamp, alone, arrays_of, cache_file, written_whole
 from bt_jax.data.sources.shards import relative_names
 from bt_jax.errors import UserError, first_line, some
 
@@ -38,6 +38,10 @@ _COMPRESSIONS = {
     b"(\xb5/\xfd": ("zstd", "unzstd"),
 }
 _LABEL_BYTES = 64  # of a .cls; it holds a number
+_LABEL_FILE = 2**24  # bytes of a .cls or .json
+_HEADER = 2**20  # bytes of a long name, or of a PAX header
+_LARGEST = 2**30  # bytes of an image; no decoder takes twice as many
+_DEPTH = 8  # of archives in archives
 _JSON_LABELS = ("label", "cls")
 NO_LABEL = -1
 
@@ -188,18 +192,40 @@ def _check_compression(file: str, opened: BinaryIO) -> None:
             )
 
 
-def _files_in(file: str, opened: BinaryIO, start: int, stop: int, inside: str) -> Iterator[_Entry]:
+class _Headers:
+    """A file of which tarfile reads headers: what they claim to be long is refused, as tarfile would allocate it."""
+
+    def __init__(self, where: str, opened: BinaryIO):
+        self._where, self._opened = where, opened
+        self.seek, self.tell = opened.seek, opened.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _HEADER:
+            raise UserError(
+                f"{self._where} is damaged: at byte {self.tell()} a header claims to have {size} bytes; make it again."
+            )
+        return self._opened.read(size)
+
+
+def _files_in(file: str, opened: BinaryIO, start: int, stop: int, inside: str, depth: int = 0) -> Iterator[_Entry]:
     """The files in the archive that lies from `start` to `stop`, and in the archives in it, which `inside` names.
 
     Raises:
       UserError: it is no tar archive, is truncated, or holds links or paths that lead out of it.
     """
-    where = f"{inside[:-1]} in {file}" if inside else file
+    where = f"{inside[:-1][-200:]} in {file}" if inside else file
+    if depth > _DEPTH:
+        raise UserError(f"{where} is an archive within {depth} others; unpack some of them.")
     opened.seek(start)
+    before = start - 1
     try:
-        with tarfile.TarFile(fileobj=opened) as archive:
+        # tarfile only calls these three methods
+        with tarfile.TarFile(fileobj=cast(Any, _Headers(where, opened))) as archive:
             while (member := archive.next()) is not None:
                 vars(archive)["members"].clear()  # or it keeps all of them
+                if member.size < 0 or archive.offset <= before:  # some versions of tarfile would go round for ever
+                    raise tarfile.ReadError(f"at byte {before} it leads back")
+                before = archive.offset
                 if member.isdir():
                     continue
                 if member.offset_data + member.size > stop:
@@ -214,20 +240,33 @@ def _files_in(file: str, opened: BinaryIO, start: int, stop: int, inside: str) -
                         member.offset_data,
                         member.offset_data + member.size,
                         name.removesuffix(".tar") + "/",
+                        depth + 1,
                     )
                     continue
                 labels = name.lower().endswith((".cls", ".json"))
+                if member.size > (most := _LABEL_FILE if labels else _LARGEST) and (labels or is_image(name)):
+                    raise UserError(
+                        f"{name[-200:]} in {where} has {member.size} bytes, but may have {most} at most; leave it out."
+                    )
                 yield _Entry(name, member.offset_data, member.size, _content(opened, member) if labels else b"")
             opened.seek(archive.offset)
             end = opened.read(max(0, min(_BLOCK, stop - archive.offset)))
-    except tarfile.ReadError as error:
-        if str(error) == "unexpected end of data":
-            raise _truncated(where) from None
-        raise UserError(f"{where} is no tar archive, or a damaged one ({first_line(error)}); make it again.") from None
+    except (UserError, OSError) as error:
+        if isinstance(error, tarfile.ReadError):
+            raise _damaged(where, error) from None
+        raise
+    except Exception as error:  # a damaged header makes tarfile fail anywhere
+        raise _damaged(where, error) from None
     if len(end) < _BLOCK:
         raise _truncated(where)
     if end.strip(b"\0"):
         raise UserError(f"{where} is damaged: at byte {archive.offset} there is no header of a file; make it again.")
+
+
+def _damaged(where: str, error: Exception) -> UserError:
+    if str(error) == "unexpected end of data":
+        return _truncated(where)
+    return UserError(f"{where} is no tar archive, or a damaged one ({first_line(error)}); make it again.")
 
 
 def _truncated(where: str) -> UserError:
@@ -312,7 +351,7 @@ def _label(file: str, files: dict[str, _Entry]) -> int:
     """The number in a sample's .cls, or that named label or cls in its .json; NO_LABEL if there is none."""
     if (entry := files.get("cls")) is not None:
         text = entry.content.decode("utf-8", "replace").strip()
-        if not text.isdecimal() or int(text) >= 2**31:
+        if not (text.isascii() and text.isdecimal()) or len(text) > _LABEL_BYTES or int(text) >= 2**31:
             raise UserError(
                 f"{entry.name} in {file} holds {text[:_LABEL_BYTES]!r}; a .cls must hold the number of a class, from 0."
             )
@@ -348,7 +387,7 @@ def _write(new: Any, index: TarIndex) -> None:
 def _kept(file: Any, files: list[str], stamps: list[Stamp]) -> tuple[TarIndex | None, tuple[str, ...]]:
     """(the index of an earlier start, if all archives are as they were; else None; those that are not)."""
     try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as saved:
+        with arrays_of(file) as saved:
             about = json.loads(saved["about"].tobytes())
             if about["version"] != _VERSION or about["endings"] != list(IMAGE_ENDINGS) or about["files"] != files:
                 return None, ()
@@ -357,7 +396,7 @@ def _kept(file: Any, files: list[str], stamps: list[Stamp]) -> tuple[TarIndex | 
             if changed:
                 return None, changed
             names = Paths.of_arrays(saved)
-            columns = {name: saved[name] for name in ("file_of", "starts", "sizes", "labels")}
+            columns: dict[str, Any] = {name: saved[name] for name in ("file_of", "starts", "sizes", "labels")}
             facts = {name: about[name] for name in ("samples", "passed", "digest")}
             return TarIndex(tuple(files), tuple(stamps), names, **columns, **facts), ()
     except Exception:  # none, or a damaged one, from which numpy and zipfile may raise anything
