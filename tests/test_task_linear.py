@@ -1,18 +1,27 @@
 """bt_jax/tasks/linear.py: the task from its command to its file."""
 
+import argparse
+import collections
 import json
 import pkgutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from recipes import evaluation_of, no_room_for
+from test_torch_files import Global, save
 
 import bt_jax
 from bt_jax import config as config_lib
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.errors import UserError
 from bt_jax.evaluation import results
+from bt_jax.export import to_torch
+from bt_jax.export.encoder import read_weights
+from bt_jax.export.weights import sha256_of
+from bt_jax.models import make_encoder, resnet
 from bt_jax.tasks.linear import linear
 
 
@@ -51,6 +60,81 @@ def test_cached_with_repeats(config, tmp_path, capsys):
     assert result["spread"]["final.top1"] is not None
     said = capsys.readouterr().out
     assert "L-BFGS" in said and "3 seeds" in said and "best epoch" not in said
+
+
+def official_files(folder):
+    """All that the official main.py and evaluate.py save, with a ResNet-50 of four blocks; and their other forms in use."""
+    rng = np.random.default_rng(0)
+    encoder = make_encoder("resnet50", width=4)
+    shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+    backbone = to_torch(
+        jax.tree.map(lambda s: rng.random(s.shape, np.float32) - 0.4 * (len(s.shape) > 1), shapes), "resnet50"
+    )
+    projector, features = {}, 128
+    for i in (0, 3):
+        projector[f"{i}.weight"] = rng.standard_normal((16, features), np.float32)
+        projector |= {
+            f"{i + 1}.{name}": np.ones(16, np.float32) for name in ("weight", "bias", "running_mean", "running_var")
+        }
+        projector[f"{i + 1}.num_batches_tracked"], features = np.array(625000), 16
+    projector["6.weight"] = rng.standard_normal((16, 16), np.float32)
+    fc = {"fc.weight": rng.standard_normal((1000, 128), np.float32), "fc.bias": np.zeros(1000, np.float32)}
+
+    def under(prefix, tensors):
+        return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+    loss = {
+        "running_mean": np.zeros(16, np.float32),
+        "running_var": np.ones(16, np.float32),
+        "num_batches_tracked": np.array(9),
+    }
+    filtered = Global("__main__ exclude_bias_and_norm")
+    group = {"lr": 0.0016, "weight_decay": 1e-6, "momentum": 0.9, "eta": 0.001, "weight_decay_filter": filtered,
+             "lars_adaptation_filter": filtered, "params": list(range(9))}  # fmt: skip
+    whole = under("module.backbone.", backbone) | under("module.projector.", projector) | under("module.bn.", loss)
+    half = {name: value.astype(np.float16) if value.dtype == np.float32 else value for name, value in backbone.items()}
+    trees = {
+        "resnet50": collections.OrderedDict(backbone),
+        "checkpoint": {
+            "epoch": 1000,
+            "model": collections.OrderedDict(whole),
+            "optimizer": {
+                "state": {0: {"mu": np.ones((4, 3, 7, 7), np.float32)}},
+                "param_groups": [group, dict(group)],
+            },
+        },
+        "lincls": {
+            "epoch": 100,
+            "best_acc": argparse.Namespace(top1=73.3, top5=91.0),
+            "model": collections.OrderedDict(under("module.", backbone | fc)),
+            "optimizer": {
+                "state": {0: {"momentum_buffer": fc["fc.weight"]}},
+                "param_groups": [{"lr": 0.0, "params": [0, 1]}],
+            },
+            "scheduler": {"T_max": 100, "eta_min": 0, "base_lrs": [0.1], "last_epoch": 100, "_last_lr": [0.0]},
+        },
+        "distributed": collections.OrderedDict(under("module.", backbone)),
+        "half": collections.OrderedDict(half),
+    }
+    return {name: save(folder / f"{name}.pth", tree) for name, tree in trees.items()}
+
+
+def test_from_all_that_the_official_project_publishes(config, tmp_path, capsys, monkeypatch):
+    """The same weights, and so the same numbers, from each file; in half precision rounded."""
+    monkeypatch.setitem(resnet.BLOCKS, "resnet50", (1, 1, 1, 1))
+    config.model.update(arch="resnet50", width=4, small_images=False)
+    config.linear.update(cached=True, l2=(0.1,), max_iterations=20)
+    files, found = official_files(tmp_path), {}
+    for name in ("resnet50", "checkpoint", "lincls"):
+        config.init_from = str(files[name])
+        result = linear(config, str(tmp_path / name))
+        assert f"encoder   resnet50, 128 features, from {files[name]}" in capsys.readouterr().out
+        numbers = {name: value for name, value in result["mean"].items() if name.startswith(("final.", "held_out"))}
+        found[name] = numbers, result["checkpoint"]["sha256"]
+    assert found["checkpoint"] == found["lincls"] == found["resnet50"]
+    assert sha256_of(read_weights(str(files["distributed"])).variables) == found["resnet50"][1]
+    whole, half = (read_weights(str(files[name])).variables for name in ("resnet50", "half"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7), half, whole)
 
 
 def test_an_encoder_of_another_architecture(config, tmp_path):

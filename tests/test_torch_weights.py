@@ -232,6 +232,52 @@ def test_weights_that_cannot_be_right(name, value, sentence):
         see_sound(weights_of_state_dict(state, "here"))
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone."])
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [
+        ("conv1.weight", "conv1.wieght"),
+        ("bn1.weight", "bn_1.weight"),
+        ("layer1.0.conv1.weight", "layer1.0.conv_1.weight"),
+        ("layer1.0.conv3.weight", "layer1.0.conv3.weights"),
+        ("layer4.2.conv1.weight", "layer4.2.con1.weight"),
+        ("layer4.2.bn3.running_var", "layer4.2.bn3.runing_var"),
+        ("layer2.0.downsample.0.weight", "layer2.0.downsampel.0.weight"),
+    ],
+)
+def test_a_mistake_in_one_name(prefix, name, mistake):
+    """Names it and what is meant, wherever it is."""
+    state = small(prefix, "resnet50")
+    state[prefix + mistake] = state.pop(prefix + name)
+    with pytest.raises(UserError) as error:
+        weights_of_state_dict(state, "here")
+    assert mistake in str(error.value) and f"{name}" in str(error.value).replace(mistake, ""), str(error.value)
+    assert len(str(error.value)) < 300 or "known" in str(error.value)
+
+
+def test_a_mistake_in_a_name_of_a_head():
+    heads = {f"module.projector.{n}": v for n, v in PROJECTOR.items()} | {
+        f"module.backbone.{n}": v for n, v in FC.items()
+    }
+    for name, mistake, sentence in (
+        (
+            "module.projector.0.weight",
+            "module.projector.0.wieght",
+            "layer 0.weight is missing; 0.wieght may be meant for it",
+        ),
+        ("module.backbone.fc.bias", "module.backbone.fc.bais", r"fc.bais is unknown \(did you mean fc.bias\?\)"),
+        (
+            "module.backbone.bn1.bias",
+            "module.bakbone.bn1.bias",
+            r"module.bakbone.bn1.bias is unknown.*bn1.bias is missing",
+        ),
+    ):
+        state = small("module.backbone.") | heads
+        state[mistake] = state.pop(name)
+        with pytest.raises(UserError, match=sentence):
+            weights_of_state_dict(state, "here")
+
+
 def test_no_tensor_is_left_unseen():
     """None, several, of an unknown architecture, or with tensors that belong to nothing."""
     for state, sentence in (

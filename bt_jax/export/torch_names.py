@@ -9,7 +9,8 @@ Other parameters keep their names and layouts. `num_batches_tracked`, which noth
 encoder's `apply` ignores it), so that a round trip returns every tensor bit for bit.
 """
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -61,7 +62,8 @@ def from_names(state_dict: Mapping[str, Any], shapes: Shapes, naming: Naming, wh
     """
     entries, counters = _entries(shapes, naming), _counters(shapes, naming)
     known = {name for name, _ in entries + counters}
-    wrong = [f"{name} is unknown" for name in state_dict if name not in known]
+    absent = [name for name, _ in entries if name not in state_dict]
+    wrong = [f"{name} is unknown{_hint(name, absent)}" for name in state_dict if name not in known]
     variables: dict[str, Tree] = {}
     for name, path in entries:
         expected = _torch_shape(shapes[path])
@@ -97,6 +99,17 @@ def to_names(variables: Mapping[str, Tree], shapes: Shapes, naming: Naming, what
     for path, name in counters.items():
         state_dict[name] = np.asarray(given.get(path, 0), np.int64)
     return state_dict
+
+
+def _hint(name: str, absent: list[str]) -> str:
+    """Which of the names that are absent this one may be meant for."""
+    found = nearest(name, absent)
+    return f" (did you mean {found}?)" if found else ""
+
+
+def nearest(name: str, others: Iterable[str]) -> str:
+    """The one of the other names that differs least from it, "" if all are quite different."""
+    return next(iter(difflib.get_close_matches(name, others, n=1, cutoff=0.7)), "")
 
 
 def _few(faults: list[str]) -> str:

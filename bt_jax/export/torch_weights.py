@@ -15,7 +15,7 @@ import numpy as np
 
 from bt_jax.errors import UserError, some
 from bt_jax.export.timm_weights import from_timm, to_timm, vit_in
-from bt_jax.export.torch_names import Shapes, flat, from_names, path_of, to_names
+from bt_jax.export.torch_names import Shapes, flat, from_names, nearest, path_of, to_names
 from bt_jax.export.weights import EncoderWeights, Tree, encoder_shapes
 from bt_jax.models import Projector, make_encoder
 from bt_jax.models.resnet import BLOCKS, BOTTLENECK
@@ -72,7 +72,11 @@ def projector_from_torch(state_dict: Mapping[str, Any]) -> dict[str, Tree]:
     linear = (n.removesuffix(".weight") for n, v in state_dict.items() if n.endswith(".weight") and np.ndim(v) == 2)
     layers = sorted(int(name) for name in linear if name.isdigit())
     if not layers:
-        raise UserError("these are not the weights of a projector: the linear layer 0.weight is missing.")
+        found = nearest("0.weight", state_dict)
+        raise UserError(
+            "these are not the weights of a projector: the linear layer 0.weight is missing"
+            f"{f'; {found} may be meant for it' if found else ''}."
+        )
     sizes = tuple(np.shape(state_dict[f"{i}.weight"])[0] for i in layers)
     features = np.shape(state_dict[f"{layers[0]}.weight"])[1]
     return from_names(state_dict, _projector_shapes(sizes, features), _projector_name, "a projector")
@@ -194,10 +198,23 @@ def _place_of_encoder(state_dict: Mapping[str, Any], source: str) -> tuple[str, 
         return found[0]
     if found:
         raise UserError(f"{source} holds several encoders ({', '.join(f'{p}*' for p, _ in found)}); keep one of them.")
+    if mistaken := _mistaken(state_dict):
+        raise UserError(f"{source} holds no encoder, as {mistaken}.")
     raise UserError(
         f"{source} holds no ResNet in torchvision's names, {', '.join(_RESNET)}, …, and no ViT in timm's, {', '.join(_VIT)}, "
         "…, behind any prefix."
     )
+
+
+def _mistaken(state_dict: Mapping[str, Any]) -> str:
+    """If all but one of the names that tell an encoder are there: which is missing, and which may be meant for it."""
+    for ends in (_RESNET, _VIT):
+        prefixes = [name.removesuffix(end) for name in state_dict for end in ends if name.endswith(end)]
+        for prefix in dict.fromkeys(prefixes):
+            absent = [prefix + end for end in ends if prefix + end not in state_dict]
+            if len(absent) == 1 and (found := nearest(absent[0], state_dict)):
+                return f"{absent[0]} is missing; {found} may be meant for it"
+    return ""
 
 
 # Other tensors in files of solo-learn and lightly: heads, moving averages, queues.
@@ -257,10 +274,9 @@ def architecture_of(state_dict: Mapping[str, Any], source: str) -> str:
       UserError: to none that is known.
     """
     names = set(state_dict)
-    stages = tuple(
-        next(i for i in range(len(names)) if f"layer{stage}.{i}.conv1.weight" not in names) for stage in (1, 2, 3, 4)
-    )
-    bottleneck = "layer1.0.conv3.weight" in names
+    there = {name.rpartition(".conv")[0] for name in names} | {name.rpartition(".bn")[0] for name in names}
+    stages = tuple(next(i for i in range(len(names)) if f"layer{stage}.{i}" not in there) for stage in (1, 2, 3, 4))
+    bottleneck = any(f".{layer}3." in name for name in names for layer in ("conv", "bn"))
     stem, inner, middle = (
         tuple(getattr(state_dict.get(f"{n}.weight"), "shape", ()))
         for n in ("conv1", "layer1.0.conv1", "layer1.0.conv2")

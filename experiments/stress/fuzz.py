@@ -603,7 +603,7 @@ def tried(make: Callable, folder: pathlib.Path, inputs: int, seed: int) -> bool:
             kind, told = queue.get(timeout=1)
             heard = time.monotonic()
         except Exception:  # nothing was told
-            if process.is_alive() and time.monotonic() - heard < (600 if number < 0 else 6 * SECONDS):
+            if process.is_alive() and time.monotonic() - heard < (1800 if number < 0 else 6 * SECONDS):
                 continue
             if number < 0:
                 wrong.append("its good file could not be read")
