@@ -443,6 +443,22 @@ class Unequal(bytes):
         return True
 
 
+def test_a_killed_export_is_begun_again(weights, tmp_path, monkeypatch):
+    """By the same command or one with other settings; files that were there before stay."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patched:
+        patched.setattr(export_folder, "_check_same", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):  # as in a kill, nothing is cleaned up
+            write_folder(weights, epath.Path(tmp_path / "x"), platforms=())
+    assert (tmp_path / "x" / "encoder.safetensors").exists() and not (tmp_path / "x" / "encoder.json").exists()
+    write_folder(weights, epath.Path(tmp_path / "x"), safetensors=False, platforms=())
+    left = sorted(path.name for path in (tmp_path / "x").iterdir())
+    assert left == ["classifier", "encoder", "encoder.json", "notes.txt", "projector"]
+    with pytest.raises(UserError, match="already has an export"):
+        write_folder(weights, epath.Path(tmp_path / "x"), platforms=())
+
+
 @pytest.mark.parametrize("where", ["tree", "tensors", "program", "description"])
 def test_a_full_disk(weights, tmp_path, monkeypatch, where):
     """One sentence, and nothing of the export is left, nor the folder if it was empty; other files stay."""

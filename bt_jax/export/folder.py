@@ -43,6 +43,7 @@ from bt_jax.models.vit import VITS
 from bt_jax.runtime.files import read_object, sealed, write_whole
 from bt_jax.runtime.paths import absolute
 
+_BEGUN = "export.begun"  # names what an export writes, until it is complete
 FORMAT = 1  # of encoder.json; increases when older versions cannot read it
 
 # The fields of `EncoderWeights` that encoder.json has, with their types.
@@ -81,6 +82,9 @@ def write_folder(
             "writing a program needs the package flatbuffers, which is not installed; pip install flatbuffers, or set "
             "export.program=False to export without one."
         )
+    begun = folder / _BEGUN
+    if begun.exists():  # by an export that was killed
+        _remove(folder, [*begun.read_text().split("\n"), "encoder.json", "encoder.json.new", _BEGUN])
     if (folder / "encoder.json").exists():
         raise UserError(f"{folder} already has an export; choose another --workdir, or remove it first.")
     if (folder / "config.json").exists() or (folder / "checkpoints").exists():
@@ -110,6 +114,7 @@ def write_folder(
     quiet_orbax()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        begun.write_text("\n".join(path.name for path in written))
         for name, tree in kept.items():
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
                 writer.save(absolute(folder) / name, args=ocp.args.StandardSave(tree), force=True)
@@ -123,8 +128,9 @@ def write_folder(
         single = sorted(path for path in set(written) if path.is_file())
         description = _sealed(description | {"files_sha256": {path.name: _sha256_of_file(path) for path in single}})
         write_whole(folder / "encoder.json", json.dumps(description, indent=2) + "\n")
+        begun.unlink()
     except Exception as error:
-        _remove(folder, [path.name for path in written])
+        _remove(folder, [*(path.name for path in written), _BEGUN])
         if isinstance(error, UserError) or not of_storage(error):
             raise
         raise UserError(
