@@ -55,8 +55,17 @@ class Run:
     """A run in a separate process, with its output in a file."""
 
     def __init__(
-        self, folder: pathlib.Path, workdir: pathlib.Path, before: Callable[[], None] = lambda: None, **changes
+        self,
+        folder: pathlib.Path,
+        workdir: pathlib.Path,
+        before: Callable[[], None] = lambda: None,
+        task: Callable[[], object] | None = None,
+        **changes,
     ):
+        """Args:
+        before: called in the process first.
+        task: instead of pre-training.
+        """
         self.said_in = folder / f"said_{workdir.name}_{time.time_ns()}"
         self.start = time.monotonic()
         self.pid = os.fork()
@@ -66,7 +75,10 @@ class Run:
             status = 1
             try:
                 before()
-                loop.pretrain(config_of(folder, **changes), str(workdir))
+                if task is None:
+                    loop.pretrain(config_of(folder, **changes), str(workdir))
+                else:
+                    task()
                 status = 0
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
