@@ -161,6 +161,24 @@ def test_what_cannot_be_used(content, pixels, expected):
         decode_levels(content, pixels)
 
 
+def test_headers_that_claim_too_much():
+    """Nothing of that size is made: a TIFF of 3 GB in 200 bytes, and such a DICOM and PNG."""
+    tifffile = pytest.importorskip("tifffile")
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, DEEP)
+    content = bytearray(buffer.getvalue())
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        for name in ("ImageWidth", "ImageLength"):
+            tag = file.pages[0].tags[name]
+            content[tag.valueoffset : tag.valueoffset + 4] = (40_000).to_bytes(4, "little")
+    png = bytearray(tf.io.encode_png(RNG.integers(0, 65536, (5, 7, 3), np.uint16)).numpy())
+    png[16:24] = (60_000).to_bytes(4, "big") * 2
+    huge = dicom(np.zeros((2, 2), np.uint16), NumberOfFrames=2**30)
+    for claimed in (bytes(content), bytes(png), huge):
+        with pytest.raises(ValueError, match=r"its header claims \d+ bytes of values, but an image may have 1073741824 at most"):
+            read_values(claimed)
+
+
 def test_without_the_packages(monkeypatch):
     """Which are named, with what to install."""
     monkeypatch.setitem(sys.modules, "tifffile", None)

