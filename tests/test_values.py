@@ -175,7 +175,9 @@ def test_headers_that_claim_too_much():
     png[16:24] = (60_000).to_bytes(4, "big") * 2
     huge = dicom(np.zeros((2, 2), np.uint16), NumberOfFrames=2**30)
     for claimed in (bytes(content), bytes(png), huge):
-        with pytest.raises(ValueError, match=r"its header claims \d+ bytes of values, but an image may have 1073741824 at most"):
+        with pytest.raises(
+            ValueError, match=r"its header claims \d+ bytes of values, but an image may have 1073741824 at most"
+        ):
             read_values(claimed)
 
 

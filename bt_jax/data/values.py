@@ -100,7 +100,9 @@ def _dicom(encoded: bytes) -> tuple[np.ndarray, int]:
     pydicom = import_part("pydicom", use="DICOM", name="pydicom")
     pixels = import_part("pydicom.pixels", use="DICOM", name="pydicom 3", package="'pydicom>=3'")
     file = pydicom.dcmread(io.BytesIO(encoded))
-    _check_size(file.Rows * file.Columns * file.SamplesPerPixel * int(file.get("NumberOfFrames") or 1) * file.BitsAllocated // 8)
+    _check_size(
+        file.Rows * file.Columns * file.SamplesPerPixel * int(file.get("NumberOfFrames") or 1) * file.BitsAllocated // 8
+    )
     values = file.pixel_array
     if int(file.get("NumberOfFrames") or 1) > 1:
         values = values[0]

