@@ -81,6 +81,7 @@ def bucket(mode_file: pathlib.Path | None = None) -> Iterator[dict[str, str]]:
             "TENSORSTORE_GCS_HTTP_URL": url,
             "EPATH_USE_TF": "false",
             "NO_GCE_CHECK": "true",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
 
 
