@@ -4,11 +4,13 @@ import errno
 import logging
 import subprocess
 import sys
+import types
 
 import pytest
 from etils import epath
 
 from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax, storage_failure
+from bt_jax.runtime.files import errors_of_files
 
 
 def chained(error, cause):
@@ -50,6 +52,22 @@ def test_the_workdirs_message(tmp_path):
     assert storage_failure(workdir, OSError(errno.ENOENT, "No such file", "/data/image.jpg")) == ""
     assert storage_failure(workdir, OSError(errno.ENOENT, "No such file")) == ""
     assert "it no longer exists" in storage_failure(workdir / "gone", OSError(errno.ENOENT, "No such file"))
+
+
+def test_stores_that_do_not_answer(monkeypatch):
+    """Their libraries have errors of their own, which are no OSErrors."""
+
+    class HttpError(Exception):
+        pass
+
+    monkeypatch.setitem(sys.modules, "gcsfs.retry", types.SimpleNamespace(HttpError=HttpError))
+    assert HttpError in errors_of_files() and OSError in errors_of_files()
+    assert of_storage(HttpError(", 503")) and of_storage(chained(RuntimeError("save failed"), HttpError(", 503")))
+    assert storage_failure(epath.Path("gs://bucket/run"), HttpError(", 503")) == (
+        "the workdir gs://bucket/run can no longer be reached (503), although it was asked again several times; the same command "
+        "resumes from the last good checkpoint once it can be."
+    )
+    assert storage_failure(epath.Path("/tmp/run"), HttpError(", 503")) == ""
 
 
 def test_writes_that_fail_afterwards_are_quiet():

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from bt_jax.engine.storage import storage_failure
 from bt_jax.errors import Preempted, UserError
+from bt_jax.runtime.files import errors_of_files
 from bt_jax.runtime.preemption import Preemption
 from bt_jax.runtime.workdir import Holder, check_config, held, write_config
 
@@ -83,7 +84,7 @@ def session(config: ConfigDict, workdir: epath.Path) -> Iterator[Session]:
                 check_config(config, workdir)
             stack.enter_context(preemption)
             yield Session(workdir, preemption, holder, config)
-    except OSError as error:
+    except errors_of_files() as error:
         if sentence := storage_failure(workdir, error):
             raise UserError(sentence) from error
         raise

@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from bt_jax.errors import first_line
+from bt_jax.runtime.files import errors_of_files
 
 _ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
@@ -25,7 +26,7 @@ _SIGNS = (
 def of_storage(error: BaseException | None) -> bool:
     """Whether an error, or one that caused it, comes from storage; all others are bugs."""
     while error is not None:
-        if isinstance(error, OSError) or any(sign in str(error) for sign in _SIGNS):
+        if isinstance(error, errors_of_files()) or any(sign in str(error) for sign in _SIGNS):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -41,8 +42,16 @@ def cause_of(error: BaseException) -> str:
     return getattr(error, "strerror", None) or first_line(error).partition(" [")[0]
 
 
-def storage_failure(workdir: epath.Path, error: OSError) -> str:
-    """The error message for a workdir that is full, no longer writable or gone; "" for errors about other files."""
+def storage_failure(workdir: epath.Path, error: BaseException) -> str:
+    """The error message for a workdir that is full, no longer writable, gone, or in a store that does not answer; "" for errors
+    about other files."""
+    if not isinstance(error, OSError):  # of a library of object stores
+        if "://" not in str(workdir):
+            return ""
+        return (
+            f"the workdir {workdir} can no longer be reached ({first_line(error).strip(' ,') or type(error).__name__}), although it was asked "
+            "again several times; the same command resumes from the last good checkpoint once it can be."
+        )
     elsewhere = error.filename is not None and not str(error.filename).startswith(str(workdir))
     gone = not workdir.exists()
     if elsewhere or not (gone or error.errno in _ERRNOS):
@@ -70,5 +79,7 @@ def quiet_orbax() -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             show(unraisable)
 
+    for name in ("gcsfs", "s3fs"):  # whose last error is ours to tell
+        logging.getLogger(name).addFilter(lambda record: logger.isEnabledFor(logging.INFO))
     logger.addFilter(lambda record: logger.isEnabledFor(logging.INFO) or "/orbax/" not in record.pathname)
     sys.unraisablehook = show_others

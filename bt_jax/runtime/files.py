@@ -4,10 +4,33 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+
+# What the libraries that reach object stores raise in place of an OSError.
+_OF_STORES = {
+    "gcsfs.retry": ("HttpError",),
+    "aiohttp": ("ClientError",),
+    "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "tensorflow.python.framework.errors_impl": (
+        "UnavailableError",
+        "AbortedError",
+        "DeadlineExceededError",
+        "PermissionDeniedError",
+    ),
+}
+
+
+def errors_of_files() -> tuple[type[BaseException], ...]:
+    """The kinds of errors when files are read or written, here or in an object store: OSError, and those of the libraries that are loaded."""
+    kinds: list[type[BaseException]] = [OSError]
+    for module, names in _OF_STORES.items():
+        loaded = sys.modules.get(module)
+        kinds += [kind for name in names if isinstance(kind := getattr(loaded, name, None), type)]
+    return tuple(kinds)
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:

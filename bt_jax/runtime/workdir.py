@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from bt_jax.config import fields_of, flatten, from_json, plain, to_json
 from bt_jax.errors import UserError, first_line
-from bt_jax.runtime.files import read_object, write_whole
+from bt_jax.runtime.files import errors_of_files, read_object, write_whole
 
 
 def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> None:
@@ -168,14 +168,14 @@ class Holder:
         """Releases the lock."""
         self._left.set()
         self._thread.join()
-        with contextlib.suppress(OSError):  # no workdir, or a full disk: the kernel's lock goes anyway
+        with contextlib.suppress(*errors_of_files()):  # no workdir, or a full disk: the kernel's lock goes anyway
             if _content(self._path).get("id") == self._me["id"]:
                 self._path.write_text("{}")
         self._release()
 
     def _beat(self) -> None:
         while not self._left.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError, UserError):  # the next save will report it
+            with contextlib.suppress(*errors_of_files(), UserError):  # the next save will report it
                 self.check()
                 self._write()
 
