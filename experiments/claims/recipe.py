@@ -29,7 +29,7 @@ PERCENT = {"1percent": 1.0, "10percent": 10.0}
 OPTIONS = ("", "held_out", "knn", *PERCENT)
 
 # Factors of the learning rates: experiments/results/claims.md, "Learning rates".
-TUNED: dict[str, dict[str, float]] = {"cpu": {"barlow_twins": 0.5}, "gpu": {}, "paper": {}}
+TUNED: dict[str, dict[str, float]] = {"cpu": {"barlow_twins": 0.5, "simclr": 1.0}, "gpu": {}, "paper": {}}
 
 
 def get_config(argument: str = "cpu,barlow_twins"):
