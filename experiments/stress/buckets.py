@@ -8,21 +8,36 @@ last one, and every line of metrics.jsonl except the speed, are compared with th
 """
 
 import argparse
+import json
 import os
 import pathlib
 import random
 import signal
 import sys
 import time
+import urllib.parse
+import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from bucket_server import NAME, bucket, is_there
 from common import tell
 from etils import epath
-from small_runs import Run, final, newest, prepare
+from small_runs import Run, final, prepare
 
 # An emulator answers as quickly as a disk, but each checkpoint is some sixty requests, and a busy store is asked again after pauses.
 FEW = {"log.tensorboard": False, "report.write": False, "checkpoint.every_steps": 5}
+
+
+def newest(workdir: epath.Path) -> int:
+    """The newest whole checkpoint, 0 for none; asked for without gcsfs, which cannot be forked once it was used."""
+    prefix = str(workdir).removeprefix(f"{NAME}/")
+    query = urllib.parse.urlencode({"prefix": f"{prefix}/checkpoints/"})
+    with urllib.request.urlopen(f"{os.environ['STORAGE_EMULATOR_HOST']}/storage/v1/b/bucket/o?{query}") as answer:
+        names = [item["name"].removeprefix(f"{prefix}/checkpoints/") for item in json.load(answer).get("items", [])]
+    return max(
+        (int(name.split("/")[0]) for name in names if name.count("/") == 1 and name.endswith("commit_success.txt")),
+        default=0,
+    )
 
 
 def main() -> None:
