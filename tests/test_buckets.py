@@ -52,6 +52,9 @@ result = pretrain(config, str(place / "run"))
 whole = bt_jax.load_encoder(str(place / "run"))
 (place / "run" / "checkpoints" / "4").rmtree()
 (place / "run" / "pretrain.json").unlink()
+(place / "run" / "checkpoints" / "3" / "state").mkdir(parents=True, exist_ok=True)
+(place / "run" / "checkpoints" / "3" / "state" / "half").write_text("of a checkpoint that was killed")
+first = bt_jax.load_encoder(str(place / "run"))
 pretrain(config, str(place / "run"))  # resumes after the first epoch
 again = bt_jax.load_encoder(str(place / "run"))
 
@@ -64,7 +67,7 @@ export(exporting, str(place / "out"))
 exported = bt_jax.load_encoder(str(place / "out"))
 features, paths = bt_jax.embed(str(place / "images" / "test"), exported, data={"eval_resize": 0, "threads": 2}, features={"batch_size": 16})
 print(json.dumps({
-    "steps": result["step"], "sha256": [whole.sha256, again.sha256, exported.sha256], "report": (place / "run" / "report.html").exists(),
+    "steps": result["step"], "resumed_from": first.step, "sha256": [whole.sha256, again.sha256, exported.sha256], "report": (place / "run" / "report.html").exists(),
     "lines": len((place / "run" / "metrics.jsonl").read_text().splitlines()), "knn": found["mean"], "paths": sorted(map(str, paths)),
     "mean": float(np.mean(features)),
 }))
@@ -88,5 +91,6 @@ def test_a_bucket_is_as_good_as_a_disk():
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = json.loads(ended.stdout.splitlines()[-1])
     assert len(set(found["sha256"])) == 1 and found["steps"] == 4 and found["report"]
+    assert found["resumed_from"] == 2, "a checkpoint that was cut off is none"
     assert 0 < found["knn"]["health.rankme"] < 33 and found["lines"] >= 6
     assert found["paths"] == sorted(f"{'ab'[i % 2]}/{i:02}.png" for i in range(16))

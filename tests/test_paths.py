@@ -10,6 +10,13 @@ from bt_jax.errors import UserError
 from bt_jax.runtime.paths import absolute, as_folder, as_path
 
 
+@pytest.fixture(autouse=True)
+def client_of_google(monkeypatch):
+    """Is there, whether installed or not."""
+    name = "google.cloud.storage"
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+
 @pytest.mark.parametrize("name", ["lr=[0.1]", "[", "a*", "a?", "**", "{a,b}"])
 def test_a_name_is_no_pattern(tmp_path, name):
     """Its parts are found, and none of a neighbour's."""
@@ -93,3 +100,13 @@ def test_stores_that_take_no_checkpoints():
             UserError, match=f"--workdir, {name}, cannot hold checkpoints or weights; .* gs:// or s3://."
         ):
             as_folder(name, "--workdir")
+
+
+def test_checkpoints_in_googles_store_need_its_client(monkeypatch):
+    """Which Orbax would miss only when it looks for the first."""
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+    with pytest.raises(
+        UserError, match="--workdir, gs://b/run, needs google-cloud-storage, .*; pip install google-cloud-storage"
+    ):
+        as_folder("gs://b/run", "--workdir")
+    assert str(as_path("gs://b/images", "data.data_dir")) == "gs://b/images"

@@ -9,7 +9,7 @@ import types
 import pytest
 from etils import epath
 
-from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax, storage_failure
+from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax, steps_in, storage_failure
 from bt_jax.runtime.files import errors_of_files
 
 
@@ -68,6 +68,21 @@ def test_stores_that_do_not_answer(monkeypatch):
         "resumes from the last good checkpoint once it can be."
     )
     assert storage_failure(epath.Path("/tmp/run"), HttpError(", 503")) == ""
+
+
+def test_a_step_of_a_store_is_there_once_it_says_so(tmp_path):
+    """On a disk its name says so; in a store, where nothing is renamed, its last file."""
+    for name in ("7/commit_success.txt", "8/state/half", "9.orbax-checkpoint-tmp/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("")
+    assert steps_in(epath.Path(tmp_path)) == [7, 8] and steps_in(epath.Path(tmp_path / "none")) == []
+
+    class Store:
+        exists = staticmethod(lambda: True)
+        iterdir = staticmethod(epath.Path(tmp_path).iterdir)
+        __str__ = staticmethod(lambda: "gs://bucket/run/checkpoints")
+
+    assert steps_in(Store()) == [7]
 
 
 def test_writes_that_fail_afterwards_are_quiet():

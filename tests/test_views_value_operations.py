@@ -12,11 +12,11 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from bt_jax.data.eval_batches import evaluation_views
-from bt_jax.data.views import device, host, value_operations
+from bt_jax.data.views import device, device_operations, host, host_operations, value_operations
 from bt_jax.data.views.spec import VIEW_B, Jigsaw, ViewGroup, ViewParameters, ViewSpec
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
 
-LIBRARIES = {"tensorflow": (host._TF, tf.constant), "jax": (device._JAX, jnp.asarray)}
+LIBRARIES = {"tensorflow": (host_operations.VALUES, tf.constant), "jax": (device_operations.VALUES, jnp.asarray)}
 ALL = ViewSpec(
     crop_scale=(0.3, 1.0), flip=0.5, jitter=0.9, brightness=0.4, contrast=0.4, saturation=0.0, hue=0.0, grayscale=0.0,
     blur=0.5, solarize=0.3, quarter_turns=0.75, drop_bands=0.3,

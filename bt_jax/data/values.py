@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import PIL.Image
 
+from bt_jax.data.sources.base import LARGEST_IMAGE
 from bt_jax.errors import UserError, first_line
 from bt_jax.parts import import_part
 from bt_jax.pixels import Pixels
@@ -18,7 +19,6 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 274  # a tag of TIFF and EXIF
 _WHITE_IS_ZERO = 0  # of TIFF's tag for photometric interpretation
-_LARGEST = 2**30  # bytes of an image's values; headers of damaged files claim more
 _AS_STORED = ("L", "LA", "RGB", "RGBA", "CMYK", "I", "F")  # modes of Pillow
 
 
@@ -91,8 +91,8 @@ def _tiff(encoded: bytes) -> tuple[np.ndarray, int]:
 
 
 def _check_size(count: int) -> None:
-    if count > _LARGEST:
-        raise ValueError(f"its header claims {count} bytes of values, but an image may have {_LARGEST} at most")
+    if count > LARGEST_IMAGE:
+        raise ValueError(f"its header claims {count} bytes of values, but an image may have {LARGEST_IMAGE} at most")
 
 
 def _dicom(encoded: bytes) -> tuple[np.ndarray, int]:

@@ -23,6 +23,9 @@ _SIGNS = (
 )  # fmt: skip
 
 
+_COMPLETE = "commit_success.txt"  # orbax.checkpoint._src.path.atomicity_types.COMMIT_SUCCESS_FILE
+
+
 def of_storage(error: BaseException | None) -> bool:
     """Whether an error, or one that caused it, comes from storage; all others are bugs."""
     while error is not None:
@@ -63,8 +66,17 @@ def storage_failure(workdir: epath.Path, error: BaseException) -> str:
 
 
 def steps_in(folder: epath.Path) -> list[int]:
-    """The steps on disk, in increasing order: a step's folder gets its plain name only when it is complete."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+    """The complete steps, in increasing order.
+
+    On a disk a step's folder gets its plain name only when it is complete. An object store has no renaming: there Orbax writes
+    under that name, and a last file says that all others are there.
+    """
+    if not folder.exists():
+        return []
+    found = [path for path in folder.iterdir() if path.name.isdigit()]
+    if "://" in str(folder):
+        found = [path for path in found if (path / _COMPLETE).exists()]
+    return sorted(int(path.name) for path in found)
 
 
 @functools.cache

@@ -158,7 +158,8 @@ class ClassifierTraining:
         size, data = self._eval["batch_size"], self._eval["data"]
         rows = mesh_lib.process_rows(self.setup.mesh, size)
         batches = with_checked_labels(eval_batches(self._test, data, batch_size=size, rows=rows), self._test)
-        if len(self._test) * data.image_size**2 * 3 > _RESIDENT_BYTES:
+        pixels = self._test.pixels
+        if len(self._test) * data.image_size**2 * pixels.channels * pixels.dtype.itemsize > _RESIDENT_BYTES:
             return batches
         self._test_batches = list(batches)
         return self._test_batches

@@ -85,6 +85,8 @@ def as_folder(text: str | os.PathLike, what: str) -> epath.Path:
             f"{what}, {text}, cannot hold checkpoints or weights; choose a local folder, or one in {known}."
         )
     path = as_path(text, what)
+    if scheme == "gs":  # with which Orbax lists and removes checkpoints, whatever else reaches the store
+        import_part("google.cloud.storage", use=f"{what}, {text},", name="google-cloud-storage")
     if "://" in str(path):
         whole, bad, why = str(path), "[]*?", "which object stores' libraries take for a pattern"
     else:

@@ -16,6 +16,7 @@ from bt_jax.parts import import_part
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
 
 MOST_CLASSES = 2**16  # of a set with fewer images than that: three times ImageNet-21k's
+LARGEST_IMAGE = 2**30  # bytes, encoded or not; headers of damaged and hostile files claim more
 _HASHED_BYTES = 2**28  # of an array, for a fingerprint: a fifth of a second
 
 

@@ -25,9 +25,7 @@ def checked_levels(name: str, values: np.ndarray, pixels: Pixels) -> tuple[np.nd
     try:
         levels = pixels.levels(values)
     except ValueError as error:
-        raise UserError(
-            f"{name}: the images are {values.dtype} {values.shape}, of which each cannot be used: {error}."
-        ) from None
+        raise UserError(f"{name} holds {values.dtype} {values.shape}: {error}.") from None
     return levels, _seen(name, f"{len(values)} images", [values], pixels)
 
 

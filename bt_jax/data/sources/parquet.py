@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from bt_jax.data.sources.base import counted, numbers_as_names
+from bt_jax.data.sources.base import LARGEST_IMAGE, counted, numbers_as_names
 from bt_jax.data.sources.listing import Paths
 from bt_jax.data.sources.lists import numbered
 from bt_jax.data.sources.packed import PackedSource, part_of
@@ -33,7 +33,6 @@ from bt_jax.parts import import_part
 
 _VERSION = 1
 _ROWS, _BYTES = 64, 2**26  # decoded at once, whichever is less
-_LARGEST = 2**30  # bytes of an image; no decoder takes twice as many
 _RATIO = 1000  # of a group of images to its bytes in the file; blank ones, not compressed themselves, may reach some hundreds
 _LABEL_ROWS, _LABEL = 4096, 1024  # decoded at once; bytes of a label on average
 _TRIED = 8  # images of a table, of which one must be an image
@@ -349,8 +348,8 @@ def _rows_at_once(file: epath.Path, table: Any, column: str) -> int:
                 f"the column {column!r} of {file} has {compressed} bytes that unpack to {size} in one group of rows, which are no "
                 "images; copy or make it again."
             )
-    if largest > _LARGEST:
-        raise UserError(f"the images of {file} have {largest} bytes on average, but may have {_LARGEST} at most.")
+    if largest > LARGEST_IMAGE:
+        raise UserError(f"the images of {file} have {largest} bytes on average, but may have {LARGEST_IMAGE} at most.")
     return max(1, min(_ROWS, _BYTES // max(largest, 1)))
 
 

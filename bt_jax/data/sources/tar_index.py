@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from etils import epath
 
+from bt_jax.data.sources.base import LARGEST_IMAGE
 from bt_jax.data.sources.listing import IMAGE_ENDINGS, Paths, is_hidden, is_image
 from bt_jax.data.sources.ranges import Stamp, alone, arrays_of, cache_file, written_whole
 from bt_jax.data.sources.shards import relative_names
@@ -40,7 +41,6 @@ _COMPRESSIONS = {
 _LABEL_BYTES = 64  # of a .cls; it holds a number
 _LABEL_FILE = 2**24  # bytes of a .cls or .json
 _HEADER = 2**20  # bytes of a long name, or of a PAX header
-_LARGEST = 2**30  # bytes of an image; no decoder takes twice as many
 _DEPTH = 8  # of archives in archives
 _JSON_LABELS = ("label", "cls")
 NO_LABEL = -1
@@ -244,7 +244,7 @@ def _files_in(file: str, opened: BinaryIO, start: int, stop: int, inside: str, d
                     )
                     continue
                 labels = name.lower().endswith((".cls", ".json"))
-                if member.size > (most := _LABEL_FILE if labels else _LARGEST) and (labels or is_image(name)):
+                if member.size > (most := _LABEL_FILE if labels else LARGEST_IMAGE) and (labels or is_image(name)):
                     raise UserError(
                         f"{name[-200:]} in {where} has {member.size} bytes, but may have {most} at most; leave it out."
                     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from bt_jax.data.views import value_operations
 from bt_jax.data.views.device_operations import (
+    VALUES,
     adjust_hue,
     blended,
     box_weights,
@@ -330,27 +331,18 @@ def _distorted(x: jax.Array, p: ViewParameters, spec: ViewSpec) -> jax.Array:
     return x
 
 
-_JAX = value_operations.Library(
-    of=jnp,
-    mean=lambda x, axes: jnp.mean(x, axes, keepdims=True),
-    clip=jnp.clip,
-    concat=jnp.concatenate,
-    repeat=lambda times, function, x: jax.lax.fori_loop(0, times, lambda _, x: function(x), x),
-)
-
-
 def _distorted_values(x: jax.Array, p: ViewParameters, spec: ViewSpec) -> jax.Array:
     """The same of other images, values (N, S, S, C) from 0 to 1."""
     x = _turned(x, p, spec)
     if spec.jitter:
         x = _where(p.jitter, _jitter_values(x, p), x)
     if spec.grayscale:
-        x = _where(p.grayscale, value_operations.grayscale(_JAX, x), x)
+        x = _where(p.grayscale, value_operations.grayscale(VALUES, x), x)
     if spec.blur:
         inside, near, far = (_per_image(w, x).astype(jnp.float32) / (1 << 24) for w in box_weights(p.sigma))
-        x = _where(p.blur, value_operations.gaussian_blur(_JAX, x, (inside, near, far)), x)
+        x = _where(p.blur, value_operations.gaussian_blur(VALUES, x, (inside, near, far)), x)
     if spec.solarize:
-        x = _where(p.solarize, value_operations.solarize(_JAX, x), x)
+        x = _where(p.solarize, value_operations.solarize(VALUES, x), x)
     return jnp.where(p.dropped[:, None, None], 0.0, x) if spec.drop_bands else x
 
 
@@ -363,7 +355,7 @@ def _jitter_values(x: jax.Array, p: ViewParameters) -> jax.Array:
     def turn(place, x):
         which, new = p.order[:, place], x
         for number, (change, parameter) in enumerate(changes):
-            new = _where(which == number, change(_JAX, x, _per_image(parameter, x)), new)
+            new = _where(which == number, change(VALUES, x, _per_image(parameter, x)), new)
         return new
 
     return jax.lax.fori_loop(0, 4, turn, x)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from bt_jax.data.views.value_operations import Library
+
 
 def packed(images: jax.Array) -> jax.Array:
     """(N, H, W, 3) uint8 -> (N, H, W) int32, one word per pixel: red in the lowest byte, then green, then blue."""
@@ -219,3 +221,13 @@ def box_weights(sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     edge = ((1 << 24) - (2 * whole + 1) * inside) // 2
     wide = whole > 0
     return inside, jnp.where(wide, inside, edge), jnp.where(wide, edge, 0)
+
+
+# For images that are not photographs.
+VALUES = Library(
+    of=jnp,
+    mean=lambda x, axes: jnp.mean(x, axes, keepdims=True),
+    clip=jnp.clip,
+    concat=jnp.concatenate,
+    repeat=lambda times, function, x: jax.lax.fori_loop(0, times, lambda _, x: function(x), x),
+)

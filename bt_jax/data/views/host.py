@@ -13,6 +13,7 @@ from bt_jax.data.order import draw_seed
 from bt_jax.data.tensorflow_import import tf
 from bt_jax.data.views import value_operations
 from bt_jax.data.views.host_operations import (
+    VALUES,
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -281,34 +282,21 @@ def _turned(x: tf.Tensor, p: ViewParameters, spec: ViewSpec) -> tf.Tensor:
     return tf.cond(p.turns >= 2, lambda: tf.reverse(x, [1]), lambda: x)
 
 
-def _repeat(times: int, function: Callable, x: tf.Tensor) -> tf.Tensor:
-    return tf.while_loop(lambda i, _: i < times, lambda i, x: (i + 1, function(x)), (0, x))[1]
-
-
-_TF = value_operations.Library(
-    of=tf,
-    mean=lambda x, axes: tf.reduce_mean(x, axes, keepdims=True),
-    clip=tf.clip_by_value,
-    concat=tf.concat,
-    repeat=_repeat,
-)
-
-
 def _distort_values(x: tf.Tensor, p: ViewParameters, spec: ViewSpec, pixels: Pixels) -> tf.Tensor:
     """Of other images, (S, S, C) float32: crops of levels, which the cubic may overshoot; gives values from 0 to 1."""
 
     def solarized(x):
-        return value_operations.solarize(_TF, x)
+        return value_operations.solarize(VALUES, x)
 
     def blurred(x):
         inside, near, far = tf.unstack(tf.cast(box_weights(p.sigma), tf.float32) / (1 << 24))
-        return value_operations.gaussian_blur(_TF, x, (inside, near, far))
+        return value_operations.gaussian_blur(VALUES, x, (inside, near, far))
 
     x = tf.clip_by_value(x / pixels.top, 0.0, 1.0)
     x = _maybe(spec.flip, p.flip, lambda x: tf.reverse(x, [1]), x)
     x = _turned(x, p, spec)
     x = _maybe(spec.jitter, p.jitter, lambda x: _jitter_values(x, p), x)
-    x = _maybe(spec.grayscale, p.grayscale, lambda x: value_operations.grayscale(_TF, x), x)
+    x = _maybe(spec.grayscale, p.grayscale, lambda x: value_operations.grayscale(VALUES, x), x)
     x = _maybe(spec.blur, p.blur, blurred, x)
     x = _maybe(spec.solarize, p.solarize, solarized, x)
     return tf.where(p.dropped, 0.0, x) if spec.drop_bands else x
@@ -322,10 +310,10 @@ def _as_levels(x: tf.Tensor, pixels: Pixels) -> tf.Tensor:
 
 def _jitter_values(x: tf.Tensor, p: ViewParameters) -> tf.Tensor:
     operations = [
-        lambda x: value_operations.adjust_brightness(_TF, x, p.brightness),
-        lambda x: value_operations.adjust_contrast(_TF, x, p.contrast),
-        (lambda x: value_operations.adjust_saturation(_TF, x, p.saturation)) if x.shape[-1] == 3 else (lambda x: x),
-        (lambda x: value_operations.adjust_hue(_TF, x, p.hue)) if x.shape[-1] == 3 else (lambda x: x),
+        lambda x: value_operations.adjust_brightness(VALUES, x, p.brightness),
+        lambda x: value_operations.adjust_contrast(VALUES, x, p.contrast),
+        (lambda x: value_operations.adjust_saturation(VALUES, x, p.saturation)) if x.shape[-1] == 3 else (lambda x: x),
+        (lambda x: value_operations.adjust_hue(VALUES, x, p.hue)) if x.shape[-1] == 3 else (lambda x: x),
     ]
     return _in_order(x, p, operations)
 

@@ -8,6 +8,7 @@ through TensorFlow.
 from collections.abc import Callable
 
 from bt_jax.data.tensorflow_import import tf
+from bt_jax.data.views.value_operations import Library
 
 
 def packed(image: tf.Tensor) -> tf.Tensor:
@@ -218,3 +219,17 @@ def box_weights(sigma: tf.Tensor) -> tf.Tensor:
     whole = tf.cast(radius, tf.int32)
     edge = ((1 << 24) - (2 * whole + 1) * inside) // 2
     return tf.where(whole > 0, tf.stack([inside, inside, edge]), tf.stack([inside, edge, 0]))
+
+
+def _repeat(times: int, function: Callable, x: tf.Tensor) -> tf.Tensor:
+    return tf.while_loop(lambda i, _: i < times, lambda i, x: (i + 1, function(x)), (0, x))[1]
+
+
+# For images that are not photographs.
+VALUES = Library(
+    of=tf,
+    mean=lambda x, axes: tf.reduce_mean(x, axes, keepdims=True),
+    clip=tf.clip_by_value,
+    concat=tf.concat,
+    repeat=_repeat,
+)
