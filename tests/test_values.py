@@ -191,3 +191,30 @@ def test_without_the_packages(monkeypatch):
         read_values(b"II*\0" + bytes(100))
     with pytest.raises(ValueError, match=r"DICOM needs pydicom, .*; pip install pydicom$"):
         read_values(bytes(128) + b"DICM" + bytes(100))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32, np.float64, ">u2"])
+def test_arrays(kind):
+    """As TFDS sets hold them."""
+    values = RNG.integers(0, 99, (5, 7, 4)).astype(kind)
+    for array in (values, np.asfortranarray(values)):
+        file = io.BytesIO()
+        np.save(file, array)
+        np.testing.assert_array_equal(read_values(file.getvalue())[0], values)
+
+
+def test_damaged_arrays():
+    """Of objects, cut off, or of another length than they claim: nothing is unpickled, and nothing allocated."""
+    file = io.BytesIO()
+    np.save(file, np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="cannot create an OBJECT array"):
+        read_values(file.getvalue())
+    file = io.BytesIO()
+    np.save(file, DEEP)
+    for encoded in (
+        file.getvalue()[:-2],
+        file.getvalue()[:20],
+        file.getvalue().replace(b"(6, 8)", b"(6000000, 8000000)"),
+    ):
+        with pytest.raises(ValueError):
+            read_values(encoded)

@@ -18,7 +18,7 @@ import PIL.features
 import PIL.Image
 
 from bt_jax.data.tensorflow_import import tf
-from bt_jax.data.values import decode_levels, is_dicom, turned
+from bt_jax.data.values import decode_levels, is_dicom, is_npy, turned
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
@@ -104,6 +104,8 @@ def _bytes(encoded: bytes | np.ndarray) -> bytes:
 
 def _by_pillow(encoded: bytes | np.ndarray, *, exif_orientation: bool = False) -> np.ndarray:
     encoded = _bytes(encoded)
+    if is_npy(encoded):
+        return decode_levels(encoded, PHOTOGRAPHS)
     try:
         with PIL.Image.open(io.BytesIO(encoded)) as image:
             pixels = _in_8_bits(image)

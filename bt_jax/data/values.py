@@ -1,6 +1,6 @@
 """Image files that are not photographs to their values: any number of channels, whole numbers of any depth, and floats.
 
-TIFF is read by tifffile, DICOM by pydicom, 16-bit PNG in colour by TensorFlow, and the rest by Pillow. Values come as they are
+TIFF is read by tifffile, DICOM by pydicom, 16-bit PNG in colour by TensorFlow, arrays by numpy, and the rest by Pillow. Values come as they are
 stored, those of DICOM after its rescaling; where 0 is stored for white they are inverted.
 """
 
@@ -16,6 +16,8 @@ from bt_jax.parts import import_part
 from bt_jax.pixels import Pixels
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_NPY = b"\x93NUMPY"
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 274  # a tag of TIFF and EXIF
 _WHITE_IS_ZERO = 0  # of TIFF's tag for photometric interpretation
@@ -57,6 +59,11 @@ def is_dicom(encoded: bytes) -> bool:
     return encoded[128:132] == b"DICM"
 
 
+def is_npy(encoded: bytes) -> bool:
+    """Whether these are the bytes of an .npy file, as which arrays of TFDS sets are handed on."""
+    return encoded.startswith(_NPY)
+
+
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """The image, turned and mirrored by an EXIF orientation: transposed from 5 on, then mirrored."""
     pixels = pixels.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else pixels
@@ -69,6 +76,8 @@ def _reader(encoded: bytes):
         return _tiff
     if is_dicom(encoded):
         return _dicom
+    if is_npy(encoded):
+        return _npy
     deep_in_colour = encoded[: len(_PNG)] == _PNG and encoded[24:25] == b"\x10" and encoded[25:26] != b"\0"
     return _deep_png if deep_in_colour else _by_pillow
 
@@ -109,6 +118,13 @@ def _dicom(encoded: bytes) -> tuple[np.ndarray, int]:
     if file.PhotometricInterpretation == "MONOCHROME1":  # 0 is white
         values = (-1 if file.PixelRepresentation else 2**file.BitsStored - 1) - values
     return pixels.apply_modality_lut(values, file), 1
+
+
+def _npy(encoded: bytes) -> tuple[np.ndarray, int]:
+    """Nothing is allocated: an array that claims more values than there are does not fit the shape."""
+    file = io.BytesIO(encoded)
+    shape, in_fortran, dtype = _NPY_HEADERS[np.lib.format.read_magic(file)](file)
+    return np.frombuffer(encoded, dtype, offset=file.tell()).reshape(shape, order="F" if in_fortran else "C"), 1
 
 
 def _deep_png(encoded: bytes) -> tuple[np.ndarray, int]:

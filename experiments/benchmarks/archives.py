@@ -106,11 +106,12 @@ def rates(folder: pathlib.Path, images: str | None, count: int, turns: int) -> N
     print(f"{count} images, {np.mean([len(image) for image in found]) / 1e3:.0f} kB each")
     print("first start: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in starts.items()))
     groups, batch = (ViewGroup("pair", (VIEW_A, VIEW_B), config.image_size),), 64
-    steps = min(count // batch, 12)
+    before, steps = 8, 32  # batches that were begun while the first was awaited are not counted
 
     def train(name):
         batches = pipeline.train_batches(sources[name], config, groups, seed=0, batch_size=batch, rows=np.arange(batch))
-        next(batches)  # tracing
+        for _ in range(before):
+            next(batches)
         start = time.monotonic()
         for _ in range(steps):
             next(batches)

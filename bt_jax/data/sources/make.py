@@ -65,7 +65,7 @@ def images_as_stored(
         return name, len(values), ((f"image {i}", image) for i, image in enumerate(values))
     config = config.copy_and_resolve_references()
     config.in_memory_bytes = 0  # a TFDS set is decoded here
-    source = _made(config, split, Pixels(3, (0.0, 65535.0)))
+    source = _made(config, split, Pixels(config.channels, (0.0, 65535.0)))
     if isinstance(source, ArraySource):
         return source.name, len(source), ((source.place(i), image) for i, image in enumerate(source.images))
     assert isinstance(source, (EncodedSource, StreamSource))

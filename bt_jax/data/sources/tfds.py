@@ -3,7 +3,9 @@
 Importing this imports TensorFlow.
 """
 
+import dataclasses
 import difflib
+import io
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +26,7 @@ from bt_jax.data.sources.base import (
     StreamSource,
     other_split,
 )
+from bt_jax.data.sources.declared import check_declared
 from bt_jax.data.sources.listing import listing
 from bt_jax.data.tensorflow_import import tf
 from bt_jax.errors import UserError, first_line, some
@@ -35,10 +38,58 @@ _INT32 = np.iinfo(np.int32)  # labels beyond it are clipped, so that they stay o
 _RECORD_BYTES = 16  # of an empty record, in both formats at least
 
 
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """Which feature of a TFDS set holds its images.
+
+    Attributes:
+      name: of the feature: "image", or another if it is the only one that can be, such as EuroSAT's "sentinel2", or the only one
+        with the declared number of channels.
+      are_files: whether it holds encoded images; else it holds arrays, which are handed on as the bytes of .npy files.
+    """
+
+    name: str
+    are_files: bool
+
+    @classmethod
+    def of(cls, builder: Any, pixels: Pixels) -> "_Images":
+        """Raises UserError if no feature, or more than one, holds images of such pixels beside a class "label"."""
+        features = builder.info.features
+        can = [name for name in features if _holds_images(features[name], pixels)]
+        if len(can) > 1 and "image" not in can:  # bands of two satellites, say
+            can = [name for name in can if (*features[name].shape, 1)[2] == pixels.channels] or can
+        name = "image" if "image" in can else can[0] if len(can) == 1 else ""
+        if name and "label" in features and hasattr(features["label"], "names"):
+            feature = features[name]
+            files = isinstance(feature, tfds.features.Image) and feature.np_dtype in (np.uint8, np.uint16)
+            return cls(name, files)
+        found = " ".join(str(features).split())
+        which = "images of real numbers" if pixels.range else "8-bit images"
+        declare = "" if pixels.range else "; others if data.channels and data.range are declared"
+        raise UserError(
+            f"TFDS {builder.name} holds {found}; bt_jax needs a feature 'image', or a single one with "
+            f"{pixels.channels} channels, that holds {which}, and a class 'label'{declare}."
+        )
+
+
+def _holds_images(feature: Any, pixels: Pixels) -> bool:
+    """Whether it may hold images (H, W, C), or (H, W) for a single channel, of values that `pixels` allows."""
+    if type(feature) not in (tfds.features.Image, tfds.features.Tensor):
+        return False
+    kind = np.dtype(feature.np_dtype)
+    return len(feature.shape) in (2, 3) and (kind.kind in "uif" if pixels.range else kind == np.uint8)
+
+
+def _as_npy(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, image, allow_pickle=False)
+    return file.getvalue()
+
+
 class RecordSource(EncodedSource):
     """A TFDS set in ArrayRecord files, which can be read at random: any examples, in any order, at the speed of files."""
 
-    def __init__(self, builder: Any, split: str, cache_bytes: int = 0):
+    def __init__(self, builder: Any, split: str, kept: _Images, cache_bytes: int = 0):
         """Args: cache_bytes: as for `FolderSource`."""
         reader = import_part(
             "array_record.python.array_record_data_source",
@@ -49,7 +100,8 @@ class RecordSource(EncodedSource):
         super().__init__(
             f"TFDS {builder.name}, {split}", info.splits[split].num_examples, tuple(info.features["label"].names)
         )
-        self._builder, self._split = builder, split
+        self._builder, self._split, self._kept = builder, split, kept
+        self._arrays = tfds.decode.PartialDecoding({kept.name: True}).extract_features(info.features)
         self._reader = reader.ArrayRecordDataSource(info.splits[split].file_instructions)
         self._cache = BytesCache(cache_bytes)
 
@@ -59,7 +111,11 @@ class RecordSource(EncodedSource):
     def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         records = self._cache.get(examples, self._reader.__getitems__)
         parts = [tf.train.Example.FromString(record).features.feature for record in records]
-        images = [part["image"].bytes_list.value[0] for part in parts]
+        name = self._kept.name
+        if self._kept.are_files:
+            images = [part[name].bytes_list.value[0] for part in parts]
+        else:
+            images = [_as_npy(self._arrays.deserialize_example_np(record)[name]) for record in records]
         labels = np.array([part["label"].int64_list.value[0] for part in parts], np.int64)
         return np.array(images, object), np.clip(labels, _INT32.min, _INT32.max).astype(np.int32)
 
@@ -86,17 +142,18 @@ class TfdsStream(StreamSource):
     stands in; a damaged file ends the run.
     """
 
-    def __init__(self, builder: Any, split: str):
+    def __init__(self, builder: Any, split: str, kept: _Images):
         info = builder.info
         names = tuple(info.features["label"].names)
         super().__init__(f"TFDS {builder.name}, {split}", info.splits[split].num_examples, names)
-        self._builder, self._split = builder, split
+        self._builder, self._split, self._kept = builder, split, kept
 
     def _identity(self) -> Iterator[bytes]:
         yield _identity_of(self._builder, self._split)
 
     def records(self, seed: int | None, epoch: int) -> tf.data.Dataset:
-        return _encoded_stream(self._builder, self._split, None if seed is None else single_seed(seed, epoch))
+        shuffle_seed = None if seed is None else single_seed(seed, epoch)
+        return _encoded_stream(self._builder, self._split, self._kept, shuffle_seed)
 
 
 def _identity_of(builder: Any, split: str) -> bytes:
@@ -107,15 +164,16 @@ def _identity_of(builder: Any, split: str) -> bytes:
     return repr((info.full_name, sizes, files)).encode()
 
 
-def _encoded_stream(builder: Any, split: str, shuffle_seed: int | None) -> tf.data.Dataset:
+def _encoded_stream(builder: Any, split: str, kept: _Images, shuffle_seed: int | None) -> tf.data.Dataset:
     """(encoded image, label int32), in the order of the files, or with the files permuted and 16 read in turn."""
     options = tf.data.Options()
     options.deterministic = True
-    decoders = {"image": tfds.decode.SkipDecoding()}
+    name = kept.name
+    decoders = {name: tfds.decode.SkipDecoding()} if kept.are_files else None
     dataset = builder.as_dataset(
         split=split,
         shuffle_files=shuffle_seed is not None,
-        decoders=tfds.decode.PartialDecoding({"image": True, "label": True}, decoders=decoders),
+        decoders=tfds.decode.PartialDecoding({name: True, "label": True}, decoders=decoders),
         read_config=tfds.ReadConfig(
             shuffle_seed=shuffle_seed,
             interleave_cycle_length=1 if shuffle_seed is None else 16,
@@ -127,7 +185,10 @@ def _encoded_stream(builder: Any, split: str, shuffle_seed: int | None) -> tf.da
 
     def part(example):
         label = tf.clip_by_value(tf.cast(example["label"], tf.int64), _INT32.min, _INT32.max)
-        return example["image"], tf.cast(label, tf.int32)
+        image = example[name]
+        if not kept.are_files:
+            image = tf.ensure_shape(tf.numpy_function(_as_npy, [image], tf.string, stateful=False), ())
+        return image, tf.cast(label, tf.int32)
 
     return dataset.map(part)
 
@@ -153,13 +214,7 @@ def tfds_source(config: ConfigDict, split: str, use: str = "train", pixels: Pixe
         ) from None
     if count == 0:
         raise UserError(f"split {split!r} of TFDS {builder.name} has no examples; it has {', '.join(info.splits)}.")
-    features = info.features
-    parts = [part for part in ("image", "label") if part not in features]
-    depths = (np.uint8, np.uint16) if pixels.range else (np.uint8,)
-    if parts or features["image"].np_dtype not in depths or not hasattr(features["label"], "names"):
-        found = " ".join(str(features).split())
-        which = "an 'image' of 8 or 16 bits" if pixels.range else "an 8-bit 'image'"
-        raise UserError(f"TFDS {builder.name} holds {found}; bt_jax needs {which} and a class 'label'.")
+    kept = _Images.of(builder, pixels)
     stored = info.file_format.value
     if stored not in ("tfrecord", "array_record"):
         raise UserError(
@@ -167,12 +222,12 @@ def tfds_source(config: ConfigDict, split: str, use: str = "train", pixels: Pixe
             "build it with --file_format=array_record."
         )
     _check_counts(builder, split)
-    shape = features["image"].shape
-    records = RecordSource(builder, split, config.cache_bytes) if stored == "array_record" else None
+    records = RecordSource(builder, split, kept, config.cache_bytes) if stored == "array_record" else None
+    shape = info.features[kept.name].shape
     size = pixels.channels * pixels.dtype.itemsize
     if None not in shape and count * shape[0] * shape[1] * size <= config.in_memory_bytes:
-        return _in_memory(builder, split, count, records, pixels)
-    return records or TfdsStream(builder, split)
+        return _in_memory(builder, split, kept, count, records, pixels)
+    return records or TfdsStream(builder, split, kept)
 
 
 def _check_counts(builder: Any, split: str) -> None:
@@ -261,14 +316,20 @@ def _require_prepared(builder: Any, config: ConfigDict) -> None:
         raise UserError(f"{where}, and could not be downloaded ({first_line(error)}).") from error
 
 
-def _in_memory(builder: Any, split: str, count: int, records: RecordSource | None, pixels: Pixels) -> ArraySource:
+def _in_memory(
+    builder: Any, split: str, kept: _Images, count: int, records: RecordSource | None, pixels: Pixels
+) -> ArraySource:
     """All images decoded, in the order of the files."""
-    height, width, _ = builder.info.features["image"].shape
+    encoded_source = records or TfdsStream(builder, split, kept)
+    if not pixels.are_photographs:
+        encoded_source.pixels = pixels
+        check_declared(encoded_source)
+    height, width = builder.info.features[kept.name].shape[:2]
     images = np.empty((count, height, width, pixels.channels), pixels.dtype)
     labels = np.empty(count, np.int32)
     start = 0
     try:
-        encoded = _encoded_stream(builder, split, None) if records is None else records.in_a_row()
+        encoded = _encoded_stream(builder, split, kept, None) if records is None else records.in_a_row()
         decoded = encoded.map(lambda image, label: (decode(image, pixels), label), num_parallel_calls=tf.data.AUTOTUNE)
         for some_images, some_labels in decoded.batch(1024).as_numpy_iterator():
             stop = start + len(some_labels)
@@ -282,4 +343,6 @@ def _in_memory(builder: Any, split: str, count: int, records: RecordSource | Non
             "dataset_info.json counts; fetch or build the set again."
         )
     names = tuple(builder.info.features["label"].names)
-    return ArraySource(f"TFDS {builder.name}, {split}", images, labels, names, pixels)
+    source = ArraySource(f"TFDS {builder.name}, {split}", images, labels, names, pixels)
+    source.notices += encoded_source.notices
+    return source
