@@ -1,5 +1,7 @@
 """bt_jax/data/sources/parquet.py: tables as Hugging Face's data sets have them, and what is wrong with tables is said."""
 
+import contextlib
+import io
 import json
 import sys
 
@@ -11,6 +13,7 @@ from test_sources_tar import encoded
 from bt_jax.data.sources.base import ArraySource
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.sources.make import test_source as source_of_tests
+from bt_jax.data.sources.parquet import _rows_at_once
 from bt_jax.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -184,7 +187,7 @@ def test_what_is_wrong_with_tables(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").rglob("*.new"))
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(
-        UserError, match="whole.parquet have .* MB, but .*tables, into which they are copied once, has 0 MB left"
+        UserError, match="whole.parquet have up to .* MB, but .*tables, into which they are copied once, has 0 MB left"
     ):
         source_of(tmp_path / "whole.parquet")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cut.parquet"))
@@ -217,3 +220,34 @@ def test_tables_that_unpack_to_more_than_they_can_hold(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the labels in the column 'label' of .* bytes on average"):
         source_of(words)
     assert len(source_of(words, labels="none")) == 3
+
+
+def test_paths_that_are_no_text(tmp_path):
+    """Bytes are as good as none; text that is not UTF-8 is a damaged table."""
+    rows = [{"bytes": encoded(i), "path": b"a.jpg"} for i in range(3)]
+    assert source_of(write(tmp_path / "a" / "train.parquet", {"image": rows})).path(2) == "train.parquet/00000002"
+    lengths, text = np.arange(4, dtype=np.int32).tobytes(), bytes([0xFF] * 3)
+    paths = pyarrow.StringArray.from_buffers(3, pyarrow.py_buffer(lengths), pyarrow.py_buffer(text))
+    column = pyarrow.StructArray.from_arrays([pyarrow.array([encoded(i) for i in range(3)]), paths], ["bytes", "path"])
+    with pytest.raises(UserError, match="train.parquet cannot be read as a Parquet file .*'utf-8' codec"):
+        source_of(write(tmp_path / "b" / "train.parquet", {"image": column}))
+
+
+def test_any_byte_of_the_footer_may_be_damaged(tmp_path):
+    """It ends in a sentence, or is read; and the process lives, which pyarrow ends when it is asked for a damaged column."""
+    path = write(tmp_path / "train.parquet", {"image": [{"bytes": encoded(0), "path": "a"}], "label": [0]})
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[-8:-4], "little")
+    refused = 0
+    for place in range(len(whole) - 8 - length, len(whole)):
+        damaged = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+        known = contextlib.suppress(pyarrow.ArrowException, OSError, UnicodeDecodeError, UserError)
+        with known, parquet.ParquetFile(io.BytesIO(damaged)) as table:
+            _rows_at_once(path, table, len(whole))
+        if place % 16 == 0:
+            path.write_bytes(damaged)
+            try:
+                source_of(path)
+            except UserError:
+                refused += 1
+    assert refused > length // 16 // 10

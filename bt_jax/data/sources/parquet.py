@@ -33,7 +33,9 @@ from bt_jax.parts import import_part
 
 _VERSION = 1
 _ROWS, _BYTES = 64, 2**26  # decoded at once, whichever is less
-_RATIO = 1000  # of a group of images to its bytes in the file; blank ones, not compressed themselves, may reach some hundreds
+_RATIO = (
+    1000  # of a group of images to the file's bytes; blank ones, not compressed themselves, may reach some hundreds
+)
 _LABEL_ROWS, _LABEL = 4096, 1024  # decoded at once; bytes of a label on average
 _TRIED = 8  # images of a table, of which one must be an image
 _IMAGE_COLUMNS = ("image", "img")
@@ -163,24 +165,28 @@ def _table(file: epath.Path, labels: str) -> _Table:
                 with alone(about):
                     copied = _kept(about, copy, stamp, image)  # another process may have made it meanwhile
                     if copied is None:
-                        _check_room(file, table, image, copy)
+                        _check_room(file, table, copy)
                         about.unlink(missing_ok=True)  # the copy that it describes is about to go
                         with written_whole(copy) as new:
-                            names, sizes, digest = _copied(file, table, image, new)
+                            names, sizes, digest = _copied(file, stamp.size, table, image, new)
                         facts = {"names": names, "digest": digest, "copy": _stamped(copy), **_rules(stamp, image)}
                         _write(about, facts, sizes)
                         copied = _kept(about, copy, stamp, image)
-    except (ArrowException, EOFError) as error:
+    except (ArrowException, EOFError, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # others are pyarrow's
+            raise UserError(
+                f"the images of {file} cannot be copied into {about.parent} ({error.strerror}); set the environment variable "
+                "XDG_CACHE_HOME to a folder on a disk with room for them."
+            ) from None
         raise UserError(
             f"{file} cannot be read as a Parquet file ({first_line(error)}); copy or make it again."
         ) from None
-    except OSError as error:
-        raise UserError(
-            f"the images of {file} cannot be copied into {about.parent} ({error.strerror or error}); set the environment variable "
-            "XDG_CACHE_HOME to a folder on a disk with room for them."
-        ) from None
     if copied is None:
         raise UserError(f"{copy} changed while it was made; leave its folder alone, and run the same command again.")
+    if found is not None and len(found) != len(copied.starts):
+        raise UserError(
+            f"{file} cannot be read as a Parquet file (it has {len(copied.starts)} images and {len(found)} labels); copy or make it again."
+        )
     return dataclasses.replace(copied, labels=found, classes=classes)
 
 
@@ -202,13 +208,15 @@ def _label_values(file: epath.Path, table: Any, column: str) -> list[int] | list
     return values
 
 
-def _copied(file: epath.Path, table: Any, column: str, new: pathlib.Path) -> tuple[list[str], np.ndarray, str]:
-    """Writes the images of a table one after the other: (their names, their sizes, a digest)."""
-    paths: list[str | None] = []
+def _copied(
+    file: epath.Path, size: int, table: Any, column: str, new: pathlib.Path
+) -> tuple[list[str], np.ndarray, str]:
+    """Writes the images of a table, a file of `size` bytes, one after the other: (their names, their sizes, a digest)."""
+    paths: list[Any] = []  # text, where they are paths
     sizes: list[int] = []
     missing, digest, tried = [], hashlib.sha256(), []
     with open(new, "wb") as written:
-        for batch in table.iter_batches(_rows_at_once(file, table, column), columns=[column]):
+        for batch in table.iter_batches(_rows_at_once(file, table, size), columns=[column]):
             for value in batch.column(0).to_pylist():
                 content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
                 if not content:
@@ -229,7 +237,7 @@ def _copied(file: epath.Path, table: Any, column: str, new: pathlib.Path) -> tup
         )
     if not sizes:
         raise UserError(f"{file} has no rows; remove it.")
-    names = [path for path in paths if path and "\0" not in path]
+    names = [path for path in paths if isinstance(path, str) and path and "\0" not in path]
     if len(set(names)) < len(paths):
         names = [f"{row:08d}" for row in range(len(paths))]
     return names, np.array(sizes, np.int64), digest.hexdigest()
@@ -321,44 +329,42 @@ def _classes(schema: Any, column: str) -> tuple[str, ...]:
     return ()
 
 
-def _groups(table: Any, column: str) -> list[tuple[int, int, int]]:
-    """(rows, bytes of the column, bytes of it in the file) of each group of rows."""
-    found = []
-    for group in map(table.metadata.row_group, range(table.metadata.num_row_groups)):
-        parts = [group.column(i) for i in range(group.num_columns)]
-        own = [part for part in parts if part.path_in_schema.split(".")[0] == column]
-        size, compressed = (
-            sum(getattr(p, f"total_{kind}_size") for p in own) for kind in ("uncompressed", "compressed")
-        )
-        found.append((group.num_rows, size, compressed))
-    return found
+def _groups(table: Any) -> list[tuple[int, int]]:
+    """(rows, bytes once they are unpacked, of all columns) of each group of rows.
+
+    What the file says of single columns is not asked for: pyarrow ends the process if that is damaged.
+    """
+    groups = map(table.metadata.row_group, range(table.metadata.num_row_groups))
+    return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
-def _rows_at_once(file: epath.Path, table: Any, column: str) -> int:
+def _rows_at_once(file: epath.Path, table: Any, size: int) -> int:
     """As many rows as have `_BYTES` in the group with the largest images.
+
+    Args:
+      size: of the file, in bytes.
 
     Raises:
       UserError: the images would take too much memory.
     """
     largest = 0
-    for rows, size, compressed in _groups(table, column):
-        largest = max(largest, size // max(rows, 1))
-        if size > _BYTES and size > _RATIO * compressed:  # images are compressed already
+    for rows, unpacked in _groups(table):
+        largest = max(largest, unpacked // max(rows, 1))
+        if unpacked > _BYTES and unpacked > _RATIO * size:  # images are compressed already
             raise UserError(
-                f"the column {column!r} of {file} has {compressed} bytes that unpack to {size} in one group of rows, which are no "
-                "images; copy or make it again."
+                f"{file} has {size} bytes that unpack to {unpacked} in one group of rows, which are no images; copy or make it again."
             )
     if largest > LARGEST_IMAGE:
-        raise UserError(f"the images of {file} have {largest} bytes on average, but may have {LARGEST_IMAGE} at most.")
+        raise UserError(f"the rows of {file} have {largest} bytes on average, but may have {LARGEST_IMAGE} at most.")
     return max(1, min(_ROWS, _BYTES // max(largest, 1)))
 
 
-def _check_room(file: epath.Path, table: Any, column: str, copy: pathlib.Path) -> None:
-    needed = sum(size for _, size, _ in _groups(table, column))
+def _check_room(file: epath.Path, table: Any, copy: pathlib.Path) -> None:
+    needed = sum(size for _, size in _groups(table))
     free = shutil.disk_usage(copy.parent).free
     if needed > free:
         raise UserError(
-            f"the images of {file} have {counted(needed // 10**6)} MB, but {copy.parent}, into which they are copied once, has "
+            f"the images of {file} have up to {counted(needed // 10**6)} MB, but {copy.parent}, into which they are copied once, has "
             f"{counted(free // 10**6)} MB left; set the environment variable XDG_CACHE_HOME to a folder on another disk."
         )
 
