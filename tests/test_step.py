@@ -118,7 +118,8 @@ def test_golden_trajectory_in_float64(golden):
 
 def follow(method, optimizer, state, batch, steps):
     """The state after so many steps on one batch, and the loss before each."""
-    step = jax.jit(make_train_step(method, optimizer, seed=0))
+    # 24 steps run for longer than they compile, other than in most tests: see conftest.py.
+    step = jax.jit(make_train_step(method, optimizer, seed=0), compiler_options={"xla_backend_optimization_level": 1})
     losses = []
     for _ in range(steps):
         state, metrics = step(state, batch)
