@@ -7,7 +7,7 @@ moved or inserted, the end cut off; and hostile files are added: pickles that ca
 and nesting without end. A reader may read an input, or refuse it with a UserError (images: with the error of the decoder). Anything
 else is wrong, and printed with the input's file, which is kept: another exception, more than 10 s, more than 2 GB, code that was run.
 
-Each reader has a process of its own, whose address space is limited to 2 GB above what it begins with.
+Each reader has a process of its own, whose address space is limited to 2 GB above what it has at every hundredth input.
 """
 
 import argparse
@@ -540,14 +540,15 @@ def work(make: Callable, folder: pathlib.Path, inputs: int, seed: int, queue) ->
     place.write_bytes(reader.samples[0])
     for _ in range(3):
         reader.read(place)  # libraries take their memory
-    limit = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the most memory is counted from here on
     before = _memory("VmRSS")
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     draw, done = random.Random(seed), collections.Counter()
     for number in range(inputs):
+        if number % 100 == 0:  # TensorStore keeps about a megabyte of each checkpoint that it describes
+            size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
         data = reader.hostile[number] if number < len(reader.hostile) else mutated(draw, draw.choice(reader.samples))
         if callable(data):
             data(place)
