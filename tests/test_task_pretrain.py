@@ -57,7 +57,7 @@ def compiled_once(tmp_path_factory):
 
 
 @pytest.fixture
-def small_run(tmp_path, monkeypatch):
+def small_run(tmp_path, monkeypatch, light_views):
     """A config of a few seconds: 24 images of two classes in a batch of 8, and a small network."""
     rng = np.random.default_rng(0)
     labels = np.arange(24) % 2
