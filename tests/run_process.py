@@ -7,7 +7,6 @@ import time
 
 import jax
 import numpy as np
-from batches import epoch_of_files, rows_of_each_kind
 from etils import epath
 from recipes import (
     PAIR_METHODS,
@@ -27,9 +26,7 @@ from bt_jax.errors import UserError
 from bt_jax.models import resnet
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
-from bt_jax.tasks import embed as embed_task
 from bt_jax.tasks import pretrain as loop
-from bt_jax.tasks.knn import evaluate_knn
 from configs import quickstart
 
 
@@ -55,6 +52,8 @@ def steps(changes, workdir):
     """A batch by each kind of feed; five steps; the same state as one process saved it; checkpoints of a split state, one of them damaged; then
     collectives until it is killed.
     """
+    from batches import epoch_of_files, rows_of_each_kind  # imports TensorFlow, for which other processes would wait
+
     folder = pathlib.Path(workdir)
     config = quickstart_of(changes)
     with processes.joined(config, workdir):
@@ -104,6 +103,9 @@ def steps(changes, workdir):
 
 def embed(changes, workdir, knn):
     """The tasks `embed` and `knn`, the latter with the changes `knn`; with the small resnet18 of the fixture `judged`."""
+    from bt_jax.tasks import embed as embed_task
+    from bt_jax.tasks.knn import evaluate_knn
+
     resnet.BLOCKS["resnet18"] = (1, 1)
     config, by_layer = default("embed"), default("knn")
     config.update_from_flattened_dict(changes)
