@@ -3,8 +3,9 @@
     python experiments/stress/evaluation_kills.py DIR [--kills 4] [--only NAME …]
 
 Each evaluation runs twice without interruption, the second time with all programs compiled, which gives its duration. Then it is killed
-`--kills` times in one workdir, at moments that are spread evenly over that duration, and the same command is run to its end. Numbers
-are compared exactly, except times; files of embeddings and exports by their contents.
+`--kills` times in one workdir, at moments that are spread evenly over that duration, and the same command is run to its end. In another
+workdir it is killed as soon as each of its files, and its first two checkpoints, are there. Numbers are compared exactly, except times;
+files of embeddings and exports by their contents.
 """
 
 import argparse
@@ -19,11 +20,14 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from etils import epath
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from small_runs import Run, config_of, prepare
+from common import tell
+from small_runs import Run, config_of, newest, prepare
 
 from bt_jax import config as config_lib
+from bt_jax.engine.storage import steps_in
 from bt_jax.tasks.embed import embed
 from bt_jax.tasks.export import export
 from bt_jax.tasks.finetune import finetune
@@ -89,10 +93,33 @@ def _flat(value: object, place: str = "") -> dict[str, object]:
 
 
 def half_done(workdir: pathlib.Path) -> str:
-    """What lies there after a kill."""
-    names = [str(path.relative_to(workdir)) for path in sorted(workdir.rglob("*")) if path.is_file()]
-    kinds = ("config.json", "metrics.jsonl", "checkpoints", "pieces", ".json", "safetensors", ".npz")
-    return " + ".join(kind for kind in kinds if any(kind in name for name in names)) or "nothing"
+    """What lies there after a kill, and the newest checkpoint's step."""
+    names = {path.name for path in workdir.glob("*")} - {"holder.json", "tensorboard"}
+    step = f" of step {newest(workdir)}" if "checkpoints" in names and newest(workdir) else ""
+    return " + ".join(f"{name}{step if name == 'checkpoints' else ''}" for name in sorted(names)) or "nothing"
+
+
+Moment = Callable[[Run, pathlib.Path], object]  # waits until a run in that workdir is to be killed
+
+
+def spread(seconds: float, count: int) -> list[Moment]:
+    return [lambda run, workdir, i=i: time.sleep(seconds * (i + 0.5) / count) for i in range(count)]
+
+
+def files(whole: pathlib.Path) -> list[Moment]:
+    """When each file that a complete evaluation has is there, the result last, and when there are one and two checkpoints."""
+    names = [name for name in ("judged.json", "config.json", "metrics.jsonl") if (whole / name).exists()]
+    results = [path.name for path in whole.glob("*.json") if path.stem in _TASKS]
+
+    def there(name: str) -> Moment:
+        return lambda run, workdir: run.until((workdir / name).exists)
+
+    def next_checkpoint(run: Run, workdir: pathlib.Path) -> None:
+        before = newest(workdir)
+        run.until(lambda: newest(workdir) > before)
+
+    checkpoints = min(2, len(steps_in(epath.Path(whole / "checkpoints"))))
+    return [*map(there, names), *[next_checkpoint] * checkpoints, *map(there, results)]
 
 
 def main() -> None:
@@ -114,22 +141,23 @@ def main() -> None:
             if run.wait():
                 sys.exit(f"{name} failed without a kill: {run.last_words()}")
             took = time.monotonic() - began
-        expected, workdir = numbers(whole), folder / f"{name.replace(', ', '_')}_killed"
-        shutil.rmtree(workdir, ignore_errors=True)
-        places = []
-        for kill in range(arguments.kills):
+        expected, at = numbers(whole), f"{name} ({took:.1f} s)"
+        for how, moments in (("spread", spread(took, arguments.kills)), ("at each file", files(whole))):
+            workdir = folder / f"{name.replace(', ', '_')}_killed_{how.replace(' ', '_')}"
+            shutil.rmtree(workdir, ignore_errors=True)
+            places = []
+            for moment in moments:
+                run = Run(folder, workdir, task=command(folder, name, workdir))
+                moment(run, workdir)
+                run.signal(signal.SIGKILL)
+                places.append("complete" if run.wait() == 0 else half_done(workdir))
             run = Run(folder, workdir, task=command(folder, name, workdir))
-            time.sleep(took * (kill + 0.5) / arguments.kills)
-            run.signal(signal.SIGKILL)
-            places.append("complete" if run.wait() == 0 else half_done(workdir))
-        run = Run(folder, workdir, task=command(folder, name, workdir))
-        status = run.wait()
-        found = numbers(workdir) if status == 0 else {}
-        differ = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
-        good = status == 0 and bool(expected) and not differ
-        right &= good
-        print(f"{'right' if good else 'WRONG'}  {name} ({took:.1f} s, {len(expected)} numbers or files): after kills there was "
-              f"{'; '.join(places)}; then {'the same' if good else f'{differ[:4]} {run.last_words()}'}", flush=True)  # fmt: skip
+            status = run.wait()
+            found = numbers(workdir) if status == 0 else {}
+            differ = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
+            good = status == 0 and bool(expected) and not differ
+            right &= tell(f"{at}, {how}", good, f"{len(expected)} numbers or files; after kills there was {'; '.join(places)}; "
+                          f"then {'the same' if good else f'{differ[:4]} {run.last_words()}'}")  # fmt: skip
     sys.exit(not right)
 
 
