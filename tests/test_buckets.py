@@ -87,6 +87,15 @@ whole = bt_jax.load_encoder(str(place / "run"))
 first = bt_jax.load_encoder(str(place / "run"))
 pretrain(config, str(place / "run"))  # resumes after the first epoch
 again = bt_jax.load_encoder(str(place / "run"))
+def below(folder):
+    return [file for path in folder.iterdir() for file in (below(path) if path.is_dir() else [path])]
+
+largest = max(below(place / "run" / "checkpoints" / "4"), key=lambda file: file.stat().length)
+largest.write_bytes(largest.read_bytes()[: largest.stat().length // 2])
+(place / "run" / "pretrain.json").unlink()
+pretrain(config, str(place / "run"))  # steps over it, to the first epoch's
+mended = bt_jax.load_encoder(str(place / "run"))
+assert sorted(path.name for path in (place / "run" / "damaged_checkpoints").iterdir()) == ["4"]
 
 judged = config_lib.based_on(config, "knn")
 judged.init_from, judged.features.batch_size, judged.knn.k, judged.knn.pairs = str(place / "run"), 16, (5,), 0
@@ -97,7 +106,7 @@ export(exporting, str(place / "out"))
 exported = bt_jax.load_encoder(str(place / "out"))
 features, paths = bt_jax.embed(str(place / "images" / "test"), exported, data={"eval_resize": 0, "threads": 2}, features={"batch_size": 16})
 print(json.dumps({
-    "steps": result["step"], "resumed_from": first.step, "sha256": [whole.sha256, again.sha256, exported.sha256], "report": (place / "run" / "report.html").exists(),
+    "steps": result["step"], "resumed_from": first.step, "sha256": [whole.sha256, again.sha256, mended.sha256, exported.sha256], "report": (place / "run" / "report.html").exists(),
     "lines": len((place / "run" / "metrics.jsonl").read_text().splitlines()), "knn": found["mean"], "paths": sorted(map(str, paths)),
     "mean": float(np.mean(features)),
 }))

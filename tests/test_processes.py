@@ -51,9 +51,7 @@ class Processes:
 
     def __init__(self, tmp_path, task, workdir, changes=({}, {}), start=(0, 1), **more):
         port = free_port()
-        flags = (
-            "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"  # compiles in half the time
-        )
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"  # the last one counts
         environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{HERE}:{HERE.parent}"}
         self._files = [tmp_path / f"said_{port}_{i}" for i in (0, 1)]
         self._running = {}
@@ -62,7 +60,7 @@ class Processes:
             arguments = json.dumps({"changes": {**mesh, **changes[i]}, "workdir": str(workdir), **more})
             with open(self._files[i], "w") as said:
                 self._running[i] = subprocess.Popen(
-                    [sys.executable, str(HERE / "run_process.py"), task, arguments],
+                    [sys.executable, "-X", "faulthandler", str(HERE / "run_process.py"), task, arguments],  # as absl does
                     env=environment, stdout=said, stderr=subprocess.STDOUT,
                 )  # fmt: skip
 
@@ -195,6 +193,7 @@ def test_steps_and_checkpoints_of_two_processes(tmp_path):
         start = time.monotonic()
         assert both.status(1) != 0 and time.monotonic() - start < HEARTBEAT
         assert "start all of them again" in both.last_words(1)
+        assert "Aborted" not in both.said(1)  # no stacks of Python above it
 
 
 def _assert_same_batches(shares):

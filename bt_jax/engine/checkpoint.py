@@ -25,7 +25,7 @@ from etils import epath
 
 from bt_jax.engine.fingerprints import compare, fingerprints, fingerprints_on_host
 from bt_jax.engine.state import shape_differences
-from bt_jax.engine.storage import cause_of, of_storage, quiet_orbax, steps_in
+from bt_jax.engine.storage import cause_of, move_step, of_storage, quiet_orbax, steps_in
 from bt_jax.errors import UserError, some
 from bt_jax.runtime import processes
 from bt_jax.runtime.files import read_object, sealed
@@ -215,9 +215,9 @@ class Checkpoints:
     def _set_aside(self, step: int, why: str, good: int) -> str:
         if jax.process_index() == 0:
             self._damaged.mkdir(parents=True, exist_ok=True)
-            taken = {path.name for path in self._damaged.iterdir()}
+            taken = {path.name for path in self._damaged.iterdir()} if self._damaged.exists() else set()
             name = next(n for i in range(len(taken) + 1) if (n := f"{step}" + f".{i}" * (i > 0)) not in taken)
-            (self.folder / str(step)).rename(self._damaged / name)
+            move_step(self.folder / str(step), self._damaged / name)
         ocp.multihost.sync_global_processes(f"set_aside_{step}")  # before the reload below
         self._scores.pop(step, None)
         self._manager.reload()

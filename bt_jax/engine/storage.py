@@ -79,6 +79,23 @@ def steps_in(folder: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in found)
 
 
+def move_step(step: epath.Path, place: epath.Path) -> None:
+    """Moves the folder of a step; in an object store, which has neither folders nor renaming, object by object."""
+    if "://" not in str(step):
+        step.rename(place)
+        return
+    _copy(step, place)
+    step.rmtree()
+
+
+def _copy(folder: epath.Path, place: epath.Path) -> None:
+    for item in folder.iterdir():
+        if item.is_dir():
+            _copy(item, place / item.name)
+        else:
+            item.copy(place / item.name)
+
+
 @functools.cache
 def quiet_orbax() -> None:
     """Hides what follows a failed save on standard error besides our message; `--verbosity=0` shows what Orbax logs.

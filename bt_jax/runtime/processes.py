@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -95,6 +96,9 @@ def start_processes(config: ConfigDict) -> None:
         f"for {config.heartbeat_seconds} seconds (the lines above may say which); start all of them again, and the run "
         "resumes from its last checkpoint"
     )
+    if threading.current_thread() is threading.main_thread():
+        # absl's faulthandler would print every thread's stack before that message.
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
     threading.Thread(target=_listen, daemon=True).start()
 
 
@@ -310,7 +314,7 @@ def _end(error: BaseException) -> None:
     reason = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, UserError):
         reason, text = str(error), f"error: {error}"
-    elif isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _LOST):
+    elif isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and any(sign in str(error) for sign in _LOST):
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the other may have published why
             _leave(f"error: {client.blocking_key_value_get(_ENDED, 3000)}")
         reason = f"it lost the others in the middle of a step ({first_line(error)})"
