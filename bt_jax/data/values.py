@@ -1,7 +1,7 @@
 """Image files that are not photographs to their values: any number of channels, whole numbers of any depth, and floats.
 
-TIFF is read by tifffile, DICOM by pydicom, 16-bit PNG in colour by TensorFlow, arrays by numpy, and the rest by Pillow. Values come as they are
-stored, those of DICOM after its rescaling; where 0 is stored for white they are inverted.
+TIFF is read by tifffile, DICOM by pydicom, 16-bit PNG in colour by TensorFlow, arrays by numpy, and the rest by Pillow. Values
+come as they are stored, those of DICOM after its rescaling; where 0 is stored for white they are inverted.
 """
 
 import io
@@ -17,7 +17,7 @@ from bt_jax.pixels import Pixels
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NPY = b"\x93NUMPY"
-_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 274  # a tag of TIFF and EXIF
 _WHITE_IS_ZERO = 0  # of TIFF's tag for photometric interpretation
@@ -123,7 +123,7 @@ def _dicom(encoded: bytes) -> tuple[np.ndarray, int]:
 def _npy(encoded: bytes) -> tuple[np.ndarray, int]:
     """Nothing is allocated: an array that claims more values than there are does not fit the shape."""
     file = io.BytesIO(encoded)
-    shape, in_fortran, dtype = _NPY_HEADERS[np.lib.format.read_magic(file)](file)
+    shape, in_fortran, dtype = NPY_HEADERS[np.lib.format.read_magic(file)](file)
     return np.frombuffer(encoded, dtype, offset=file.tell()).reshape(shape, order="F" if in_fortran else "C"), 1
 
 

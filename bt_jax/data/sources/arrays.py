@@ -10,11 +10,10 @@ from etils import epath
 
 from bt_jax.data.sources.base import ArraySource, numbers_as_names, other_split
 from bt_jax.data.sources.declared import checked_levels
+from bt_jax.data.values import NPY_HEADERS
 from bt_jax.errors import UserError, first_line
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
 from bt_jax.runtime.paths import as_path
-
-_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def array_source(file: str, split: str, use: str = "train", pixels: Pixels = PHOTOGRAPHS) -> ArraySource:
@@ -109,7 +108,7 @@ def _check_sizes(path: epath.Path, opened) -> None:
             if not part.filename.endswith(".npy"):
                 continue
             with archive.open(part) as member:
-                reader = _READERS.get(np.lib.format.read_magic(member))
+                reader = NPY_HEADERS.get(np.lib.format.read_magic(member))
                 if reader is None:
                     continue
                 shape, _, dtype = reader(member)

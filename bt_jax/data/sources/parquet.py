@@ -33,9 +33,7 @@ from bt_jax.parts import import_part
 
 _VERSION = 1
 _ROWS, _BYTES = 64, 2**26  # decoded at once, whichever is less
-_RATIO = (
-    1000  # of a group of images to the file's bytes; blank ones, not compressed themselves, may reach some hundreds
-)
+_RATIO = 1000  # of a group of images to the file's bytes; blank ones, not compressed, may reach some hundreds
 _LABEL_ROWS, _LABEL = 4096, 1024  # decoded at once; bytes of a label on average
 _TRIED = 8  # images of a table, of which one must be an image
 _IMAGE_COLUMNS = ("image", "img")
