@@ -47,6 +47,14 @@ def relative(found, expected) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
+def one_program(function, *static):
+    """The function compiled as a whole, as it is in a step; `static` names the arguments that are no arrays.
+
+    JAX otherwise compiles every operation by itself, which took most of the time of tests that call losses and encoders.
+    """
+    return jax.jit(function, static_argnames=static)
+
+
 def small_method(mesh=None, *, sizes=(32, 32), form="auto", dtype=jnp.float32) -> BarlowTwins:
     """A residual network of two blocks with a small projector: has every part of a step, and compiles quickly."""
     return BarlowTwins(

@@ -86,7 +86,7 @@ def test_as_near_to_float64_as_lax(shape, kernel, strides, padding, form, dtype,
     """The rounding errors of values and gradients are at most twice those of XLA's own convolutions."""
     with jax.enable_x64(True):
         arrays = draw(shape, kernel, strides, padding, dtype)
-        exact = with_gradients(plain, strides, padding)(*(a.astype(jnp.float64) for a in arrays))
+        exact = jax.jit(with_gradients(plain, strides, padding))(*(a.astype(jnp.float64) for a in arrays))
     found = jax.jit(with_gradients(convolution, strides, padding))(*arrays)
     lax = jax.jit(with_gradients(plain, strides, padding))(*arrays)
     for a, b, e in zip(found, lax, exact, strict=True):
@@ -155,8 +155,8 @@ def test_under_vmap_and_in_exported_programs(case, no_cache):
     x, kernel, dy = draw(shape, kernel, strides, padding, jnp.float32)
     function = with_gradients(convolution, strides, padding)
     kernels = jnp.stack([kernel, 2 * kernel])
-    expected = [function(x, k, dy) for k in kernels]
-    for n, both in enumerate(jax.vmap(function, (None, 0, None))(x, kernels, dy)):
+    expected = [jax.jit(function)(x, k, dy) for k in kernels]
+    for n, both in enumerate(jax.jit(jax.vmap(function, (None, 0, None)))(x, kernels, dy)):
         assert all(relative(both[i], expected[i][n]) < 1e-5 for i in range(2))
     program = jax.export.export(jax.jit(function), platforms=("cpu", "cuda", "tpu"))(x, kernel, dy)
     for a, b in zip(program.call(x, kernel, dy), expected[0], strict=True):

@@ -7,15 +7,17 @@ import optax
 import pytest
 import scipy.linalg
 from ml_collections import ConfigDict
-from recipes import relative
+from recipes import one_program, relative
 
-from bt_jax import barlow_twins_loss
-from bt_jax.losses import cross_correlation, expected_loss_at_start, loss_floor
+from bt_jax import losses
+from bt_jax.losses import expected_loss_at_start, loss_floor
 from bt_jax.losses.barlow_twins import choose_form
 from bt_jax.planning.compiled import collectives
 from bt_jax.runtime import mesh as mesh_lib
 
 FORMS = ("correlation", "gram")
+barlow_twins_loss = one_program(losses.barlow_twins_loss, "lambd", "form", "mesh")
+cross_correlation = one_program(losses.cross_correlation)
 
 
 def reference(z_a, z_b, lambd):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from ml_collections import ConfigDict
-from recipes import relative
+from recipes import one_program, relative
 
 from bt_jax.losses import Ablation, ablated_barlow_twins_loss, barlow_twins_loss, loss_floor, mixed_regulariser
 from bt_jax.losses.barlow_twins_ablations import (
@@ -204,7 +204,10 @@ ORDER, SHARE = np.random.default_rng(5).permutation(16), 0.3
 
 def mixed_of(form="auto", mesh=None, order=ORDER, share=SHARE):
     settings = {"order": jnp.asarray(order), "share": jnp.asarray(share), "form": form, "mesh": mesh}
-    return lambda *z: (mixed_regulariser(*z, **settings), None)
+    return lambda *z: (mixed(*z, **settings), None)
+
+
+mixed = one_program(mixed_regulariser, "form", "mesh")
 
 
 @pytest.mark.parametrize("form", ["gram", "correlation"])

@@ -4,9 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes import one_program
 
-from bt_jax.losses import memory_cross_entropy, memory_nce
-from bt_jax.losses.nce import moved_rows, partition_constant
+from bt_jax import losses
+from bt_jax.losses import nce
+from bt_jax.losses.nce import moved_rows
+
+memory_cross_entropy = one_program(losses.memory_cross_entropy, "temperature")
+memory_nce = one_program(losses.memory_nce, "num_images", "num_negatives", "temperature")
+partition_constant = one_program(nce.partition_constant, "num_images", "temperature")
 
 N, M, IMAGES = 6, 9, 40
 
@@ -47,7 +53,7 @@ def test_formula_and_gradient(form, temperature):
     with jax.enable_x64(True):
         wide = [jnp.asarray(a) for a in arrays]
         assert float(found(wide, **settings)) == pytest.approx(expected, rel=1e-12)
-        slopes = jax.grad(lambda p, n: found((p, n, wide[2]), **settings), argnums=(0, 1))(*wide[:2])
+        slopes = jax.jit(jax.grad(lambda p, n: found((p, n, wide[2]), **settings), argnums=(0, 1)))(*wide[:2])
         for which, place in ((0, (2,)), (1, (3, 4)), (1, (0, 0))):
             ends = []
             for step in (1e-6, -1e-6):

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from recipes import relative
+from recipes import one_program, relative
 
-from bt_jax.losses import nt_xent
+from bt_jax import losses
 from bt_jax.losses.nt_xent import nt_xent_floor, unrelated_nt_xent
 from bt_jax.planning.compiled import collectives
 from bt_jax.runtime import mesh as mesh_lib
+
+nt_xent = one_program(losses.nt_xent, "temperature", "mesh", "block")
 
 
 def draw(n, d, seed=0, noise=0.5):

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes import one_program
 
-from bt_jax.losses import softmax_cross_entropy
+from bt_jax import losses
 from bt_jax.losses.softmax import smoothed_entropy
 from bt_jax.runtime import mesh as mesh_lib
+
+softmax_cross_entropy = one_program(losses.softmax_cross_entropy, "label_smoothing")
 
 
 def draw(n=6, k=5, seed=0, scale=3.0):
@@ -38,7 +41,7 @@ def test_against_numpy(smoothing):
             def loss(z):
                 return softmax_cross_entropy(z, jnp.asarray(labels), label_smoothing=smoothing)[0]
 
-            value, found = jax.value_and_grad(loss)(jnp.asarray(logits, dtype))
+            value, found = jax.jit(jax.value_and_grad(loss))(jnp.asarray(logits, dtype))
         assert value.dtype == found.dtype == dtype
         np.testing.assert_allclose(value, expected, rtol=tolerance)
         np.testing.assert_allclose(found, gradient, rtol=tolerance, atol=tolerance)
@@ -52,7 +55,7 @@ def test_gradient_by_finite_differences(smoothing):
         def loss(z):
             return softmax_cross_entropy(jnp.asarray(z), jnp.asarray(labels), label_smoothing=smoothing)[0]
 
-        gradient = np.asarray(jax.grad(loss)(jnp.asarray(logits)))
+        gradient = np.asarray(jax.jit(jax.grad(loss))(logits))
         step = 1e-6
         for place in np.ndindex(logits.shape):
             moved = np.zeros_like(logits)

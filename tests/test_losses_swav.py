@@ -5,9 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from recipes import one_program
 
-from bt_jax.losses import sinkhorn, swav_loss
-from bt_jax.losses.swav import prototypes_in_use, swav_floor
+from bt_jax import losses
+from bt_jax.losses import swav
+from bt_jax.losses.swav import swav_floor
+
+sinkhorn = one_program(losses.sinkhorn, "epsilon", "iterations")
+swav_loss = one_program(losses.swav_loss, "temperature")
+prototypes_in_use = one_program(swav.prototypes_in_use)
 
 
 def draw(n=12, k=5, seed=0):
@@ -131,7 +137,7 @@ def test_gradient():
     scores = np.stack([draw(seed=seed) for seed in range(3)], axis=1)
     codes = np.random.default_rng(3).dirichlet(np.ones(5), (12, 2))
     with jax.enable_x64(True):
-        gradients = jax.grad(lambda s, q: swav_loss(s, q)[0], argnums=(0, 1))(jnp.asarray(scores), jnp.asarray(codes))
+        gradients = jax.jit(jax.grad(lambda s, q: swav_loss(s, q)[0], argnums=(0, 1)))(scores, codes)
     assert not np.any(gradients[1])
     for place in ((0, 0, 0), (5, 1, 2), (11, 2, 4)):
         moved = [scores.copy(), scores.copy()]
@@ -166,7 +172,7 @@ def test_assignment_over_the_devices_is_that_of_the_batch():
     scores = draw(32, 3).astype(np.float32)
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
     placed = jax.device_put(scores, NamedSharding(mesh, PartitionSpec("data")))
-    found = jax.jit(sinkhorn)(placed)
+    found = sinkhorn(placed)
     np.testing.assert_allclose(found, official_sinkhorn(scores.astype(np.float64)), rtol=1e-4, atol=1e-7)
     shares = np.concatenate([official_sinkhorn(part.astype(np.float64)) for part in np.split(scores, 8)])
     assert np.abs(shares - np.asarray(found)).max() > 0.1, "the trap would show"

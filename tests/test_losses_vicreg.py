@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from recipes import relative
+from recipes import one_program, relative
 
-from bt_jax.losses import vicreg_loss
+from bt_jax import losses
 from bt_jax.runtime import mesh as mesh_lib
+
+vicreg_loss = one_program(losses.vicreg_loss, "invariance", "variance", "covariance", "mesh")
 
 
 def draw(n, d, seed=0):
@@ -29,7 +31,7 @@ def reference(z_a, z_b):
 
 
 def value_and_gradients(z_a, z_b, **weights):
-    return jax.value_and_grad(lambda a, b: vicreg_loss(a, b, **weights)[0], argnums=(0, 1))(z_a, z_b)
+    return jax.jit(jax.value_and_grad(lambda a, b: vicreg_loss(a, b, **weights)[0], argnums=(0, 1)))(z_a, z_b)
 
 
 @pytest.mark.parametrize(("n", "d"), [(32, 6), (6, 32)])

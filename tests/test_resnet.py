@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
-from recipes import recipe, relative
+from recipes import one_program, recipe, relative
 
 from bt_jax.export import from_torch, to_torch
 from bt_jax.export.weights import encoder_shapes
@@ -26,13 +26,23 @@ def official(golden, arch):
     return encoder, from_torch(state, arch), results
 
 
+def started(encoder, images):
+    """Its first variables."""
+    return one_program(encoder.init, "train")(jax.random.key(0), images, train=False)
+
+
+def training(encoder):
+    """(variables, images) -> features and new statistics."""
+    return one_program(lambda v, x: encoder.apply(v, x, train=True, mutable=["batch_stats"]))
+
+
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_golden_features(golden, arch):
     """Features of the official network, evaluating and training, and the statistics after, to 1e-4."""
     encoder, variables, results = official(golden, arch)
     images = results["images_nhwc"]
-    assert relative(encoder.apply(variables, images, train=False), results["features_eval"]) < 1e-4
-    features, after = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert relative(one_program(encoder.apply, "train")(variables, images, train=False), results["features_eval"]) < 1e-4
+    features, after = training(encoder)(variables, images)
     assert relative(features, results["features_train"]) < 1e-4
     stats = after["batch_stats"]
     last, norm = ("layer4_1", "bn2") if arch == "resnet18" else ("layer4_2", "bn3")
@@ -70,13 +80,11 @@ def test_views_are_normalised_apart():
     """Two views in one call are two calls of the official program: same features, same statistics."""
     encoder = make_encoder("resnet18", width=4, small_images=True)
     views = jax.random.normal(jax.random.key(1), (6, 2, 16, 16, 3)) * jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1, 1)
-    variables = encoder.init(jax.random.key(0), views, train=False)
-    together, after = encoder.apply(variables, views, train=True, mutable=["batch_stats"])
+    variables, train = started(encoder, views), training(encoder)
+    together, after = train(variables, views)
     apart, stats = [], variables["batch_stats"]
     for v in range(2):
-        features, new = encoder.apply(
-            {**variables, "batch_stats": stats}, views[:, v], train=True, mutable=["batch_stats"]
-        )
+        features, new = train({**variables, "batch_stats": stats}, views[:, v])
         apart.append(features)
         stats = new["batch_stats"]
     np.testing.assert_allclose(together, jnp.stack(apart, 1), rtol=1e-5, atol=1e-5)
@@ -86,7 +94,7 @@ def test_views_are_normalised_apart():
 def test_last_norm_of_a_block_starts_at_zero():
     """So that each block begins as the identity (the official zero_init_residual)."""
     for arch, norm in (("resnet18", "bn2"), ("resnet50", "bn3")):
-        params = make_encoder(arch, width=4).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"]
+        params = started(make_encoder(arch, width=4), jnp.zeros((1, 32, 32, 3)))["params"]
         for name, block in params.items():
             if name.startswith("layer"):
                 assert not block[norm]["scale"].any() and block["bn1"]["scale"].all()
@@ -95,14 +103,12 @@ def test_last_norm_of_a_block_starts_at_zero():
 def test_bfloat16_keeps_float32_parameters_and_statistics():
     encoder = make_encoder("resnet18", width=4, small_images=True, dtype=jnp.bfloat16)
     images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
-    variables = encoder.init(jax.random.key(0), images, train=False)
-    features, after = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
+    variables = started(encoder, images)
+    features, after = training(encoder)(variables, images)
     assert features.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, after))} == {jnp.dtype("float32")}
-    exact = make_encoder("resnet18", width=4, small_images=True).apply(
-        variables, images, train=True, mutable=["batch_stats"]
-    )
-    assert relative(features, exact[0]) < 0.05
+    exact, _ = training(make_encoder("resnet18", width=4, small_images=True))(variables, images)
+    assert relative(features, exact) < 0.05
 
 
 def test_statistics_are_of_the_global_batch():
@@ -110,8 +116,7 @@ def test_statistics_are_of_the_global_batch():
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     encoder = make_encoder("resnet18", width=4, small_images=True)
     images = jax.random.normal(jax.random.key(0), (16, 2, 16, 16, 3))
-    variables = encoder.init(jax.random.key(0), images, train=False)
-    apply = jax.jit(lambda v, x: encoder.apply(v, x, train=True, mutable=["batch_stats"]))
+    variables, apply = started(encoder, images), training(encoder)
     one, after_one = apply(variables, images)
     spread = jax.device_put(images, mesh_lib.over_batch(mesh))
     many, after_many = apply(jax.device_put(variables, mesh_lib.everywhere(mesh)), spread)
@@ -135,8 +140,8 @@ def test_remat_keeps_less_and_computes_the_same(bottleneck, capsys):
     ]
     assert encoders[0] == encoders[1]  # the same network, for exports and evaluations
     images = jax.random.normal(jax.random.key(1), (4, 2, 32, 32, 3))
-    variables = encoders[0].init(jax.random.key(0), images, train=False)
-    assert jax.tree.structure(variables) == jax.tree.structure(encoders[1].init(jax.random.key(0), images, train=False))
+    variables = started(encoders[0], images)
+    assert jax.tree.structure(variables) == jax.tree.structure(encoder_shapes(encoders[1]))
 
     def loss(params, encoder):
         features, new = encoder.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])

@@ -1,5 +1,7 @@
 """bt_jax/optim/schedules.py against the official schedules."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,13 @@ from bt_jax.optim.schedules import by_epoch, paper_rates, scaled_rate, warmup_co
 from configs.resnet50_imagenet_batch_size import LEARNING_RATES
 
 
+@functools.cache
+def schedules(base, **settings):
+    """As a function of Python's integers, and compiled."""
+    schedule = warmup_cosine(base, **settings)
+    return schedule, jax.jit(schedule)
+
+
 def test_golden_schedule(golden):
     """To 1e-6, from Python's integers and, traced, in float32: up to the end, where a plain cosine loses digits."""
     columns = str(golden("schedule")["columns"]).split()
@@ -16,9 +25,9 @@ def test_golden_schedule(golden):
         row = dict(zip(columns, row, strict=True))
         for group, base in (("weights", 0.2), ("biases", 0.0048)):
             settings = {k: int(row[k]) for k in ("batch_size", "steps_per_epoch", "epochs")}
-            schedule = warmup_cosine(base, **settings)
+            plain, compiled = schedules(base, **settings)
             expected = row[f"lr_{group}"]
-            for found in (schedule(int(row["step"])), jax.jit(schedule)(jnp.int32(row["step"]))):
+            for found in (plain(int(row["step"])), compiled(jnp.int32(row["step"]))):
                 assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
