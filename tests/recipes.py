@@ -55,6 +55,11 @@ def one_program(function, *static):
     return jax.jit(function, static_argnames=static)
 
 
+def training(module):
+    """(variables, inputs) -> (outputs, {"batch_stats": …}) of a Flax module in training mode, as one program."""
+    return one_program(lambda variables, x: module.apply(variables, x, train=True, mutable=["batch_stats"]))
+
+
 def small_method(mesh=None, *, sizes=(32, 32), form="auto", dtype=jnp.float32) -> BarlowTwins:
     """A residual network of two blocks with a small projector: has every part of a step, and compiles quickly."""
     return BarlowTwins(

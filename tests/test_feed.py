@@ -48,12 +48,18 @@ def feed_of_kind(kind, source, devices=8, steps_per_dispatch=1, **settings):
     return feed
 
 
-def assert_equal(found, expected):
+def assert_equal(found, expected, *, levels=0.0):
+    """`levels` is the share of the views' bytes that may differ, by at most 2 levels: between two programs of the device, which
+    may round what lies between two levels to either side. Another draw would change all of a view."""
     assert len(found) == len(expected)
     for a, b in zip(map(flat, found), map(flat, expected), strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+            if levels and name.startswith("views of "):
+                apart = np.abs(np.asarray(a[name], int) - np.asarray(b[name], int))
+                assert apart.max() <= 2 and np.mean(apart > 0) < levels, name
+            else:
+                np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def test_device_batches_are_a_function_of_seed_and_step(by_hand, kind, devices, 
     """Three groups of three sizes: from the device's memory, or from the host's; from any step on; on any devices."""
     feed = feed_of_kind(kind, noise(), devices, steps, groups=WITH_JIGSAW)
     for start in (0, 3):
-        assert_equal(made(feed, start, 5), by_hand[start:])
+        assert_equal(made(feed, start, 5), by_hand[start:], levels=1e-3)
 
 
 def test_host_batches_are_a_function_of_seed_and_step():

@@ -10,11 +10,16 @@ from bt_jax.models import LinearClassifier, MLPHead, Projector
 from bt_jax.models.heads import projector_partition
 
 
+def started(module, x):
+    """Its first variables."""
+    return jax.jit(lambda: module.init(jax.random.key(0), x, train=False))()
+
+
 def test_projector_is_the_official_stack():
     """Linear without bias, norm, ReLU, linear: written out in numpy with running statistics."""
     projector = Projector((16, 8))
     x = jax.random.normal(jax.random.key(1), (5, 2, 6))
-    variables = projector.init(jax.random.key(0), x, train=False)
+    variables = started(projector, x)
     assert jax.tree.map(jnp.shape, variables["params"]) == {
         "linear1": {"kernel": (6, 16)}, "bn1": {"scale": (16,), "bias": (16,)}, "linear2": {"kernel": (16, 8)}
     }  # fmt: skip
@@ -27,7 +32,7 @@ def test_layers_are_given_only_to_who_asks():
     """After linear, norm and ReLU each; the last is the result. Initial variables and a plain call have none of them."""
     projector = Projector((16, 8))
     x = jax.random.normal(jax.random.key(1), (5, 6))
-    variables = projector.init(jax.random.key(0), x, train=False)
+    variables = started(projector, x)
     assert set(variables) == {"params", "batch_stats"}
     result, kept = projector.apply(variables, x, train=False, mutable=["intermediates"])
     (first,), (last,) = (kept["intermediates"][name] for name in ("layer1", "layer2"))
@@ -41,13 +46,13 @@ def test_biases_of_the_last_layer_and_the_others():
     x = jnp.ones((4, 6))
     for hidden, last in ((True, False), (True, True), (False, True), (False, False)):
         head = MLPHead((5, 3), bias=hidden, output_bias=last)
-        params = head.init(jax.random.key(0), x, train=False)["params"]
+        params = started(head, x)["params"]
         assert ("bias" in params["linear1"], "bias" in params["linear2"]) == (hidden, last)
 
 
 def test_projector_starts_as_torch_linear():
     """Uniform in ∓ 1/√fan_in."""
-    kernel = Projector((2048,)).init(jax.random.key(0), jnp.zeros((2, 64)), train=False)["params"]["linear1"]["kernel"]
+    kernel = started(Projector((2048,)), jnp.zeros((2, 64)))["params"]["linear1"]["kernel"]
     assert abs(float(jnp.abs(kernel).max()) - 1 / 8) < 1e-4
     assert abs(float(kernel.std()) - 1 / 8 / np.sqrt(3)) < 1e-3
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from recipes import small_method, spec_of
+from recipes import small_method, spec_of, training
 
 from bt_jax import UserError, barlow_twins_loss
 from bt_jax import config as config_lib
@@ -25,16 +25,16 @@ FACTS = Facts(num_examples=40_000, num_classes=3, batch_size=8, epochs=2)  # mor
 def test_loss_is_the_loss_of_the_networks_embeddings():
     """Both views in one pass: the same as the encoder, the projector and the loss put together by hand."""
     method = small_method()
-    params, model_state, method_state = method.init(jax.random.key(0), spec_of(method))
+    params, model_state, method_state = jax.jit(lambda: method.init(jax.random.key(0), spec_of(method)))()
     assert method_state == {}
     views = np.random.default_rng(0).integers(0, 256, (8, 2, 8, 8, 3), np.uint8)
     batch = {"views": {"pair": views}}
-    loss, (new_state, _, metrics) = method.loss(params, model_state, {}, batch, 0, jax.random.key(1))
+    loss, (new_state, _, metrics) = jax.jit(method.loss)(params, model_state, {}, batch, 0, jax.random.key(1))
     scaled = (views / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
     encoder = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
-    features, _ = method.encoder.apply(encoder, scaled, train=True, mutable=["batch_stats"])
+    features, _ = training(method.encoder)(encoder, scaled)
     projector = {"params": params["projector"], "batch_stats": model_state["batch_stats"]["projector"]}
-    z, _ = method.projector.apply(projector, features, train=True, mutable=["batch_stats"])
+    z, _ = training(method.projector)(projector, features)
     expected, parts = barlow_twins_loss(z[:, 0], z[:, 1], lambd=0.0051)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert tuple(metrics) == method.metrics and float(metrics["on_diagonal"]) == pytest.approx(

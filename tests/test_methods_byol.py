@@ -1,12 +1,13 @@
 """bt_jax/methods/byol.py: the online and the target network."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from recipes import pair_batches, pair_method, relative, spec_of
+from recipes import one_program, pair_batches, pair_method, relative, spec_of, training
 
 from bt_jax.engine.state import init_state
 from bt_jax.engine.step import make_train_step
@@ -44,26 +45,22 @@ def test_loss_is_that_of_the_networks(method, start):
     params, model_state, method_state = start
     views = method.inputs.normalize(jnp.asarray(pair_batches(1)[0]))
     statistics = model_state["batch_stats"]
-    apply = {"train": True, "mutable": ["batch_stats"]}
     network = PairNetwork(method.encoder, method.projector)
+    train = training(network)
     parts = ("encoder", "projector")
     online = {"params": {n: params[n] for n in parts}, "batch_stats": {n: statistics[n] for n in parts}}
-    z, _ = network.apply(online, views, **apply)
-    p, _ = method.predictor.apply({"params": params["predictor"], "batch_stats": statistics["predictor"]}, z, **apply)
-    t, new_target = network.apply(
-        {"params": method_state["target"], "batch_stats": statistics["target"]}, views, **apply
-    )
-    loss, (new, same, _) = method.loss(
-        params, model_state, method_state, {"views": {"pair": pair_batches(1)[0]}}, jnp.int32(0), jax.random.key(0)
-    )
+    z, _ = train(online, views)
+    p, _ = training(method.predictor)({"params": params["predictor"], "batch_stats": statistics["predictor"]}, z)
+    target = {"params": method_state["target"], "batch_stats": statistics["target"]}
+    t, new_target = train(target, views)
+    batch = {"views": {"pair": pair_batches(1)[0]}}
+    loss, (new, same, _) = jax.jit(method.loss)(params, model_state, method_state, batch, 0, jax.random.key(0))
     assert float(loss) == pytest.approx(float(byol_loss(p[:, 0], p[:, 1], t[:, 0], t[:, 1])), rel=1e-5)
-    assert same is method_state, "the loss does not move the target"
+    chex.assert_trees_all_equal(same, method_state)  # the loss does not move the target
     found, expected = new["batch_stats"]["target"], new_target["batch_stats"]
     assert relative(found["projector"]["bn1"]["mean"], expected["projector"]["bn1"]["mean"]) < 1e-5
     assert relative(found["encoder"]["bn1"]["var"], statistics["target"]["encoder"]["bn1"]["var"]) > 1e-3
-    evaluated = network.apply(
-        {"params": method_state["target"], "batch_stats": statistics["target"]}, views, train=False
-    )
+    evaluated = one_program(network.apply, "train")(target, views, train=False)
     assert relative(evaluated, t) > 0.1, "running statistics would be another target"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
-from recipes import PAIR_METHODS, pair_batches, pair_method, relative, spec_of, three_steps_of
+from recipes import PAIR_METHODS, pair_batches, pair_method, relative, spec_of, three_steps_of, training
 
 import bt_jax
 from bt_jax import UserError
@@ -29,14 +29,15 @@ def test_joint_and_separate_statistics():
     encoder, projector = ResNet(blocks=(1,), bottleneck=False, small_images=True, width=4), MLPHead((8, 4))
     views = jnp.asarray(np.random.default_rng(0).standard_normal((6, 2, 8, 8, 3)), jnp.float32)
     views = views.at[:, 1].multiply(3).at[:, 1].add(2)
-    variables = PairNetwork(encoder, projector).init(jax.random.key(0), views, train=False)
-    apply = {"train": True, "mutable": ["batch_stats"]}
-    joint, _ = PairNetwork(encoder, projector, joint=True).apply(variables, views, **apply)
-    whole, _ = PairNetwork(encoder, projector).apply(variables, views.reshape(12, 1, 8, 8, 3), **apply)
+    apart = PairNetwork(encoder, projector)
+    variables = jax.jit(lambda x: apart.init(jax.random.key(0), x, train=False))(views)
+    joint, _ = training(PairNetwork(encoder, projector, joint=True))(variables, views)
+    apart = training(apart)
+    whole, _ = apart(variables, views.reshape(12, 1, 8, 8, 3))
     np.testing.assert_allclose(joint.reshape(12, 4), whole[:, 0], rtol=1e-5, atol=1e-6)
-    separate, _ = PairNetwork(encoder, projector).apply(variables, views, **apply)
+    separate, _ = apart(variables, views)
     for v in (0, 1):
-        alone, _ = PairNetwork(encoder, projector).apply(variables, views[:, v : v + 1], **apply)
+        alone, _ = apart(variables, views[:, v : v + 1])
         np.testing.assert_allclose(separate[:, v], alone[:, 0], rtol=1e-4, atol=1e-5)
     assert relative(joint, separate) > 0.1
 

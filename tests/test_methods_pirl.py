@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from recipes import relative, run_of, spec_of
+from recipes import relative, run_of, spec_of, training
 
 from bt_jax import UserError
 from bt_jax import config as config_lib
@@ -78,7 +78,7 @@ def embeddings(method, state, batch):
     for name, size in (("patches", 4), ("image", 8)):
         images = method.inputs.normalize(jnp.asarray(batch["views"][name])).reshape(-1, size, size, 3)
         variables = {"params": params["encoder"], "batch_stats": statistics}
-        features[name], new = method.encoder.apply(variables, images, train=True, mutable=["batch_stats"])
+        features[name], new = training(method.encoder)(variables, images)
         statistics = new["batch_stats"]
 
     def layers(name, x):

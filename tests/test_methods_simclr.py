@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import pair_batches, pair_method, spec_of
+from recipes import pair_batches, pair_method, spec_of, training
 
 from bt_jax.losses import nt_xent
 from bt_jax.methods.networks import PairNetwork
@@ -24,7 +24,7 @@ def test_loss_is_that_of_both_views_in_one_batch(start):
     losses = {}
     for joint in (True, False):
         network = PairNetwork(method.encoder, method.projector, joint=joint)
-        z, _ = network.apply({"params": params, **model_state}, views, train=True, mutable=["batch_stats"])
+        z, _ = training(network)({"params": params, **model_state}, views)
         losses[joint] = float(nt_xent(z[:, 0], z[:, 1], temperature=0.5)[0])
     batch = {"views": {"pair": pair_batches(1)[0]}}
     loss, (new, _, metrics) = method.loss(params, model_state, {}, batch, jnp.int32(0), jax.random.key(0))

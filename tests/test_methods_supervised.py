@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from recipes import relative, spec_of
+from recipes import relative, spec_of, training
 
 import bt_jax
 from bt_jax import UserError
@@ -60,7 +60,7 @@ def test_the_loss_is_the_networks_cross_entropy(start, batch):
     loss, (new, _, metrics) = jax.jit(method.loss)(params, model_state, {}, batch, 0, jax.random.key(0))
     images = INPUTS.normalize(jnp.asarray(batch["views"]["image"][:, 0]))
     encoder = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
-    features, statistics = method.encoder.apply(encoder, images, train=True, mutable=["batch_stats"])
+    features, statistics = training(method.encoder)(encoder, images)
     logits = LinearClassifier(5).apply({"params": params["classifier"]}, features)
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
     assert float(loss) == float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from recipes import relative, run_of, spec_of
+from recipes import relative, run_of, spec_of, training
 
 import bt_jax
 from bt_jax import UserError
@@ -64,12 +64,12 @@ def embeddings(method, state, seed=0):
     for group in method.view_groups:
         images = method.inputs.normalize(jnp.asarray(views[group.name])).reshape(-1, group.size, group.size, 3)
         variables = {"params": params["encoder"], "batch_stats": statistics}
-        found, new = method.encoder.apply(variables, images, train=True, mutable=["batch_stats"])
+        found, new = training(method.encoder)(variables, images)
         statistics = new["batch_stats"]
         features.append(found.reshape(N, group.num_views, -1))
     together = jnp.concatenate(features, axis=1)
     head = {"params": params["projector"], "batch_stats": model_state["batch_stats"]["projector"]}
-    z, _ = method.projector.apply(head, together.reshape(-1, together.shape[-1]), train=True, mutable=["batch_stats"])
+    z, _ = training(method.projector)(head, together.reshape(-1, together.shape[-1]))
     u = np.asarray(z, np.float64).reshape(N, together.shape[1], -1)
     u /= np.linalg.norm(u, axis=-1, keepdims=True)
     return u, u @ np.asarray(params["prototypes"]["kernel"], np.float64), statistics

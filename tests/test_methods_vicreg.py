@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from recipes import pair_batches, pair_method, spec_of
+from recipes import pair_batches, pair_method, spec_of, training
 
 from bt_jax.losses import vicreg_loss
 from bt_jax.methods.networks import PairNetwork
@@ -17,10 +17,10 @@ def test_loss_is_that_of_the_networks_embeddings():
     assert set(params["projector"]["linear2"]) == {"kernel"} and "bn2" not in params["projector"]
     views = method.inputs.normalize(jnp.asarray(pair_batches(1)[0]))
     network = PairNetwork(method.encoder, method.projector)
-    z, _ = network.apply({"params": params, **model_state}, views, train=True, mutable=["batch_stats"])
+    z, _ = training(network)({"params": params, **model_state}, views)
     expected, parts = vicreg_loss(z[:, 0], z[:, 1], invariance=10.0, variance=5.0, covariance=2.0)
     batch = {"views": {"pair": pair_batches(1)[0]}}
-    loss, (_, _, metrics) = method.loss(params, model_state, {}, batch, jnp.int32(0), jax.random.key(0))
+    loss, (_, _, metrics) = jax.jit(method.loss)(params, model_state, {}, batch, 0, jax.random.key(0))
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     for name in ("invariance", "variance", "covariance"):
         assert float(metrics[name]) == pytest.approx(float(parts[name]), rel=1e-4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
-from recipes import one_program, recipe, relative
+from recipes import one_program, recipe, relative, training
 
 from bt_jax.export import from_torch, to_torch
 from bt_jax.export.weights import encoder_shapes
@@ -31,17 +31,14 @@ def started(encoder, images):
     return one_program(encoder.init, "train")(jax.random.key(0), images, train=False)
 
 
-def training(encoder):
-    """(variables, images) -> features and new statistics."""
-    return one_program(lambda v, x: encoder.apply(v, x, train=True, mutable=["batch_stats"]))
-
-
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_golden_features(golden, arch):
     """Features of the official network, evaluating and training, and the statistics after, to 1e-4."""
     encoder, variables, results = official(golden, arch)
     images = results["images_nhwc"]
-    assert relative(one_program(encoder.apply, "train")(variables, images, train=False), results["features_eval"]) < 1e-4
+    assert (
+        relative(one_program(encoder.apply, "train")(variables, images, train=False), results["features_eval"]) < 1e-4
+    )
     features, after = training(encoder)(variables, images)
     assert relative(features, results["features_train"]) < 1e-4
     stats = after["batch_stats"]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from recipes import recipe, relative, run_of
+from recipes import one_program, recipe, relative, run_of
 
 from bt_jax import UserError, load_encoder
 from bt_jax import config as config_lib
@@ -41,7 +41,7 @@ def test_golden_features(golden, monkeypatch):
     shapes = {name: tuple(map(int, shape.split(","))) for name, shape in map(str.split, results["names"].tolist())}
     state = {name: recipe(name, shape, int(results["salt"])) for name, shape in shapes.items()}
     variables = from_torch(state, "vit_tiny")
-    features = SMALL.apply(variables, results["images_nhwc"], train=False)
+    features = one_program(SMALL.apply, "train")(variables, results["images_nhwc"], train=False)
     assert features.shape == (3, 48) and relative(features, results["features"]) < 1e-4
     again = to_torch(variables, "vit_tiny")
     assert {name: value.shape for name, value in again.items()} == shapes
@@ -66,7 +66,7 @@ def test_views_come_out_as_they_went_in(variables, images):
     np.testing.assert_allclose(together[:, 1], apply(images[:, 1]), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(apply(images, train=True), together)
     half = SMALL.clone(dtype=jnp.bfloat16)
-    features = half.apply(variables, images, train=False)
+    features = one_program(half.apply, "train")(variables, images, train=False)
     assert features.dtype == jnp.bfloat16 and relative(features, together) < 0.05
     assert {leaf.dtype for leaf in jax.tree.leaves(encoder_shapes(half, 16))} == {jnp.dtype("float32")}
 
