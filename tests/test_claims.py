@@ -59,6 +59,17 @@ def test_claims_share_their_common_arms():
     assert [cell.seed for cell in together[:6]] == [0] * 6, "first all arms with one seed"
 
 
+def test_only_what_is_judged():
+    """Arms without a statement are left out; a claim without statements keeps all of its own."""
+    claim = claims.load("batch_size", "cpu")
+    some, whole = (claims.cells("cpu", [claim], judged=judged) for judged in (True, False))
+    fields = {tuple(cell.fields) for cell in some}
+    assert () in fields and not any(("batch_size", 1024) in f for f in fields)
+    assert [cell for cell in whole if cell in some] == some and len(some) == 3 * 6
+    tuning = claims.load("tuning", "cpu")
+    assert claims.cells("cpu", [tuning], judged=True) == claims.cells("cpu", [tuning])
+
+
 def test_names_of_all_runs_differ_and_suit_file_systems():
     for scale in claims.SCALES:
         cells = claims.cells(scale, [claims.load(name, scale) for name in claims.names()])

@@ -2,6 +2,7 @@
 
     python experiments/claims/run.py loss_parts --scale=cpu --jobs=2 --out=DIR --data-dir=CIFAR10      makes its runs
     python experiments/claims/run.py all --scale=gpu --out=DIR --data-dir=CIFAR10 --minutes=9          all claims, for nine minutes
+    python experiments/claims/run.py batch_size --judged --out=DIR --data-dir=CIFAR10    only the runs that its verdict needs
     python experiments/claims/run.py plan loss_parts --scale=paper            prints the runs' commands, and makes none
     python experiments/claims/run.py report --out=DIR --page=PAGE.md          judges what DIR holds: tables, plots, verdicts
     python experiments/claims/run.py again --out=DIR --data-dir=CIFAR10       makes one finished run again, and compares bits
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--minutes", type=float, default=0, help="stop after this time; 0: when all is done")
     parser.add_argument("--seeds", type=int, default=0, help="only the first so many seeds; 0: all")
+    parser.add_argument("--judged", action="store_true", help="only the settings that the verdict is about")
     parser.add_argument("--keep", action="store_true", help="keep the workdirs of finished runs")
     parser.add_argument(
         "--other-code", action="store_true", help="go on in a folder whose runs were made with other code"
@@ -74,7 +76,7 @@ def _chosen(names: list[str], scale: str) -> list[claims.Claim]:
 
 
 def _cells(chosen: list[claims.Claim], arguments) -> list[claims.Cell]:
-    cells = claims.cells(arguments.scale, chosen)
+    cells = claims.cells(arguments.scale, chosen, judged=arguments.judged)
     if arguments.seeds:
         cells = [cell for cell in cells if any(cell.seed in claim.seeds[: arguments.seeds] for claim in chosen)]
     return cells

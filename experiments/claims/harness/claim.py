@@ -192,11 +192,18 @@ def cell(scale: str, arm: Arm, seed: int) -> Cell:
     return Cell(scale, arm.method, tuple(sorted(arm.fields.items())), arm.held_out, seed, arm.measure)
 
 
-def cells(scale: str, claims: list[Claim]) -> list[Cell]:
-    """All runs of some claims, each once: the first seed of all arms, then the second, and so on."""
+def cells(scale: str, claims: list[Claim], *, judged: bool = False) -> list[Cell]:
+    """All runs of some claims, each once: the first seed of all arms, then the second, and so on.
+
+    Args:
+      judged: leaves out arms that no statement is about; they would only be in the table and the plot.
+    """
     found: dict[Cell, None] = {}
     for claim in claims:
+        about = {name for statement in claim.statements for name in statement.weights}
         for seed in claim.seeds:
             for arm in claim.arms:
+                if judged and about and arm.name not in about:
+                    continue
                 found[cell(scale, arm, seed)] = None
     return list(found)
