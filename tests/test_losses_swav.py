@@ -75,7 +75,8 @@ def test_without_turns_nothing_is_balanced():
 def test_marginals():
     """Rows sum to 1 after any number of turns; prototypes' sums come near N/K only with many of them."""
     scores = draw(40, 6).astype(np.float32)
-    few, many = sinkhorn(scores), sinkhorn(scores, iterations=200)
+    # 200 turns in one program would take minutes to compile.
+    few, many = sinkhorn(scores), losses.sinkhorn(scores, iterations=200)
     for codes in (few, many):
         np.testing.assert_allclose(np.sum(codes, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(np.sum(many, axis=0), 40 / 6, rtol=1e-4)
