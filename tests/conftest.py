@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import signal
-import tempfile
+import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -18,9 +18,13 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
 )
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one of these tests and all their processes, never the user's
-    _programs = tempfile.TemporaryDirectory(prefix="bt_jax_programs_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Of all tests and their processes, and for the next time; never that of runs.
+    _programs = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bt_jax" / "tests"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_programs)
+    for old in _programs.glob("*"):
+        if time.time() - old.stat().st_mtime > 7 * 24 * 3600:
+            old.unlink(missing_ok=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from recipes import small_method, spec_of, training
+from recipes import AS_IN_RUNS, small_method, spec_of, training
 
 from bt_jax import UserError, barlow_twins_loss
 from bt_jax import config as config_lib
@@ -37,7 +37,7 @@ def test_loss_is_the_loss_of_the_networks_embeddings():
     z, _ = training(method.projector)(projector, features)
     expected, parts = barlow_twins_loss(z[:, 0], z[:, 1], lambd=0.0051)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    assert tuple(metrics) == method.metrics and float(metrics["on_diagonal"]) == pytest.approx(
+    assert set(metrics) == set(method.metrics) and float(metrics["on_diagonal"]) == pytest.approx(
         float(parts["on_diagonal"]), rel=1e-4
     )
     changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), model_state, new_state)
@@ -75,14 +75,14 @@ def test_remat_changes_no_gradient(name, monkeypatch):
             config[name].projector = (32, 16)
         method = make_method(config, FACTS, None)
         spec = spec_of(method, 8)
-        state = method.init(jax.random.key(0), spec)
+        state = jax.jit(lambda method=method, spec=spec: method.init(jax.random.key(0), spec))()
         rng = np.random.default_rng(0)
         batch = jax.tree.map(
             lambda s, rng=rng: rng.integers(0, 3 if s.ndim == 1 else 256, s.shape).astype(s.dtype), spec
         )
-        gradient = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
-        found.append(gradient(*state, batch, 0, jax.random.key(1)))
-        assert str(jax.make_jaxpr(gradient)(*state, batch, 0, jax.random.key(1))).count("remat") >= remat
+        gradient, given = jax.value_and_grad(method.loss, has_aux=True), (*state, batch, 0, jax.random.key(1))
+        found.append(jax.jit(gradient, compiler_options=AS_IN_RUNS)(*given))
+        assert str(jax.make_jaxpr(gradient)(*given)).count("remat") >= remat
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(found[0][1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale), found[0][1], found[1][1])
     assert float(found[0][0][0]) == pytest.approx(float(found[1][0][0]), rel=1e-5)

@@ -1,7 +1,6 @@
 """bt_jax/data/views/device.py against the host's views: sampling, whole views, groups of them, a jigsaw, sharding."""
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from recipes import AS_IN_RUNS
 from test_views_host import torchvision_crop
 
 from bt_jax.data.sources.photographs import load_photograph
@@ -138,10 +138,6 @@ def test_draws_have_their_distribution():
 CROPS = ViewSpec(jitter=0.0, grayscale=0.0, blur=0.0)  # quick to compile
 GLOBAL, LOCAL = ViewGroup("global", (VIEW_A, CROPS), 16), ViewGroup("local", (CROPS,) * 3, 12)
 PATCHES = ViewGroup("patches", Jigsaw(CROPS, cell=11), 8)
-
-
-# Bits of two programs are compared, and the older emitters that conftest.py chooses round differently in each.
-AS_IN_RUNS = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ["XLA_FLAGS"] else None
 
 
 @functools.lru_cache

@@ -11,6 +11,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from recipes import one_program
+
 from bt_jax.data.eval_batches import evaluation_views
 from bt_jax.data.views import device, device_operations, host, host_operations, value_operations
 from bt_jax.data.views.spec import VIEW_B, Jigsaw, ViewGroup, ViewParameters, ViewSpec
@@ -22,6 +24,9 @@ ALL = ViewSpec(
     blur=0.5, solarize=0.3, quarter_turns=0.75, drop_bands=0.3,
 )  # fmt: skip
 BANDS = Pixels(7, (0.0, 1.0))
+apply_views = one_program(device.apply_views, "size", "spec", "pixels")
+make_views = one_program(device.make_views, "groups")
+draw_uniforms = one_program(device.draw_uniforms, "count", "more")
 
 
 def colours(height=9, width=7):
@@ -105,9 +110,9 @@ def deep(n, pixels, height=20, width=26):
 def many_draws(n=600):
     """Parameters of n draws on the device, as numpy arrays."""
     numbers = jnp.arange(n)
-    uniforms = device.draw_uniforms(3, 0, numbers, 0, 0)
-    more = device.draw_uniforms(3, 0, numbers, 0, 0, 2 + BANDS.channels, more=True)
-    drawn = device.sample_views(uniforms, jnp.full((n, 2), jnp.array([20, 26])), ALL, more)
+    uniforms = draw_uniforms(3, 0, numbers, 0, 0)
+    more = draw_uniforms(3, 0, numbers, 0, 0, 2 + BANDS.channels, more=True)
+    drawn = one_program(device.sample_views, "spec")(uniforms, jnp.full((n, 2), jnp.array([20, 26])), ALL, more)
     return jax.tree.map(np.asarray, drawn)
 
 
@@ -118,7 +123,7 @@ def test_draws_of_turns_and_bands():
     np.testing.assert_allclose(counts, [0.25] * 4, atol=4 * np.sqrt(0.25 * 0.75 / n))
     np.testing.assert_allclose(drawn.dropped.mean(0), 0.3, atol=4 * np.sqrt(0.3 * 0.7 / n))
     spec = dataclasses.replace(ALL, drop_bands=1.0, quarter_turns=0.0)
-    more = device.draw_uniforms(3, 0, jnp.arange(50), 0, 0, 2 + BANDS.channels, more=True)
+    more = draw_uniforms(3, 0, jnp.arange(50), 0, 0, 2 + BANDS.channels, more=True)
     stays = ~np.asarray(device._drawn_more(more, spec)["dropped"])
     assert (stays.sum(1) == 1).all() and len(set(stays.argmax(1))) == BANDS.channels
     seed = tf.constant([1, 2], tf.int64)
@@ -141,7 +146,7 @@ def test_device_and_host_make_the_same_views():
     """For the same parameters, to a few of 65535 levels: the crop's weights are computed differently."""
     n = 8
     images, drawn = deep(n, BANDS), jax.tree.map(lambda leaf: leaf[:n], many_draws())
-    on_device = np.asarray(device.apply_views(jnp.asarray(images), drawn, 16, ALL, BANDS))
+    on_device = np.asarray(apply_views(images, drawn, 16, ALL, BANDS))
     assert on_device.dtype == np.uint16 and on_device.shape == (n, 16, 16, 7)
     for i in range(n):
         one = ViewParameters(*(tf.constant(leaf[i]) for leaf in drawn))
@@ -163,7 +168,7 @@ def test_turned_views_are_numpys():
             one = ViewParameters(**{name: tf.constant(v) for name, v in values.items()})
             np.testing.assert_array_equal(host.apply_views(tf.constant(image), (spec,), [one], 16, pixels)[0], expected)
             batch = ViewParameters(**{name: jnp.asarray(v)[None] for name, v in values.items()})
-            found = device.apply_views(jnp.asarray(image)[None], batch, 16, spec, pixels)[0]
+            found = apply_views(image[None], batch, 16, spec, pixels)[0]
             assert np.abs(np.asarray(found, int) - expected).max() <= (0 if pixels.are_photographs else 1)
 
 
@@ -193,7 +198,7 @@ def test_at_most_a_hundredth_of_the_values_is_clipped():
     spec = dataclasses.replace(ALL, solarize=0.0, drop_bands=0.0, quarter_turns=0.0, blur=0.0)
     group = (ViewGroup("pair", (spec,), 16, pixels),)
     levels = jnp.asarray(pixels.levels(values.astype(np.float32)))
-    views = np.asarray(device.make_views(levels, None, group, seed=0, epoch=0, examples=jnp.arange(40))["pair"])
+    views = np.asarray(make_views(levels, None, group, seed=0, epoch=0, examples=jnp.arange(40))["pair"])
     assert np.mean((views == 0) | (views == 65535)) < 0.01
     assert np.mean(views) / 65535 == pytest.approx(np.mean(values) / 10000, rel=0.1)
 
@@ -206,7 +211,7 @@ def test_jigsaw_of_bands():
     on_host = host.make_views(
         tf.constant(image), group, seed=0, epoch=tf.constant(0, tf.int64), example=tf.constant(1, tf.int64)
     )
-    on_device = device.make_views(jnp.asarray(image)[None], None, group, seed=0, epoch=0, examples=jnp.array([1]))
+    on_device = make_views(jnp.asarray(image)[None], None, group, seed=0, epoch=0, examples=jnp.array([1]))
     windows = {image[y : y + 5, x : x + 5].tobytes() for y in range(17) for x in range(17)}
     for views in (on_host["patches"].numpy(), np.asarray(on_device["patches"])[0]):
         assert views.shape == (9, 5, 5, 7)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from recipes import one_program, recipe, relative, run_of
+from recipes import AS_IN_RUNS, one_program, recipe, relative, run_of
 
 from bt_jax import UserError, load_encoder
 from bt_jax import config as config_lib
@@ -92,7 +92,7 @@ def test_remat_computes_the_same(variables, images):
             return jnp.sum(jnp.sin(encoder.apply({"params": params}, images, train=True)))
 
         assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(variables["params"]))) == remat
-        results.append(jax.jit(jax.value_and_grad(loss))(variables["params"]))
+        results.append(jax.jit(jax.value_and_grad(loss), compiler_options=AS_IN_RUNS)(variables["params"]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *results)
 
 
