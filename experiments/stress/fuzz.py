@@ -12,6 +12,7 @@ Each reader has a process of its own, whose address space is limited to 2 GB abo
 
 import argparse
 import collections
+import contextlib
 import gzip
 import io
 import json
@@ -567,8 +568,12 @@ def work(make: Callable, folder: pathlib.Path, inputs: int, seed: int, queue) ->
         except BaseException:
             wrong = traceback.format_exc(limit=-3)
         took = time.monotonic() - began
-        if took > SECONDS:
-            wrong = wrong or f"it took {took:.1f} s"
+        if took > SECONDS and not wrong:  # twice: once may be the machine, busy with other work
+            began = time.monotonic()
+            with contextlib.suppress(UserError):
+                reader.read(place)
+            took = min(took, time.monotonic() - began)
+            wrong = f"it took {took:.1f} s" if took > SECONDS else ""
         if canary.exists():
             canary.unlink()
             wrong = "its code was run"
