@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-
 from recipes import one_program
 
 from bt_jax.data.eval_batches import evaluation_views
