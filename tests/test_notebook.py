@@ -16,8 +16,8 @@ def executed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BT_JAX_NOTEBOOK", "small")
         patch.setenv("BT_JAX_WORKDIR", str(tmp_path_factory.mktemp("run")))
-        patch.setenv("XLA_FLAGS", "")
-        patch.setenv("JAX_NUM_CPU_DEVICES", "1")  # one device, as where it is meant to run
+        one = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # as where it is meant to run
+        patch.setenv("XLA_FLAGS", one)
         patch.setenv("JAX_PLATFORMS", "cpu")
         patch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
         notebook = nbformat.read(FOLDER / "barlow_twins_colab.ipynb", as_version=4)

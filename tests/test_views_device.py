@@ -70,7 +70,12 @@ def many_draws():
     photograph = np.asarray(Image.fromarray(load_photograph("rocket")).reduce(2))
     block = np.stack([photograph] * 50)
     groups = (ViewGroup("pair", (VIEW_A, VIEW_B), 224),)
-    draw = jax.jit(lambda examples: make_views(block, None, groups, seed=7, epoch=0, examples=examples)["pair"])
+    options = {"xla_backend_optimization_level": 1}  # this runs for longer than it compiles: see conftest.py
+
+    @functools.partial(jax.jit, compiler_options=options)
+    def draw(examples):
+        return make_views(block, None, groups, seed=7, epoch=0, examples=examples)["pair"]
+
     x = np.concatenate([draw(np.arange(50, dtype=np.int32) + start) for start in range(0, 400, 50)])
     return (x.astype(np.float32) / 255 - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
 
