@@ -20,6 +20,7 @@ sys.path.insert(0, str(FOLDER))
 import run  # noqa: E402
 from harness import claim as claims  # noqa: E402
 from harness import grid as grids  # noqa: E402
+from harness.again import again, records  # noqa: E402
 from harness.claim import Arm, Cell, Statement  # noqa: E402
 from harness.grid import Grid, Runner  # noqa: E402
 from harness.judge import Outcome, interval, judge, overall, seeds_needed  # noqa: E402
@@ -217,13 +218,15 @@ def _hold(grid, other_code=False):
 
 def _runner(out, behaviours=None, jobs=1, **settings):
     grid = Grid(out, "cpu")
-    behaviours = behaviours or {}
+    _hold(grid)
+    return grid, Runner(grid, jobs=jobs, command=_command(grid, behaviours or {}), **settings)
 
+
+def _command(grid, behaviours):
     def command(cell):
         return [sys.executable, "-c", RUN, str(grid.workdir(cell) / "run"), behaviours.get(cell, "works")]
 
-    _hold(grid)
-    return grid, Runner(grid, jobs=jobs, command=command, **settings)
+    return command
 
 
 def test_runs_are_made_once_and_leave_a_small_file(tmp_path, capsys):
@@ -295,6 +298,31 @@ def test_a_run_that_diverges_is_a_result(tmp_path):
     runner.run([cell])
     found = grid.result(cell)
     assert found["diverged"] and found["accuracy"] == 10.0 and found["loss"] == 7.0
+
+
+def test_a_run_made_again(tmp_path):
+    """Is compared in its bits, goes on after an interruption, and is told in the report."""
+    first, second = (claims.cell("cpu", arm, 0) for arm in claims.load("auto_correlation", "cpu").arms)
+    grid, runner = _runner(tmp_path)
+    runner.run([first, second])
+
+    other = Grid(grid.out / "running" / "again", "cpu")
+    _, interrupted = _runner(other.out, {second: "waits"}, minutes=0.02)
+    with pytest.raises(Preempted):
+        interrupted.run([second])
+    found = again(grid, command=_command(other, {second: "waits"}))
+    assert (found["run"], found["same"], found["accuracy"]) == (second.name, True, [41.0, 41.0])
+    assert list((other.out / "running").iterdir()) == [other.out / "running" / "lock"]
+    assert grid.result(second) is not None and other.result(second) is None
+
+    path = grid.out / "cells" / f"{first.name}.json"
+    path.write_text(json.dumps(grid.result(first) | {"weights": "others"}))
+    assert not again(grid, first.name, command=_command(other, {}))["same"] and len(records(grid)) == 2
+    assert f"with the same bits: 1 of 2 ({second.name}, 41.00 and 41.00 %, {first.name}, " in report(grid)
+    with pytest.raises(UserError, match=r"has no finished run byol-seed0; its runs are the files in .*cells"):
+        again(grid, "byol-seed0")
+    with pytest.raises(UserError, match="holds no finished run"):
+        again(Grid(tmp_path / "other", "cpu"))
 
 
 def test_an_interrupted_grid_goes_on(tmp_path):

@@ -5,14 +5,13 @@
     python experiments/claims/run.py batch_size --judged --out=DIR --data-dir=CIFAR10    only the runs that its verdict needs
     python experiments/claims/run.py plan loss_parts --scale=paper            prints the runs' commands, and makes none
     python experiments/claims/run.py report --out=DIR --page=PAGE.md          judges what DIR holds: tables, plots, verdicts
-    python experiments/claims/run.py again --out=DIR --data-dir=CIFAR10       makes one finished run again, and compares bits
+    python experiments/claims/run.py again [RUN] --out=DIR --data-dir=CIFAR10    makes a finished run again, and compares bits
 
 The same command goes on after an interruption. CIFAR10 is the folder of TFDS, or an .npz file.
 """
 
 import argparse
 import pathlib
-import random
 import shlex
 import sys
 
@@ -20,6 +19,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from harness import claim as claims  # noqa: E402
+from harness.again import again  # noqa: E402
 from harness.grid import Grid, Runner, check_data, scale_of  # noqa: E402
 
 from bt_jax import console  # noqa: E402
@@ -31,7 +31,9 @@ def main() -> None:
         description=__doc__.splitlines()[0], epilog="\n".join(__doc__.splitlines()[2:]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("words", nargs="+", metavar="[plan] CLAIM… | report | again", help=", ".join(claims.names()))
+    parser.add_argument(
+        "words", nargs="+", metavar="[plan] CLAIM… | report | again [RUN]", help=", ".join(claims.names())
+    )
     parser.add_argument("--scale", default="cpu", help=", ".join(claims.SCALES))
     parser.add_argument("--out", type=pathlib.Path, help="folder of the results; default: runs/claims/SCALE")
     parser.add_argument("--data-dir", default="", help="where CIFAR-10 is")
@@ -52,7 +54,13 @@ def main() -> None:
 
         print(report(Grid(out, scale_of(out)), arguments.page))
     elif command == "again":
-        again(Grid(out, scale_of(out), arguments.data_dir))
+        if len(names) > 1:
+            raise UserError(f"again takes one run, not {len(names)}")
+        check_data(arguments.data_dir)
+        found = again(Grid(out, scale_of(out), arguments.data_dir), *names, jobs=max(1, arguments.jobs))
+        before, after = found["accuracy"]
+        print(f"{found['run']}: {'the same bits' if found['same'] else 'OTHER bits'}; {before} % and {after} %")
+        sys.exit(not found["same"])
     elif command == "plan":
         plan(_chosen(names, arguments.scale), arguments)
     else:
@@ -92,27 +100,6 @@ def plan(chosen: list[claims.Claim], arguments) -> None:
         print("python main.py", shlex.join([*cell.arguments(), *encoder]), f"--workdir=DIR/{cell.name}")
     minutes = claims.SCALES[arguments.scale].minutes
     print(f"# {len(cells)} runs" + (f", about {len(cells) * minutes / 60:.1f} hours of one core" if minutes else ""))
-
-
-def again(grid: Grid) -> None:
-    """Makes a finished run again in another folder, and compares accuracy and weights with what it found."""
-    finished = {
-        found.name: found
-        for name in claims.names()
-        for found in claims.cells(grid.scale, [claims.load(name, grid.scale)])
-        if grid.result(found) is not None
-    }
-    if not finished:
-        raise UserError(f"--out={grid.out} holds no finished run")
-    cell = finished[random.choice(sorted(finished))]
-    other = Grid(grid.out / "running" / "again", grid.scale, grid.data_dir)
-    with other.held(other_code=True):
-        Runner(other, jobs=1).run([cell])
-    before, after = grid.result(cell), other.result(cell)
-    assert before is not None and after is not None
-    same = before.get("weights") == after.get("weights") and before["accuracy"] == after["accuracy"]
-    print(f"{cell.name}: {'the same bits' if same else 'OTHER bits'}; {before['accuracy']} % and {after['accuracy']} %")
-    sys.exit(not same)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from etils import epath
 from bt_jax.errors import UserError
 from bt_jax.runtime.files import write_whole
 
+from .again import records
 from .claim import Arm, Claim, cell, load, names
 from .grid import Grid
 from .judge import Outcome, interval, outcomes, overall, seeds_needed
@@ -97,6 +98,7 @@ def _head(grid: Grid, judged: list, spent: Spent) -> str:
         "Accuracies are those of kNN, or of fine-tuning where a claim says so, in %: means over the seeds with the standard deviation and Student's 95 % interval. Effects are "
         "differences in points, paired by seed: with the same seed arms have the same images, views and first weights of the encoder. "
         "The test error of one run is about 0.5 points, alike for all arms.",
+        *_made_again(grid),
         "| claim | verdict | main effect, points | hours |\n|---|---|---|---|",
     ]
     for claim, results, found, hours in judged:
@@ -105,6 +107,16 @@ def _head(grid: Grid, judged: list, spent: Spent) -> str:
         told = f"{verdict}{f' ({missing} runs missing)' if missing else ''}"
         lines[-1] += f"\n| [{claim.title}](#{_anchor(claim)}) | {told} | {_effect(results[0])} | {hours:.1f} |"
     return "\n\n".join(lines)
+
+
+def _made_again(grid: Grid) -> list[str]:
+    """A sentence, if runs were made again."""
+    if not (made := records(grid)):
+        return []
+    told = ", ".join(f"{r['run']}, {r['accuracy'][0]:.2f} and {r['accuracy'][1]:.2f} %" for r in made)
+    return [
+        f"Runs made again on {', '.join(sorted({r['date'][1] for r in made}))}, with the same bits: {sum(r['same'] for r in made)} of {len(made)} ({told})."
+    ]
 
 
 def _section(

@@ -1,0 +1,69 @@
+"""Makes a finished run again, to see whether it gives the same bits.
+
+OUT/again.json          what came of it, a record for each time
+OUT/running/again/      the run until then; an interrupted one goes on
+"""
+
+import json
+import random
+from typing import Any
+
+from etils import epath
+
+from bt_jax.errors import UserError
+from bt_jax.runtime.files import read_object, write_whole
+
+from .claim import Cell, cells, load, names
+from .grid import Grid, Runner
+
+
+def again(grid: Grid, name: str = "", *, jobs: int = 1, command=None) -> dict[str, Any]:
+    """Makes a finished run again in another folder, and compares its accuracy and its weights with what it found.
+
+    Args:
+      name: of the run; the one that was interrupted if none is given, or else any.
+      jobs: as when the run was first made: a run has its share of the cores, and another number of threads rounds differently.
+      command: see `Runner`.
+
+    Returns:
+      The record that is added to again.json: the run's name, whether both are the same, and of the first and the second time the
+      accuracies in %, the machines, the versions of the code and the dates.
+
+    Raises:
+      UserError: there is no such finished run; the run fails.
+      Preempted: it was asked to stop; the same command goes on.
+    """
+    finished = {found.name: found for found in _pretrainings(grid) if grid.result(found) is not None}
+    if not finished:
+        raise UserError(f"--out={grid.out} holds no finished run")
+    if name and name not in finished:
+        raise UserError(f"--out={grid.out} has no finished run {name}; its runs are the files in {grid.out / 'cells'}")
+    other = Grid(grid.out / "running" / "again", grid.scale, grid.data_dir)
+    with other.held(other_code=True):
+        begun = [path.name for path in (other.out / "running").iterdir() if path.name in finished]
+        cell = finished[name or next(iter(begun), "") or random.choice(sorted(finished))]
+        Runner(other, jobs=jobs, command=command).run([cell])
+        both = [grid.result(cell), other.result(cell)]
+        record = {"run": cell.name, "same": _bits(both[0]) == _bits(both[1])}
+        record |= {what: [found[what] for found in both if found] for what in ("accuracy", "machine", "code", "date")}
+        text = json.dumps({"records": [*records(grid), record]}, indent=1) + "\n"
+        write_whole(epath.Path(grid.out / "again.json"), text)
+        (other.out / "cells" / f"{cell.name}.json").unlink()
+    return record
+
+
+def records(grid: Grid) -> list[dict[str, Any]]:
+    """Of all runs that were made again."""
+    path = epath.Path(grid.out / "again.json")
+    return read_object(path)["records"] if path.exists() else []
+
+
+def _bits(found: dict[str, Any] | None) -> tuple:
+    assert found is not None
+    return found.get("weights"), found["accuracy"]
+
+
+def _pretrainings(grid: Grid) -> list[Cell]:
+    """Of all claims. Evaluations are left out: their encoders are not kept."""
+    every = cells(grid.scale, [load(name, grid.scale) for name in names()])
+    return [cell for cell in every if not cell.measure]
