@@ -162,7 +162,12 @@ def _what_it_takes(claim: Claim, statement, outcome: Outcome, found: dict, scale
     more = (needed - outcome.seeds) * len(statement.weights)
     hours = more * statistics.fmean(costs) / 3600
     shrunk = half * math.sqrt(outcome.seeds / needed)
-    cost = f"{more} more runs, {hours:.1f} hours of one core" if scale == "cpu" else f"{more} more runs"
+    # A GPU makes its runs at the scale `gpu`, whose time is not known yet.
+    cost = (
+        f"{more} more runs, {hours:.1f} hours of one core (on a GPU not measured)"
+        if scale == "cpu"
+        else f"{more} more runs"
+    )
     return (
         f"“{statement.text}”: with this mean and deviation {needed} seeds would decide it, at an interval of about ± {shrunk:.2f} in "
         f"place of ± {half:.2f}: {cost}."
