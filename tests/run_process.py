@@ -39,10 +39,6 @@ def quickstart_of(changes):
     config.checkpoint.every_epochs, config.monitor.every_epochs, config.monitor.batch_size = 1, 3, 16
     config.monitor.k, config.monitor.judge_at_end = 5, False
     config.mesh.heartbeat_seconds, config.mesh.join_seconds = 15, 60
-    # A third of a process's time would be TensorFlow's, which `steps` and `embed` use.
-    config.data.views = "device"
-    for view in (config.barlow_twins.view_a, config.barlow_twins.view_b):
-        view.update(jitter=0.0, grayscale=0.0, blur=0.0)  # quick to compile
     config.update_from_flattened_dict(changes)
     return config
 

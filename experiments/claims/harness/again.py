@@ -22,7 +22,7 @@ def again(grid: Grid, name: str = "", *, jobs: int = 1, command=None) -> dict[st
 
     Args:
       name: of the run; the one that was interrupted if none is given, or else any.
-      jobs: as when the run was first made: a run has its share of the cores, and another number of threads rounds differently.
+      jobs: as when the run was first made: a run has its share of the cores, and on another number of cores it may be rounded differently.
       command: see `Runner`.
 
     Returns:
@@ -60,7 +60,7 @@ def records(grid: Grid) -> list[dict[str, Any]]:
 
 def _bits(found: dict[str, Any] | None) -> tuple:
     assert found is not None
-    return found.get("weights"), found["accuracy"]
+    return found.get("weights"), found["accuracy"], found["loss"], found["steps"]  # one that diverged keeps no weights
 
 
 def _pretrainings(grid: Grid) -> list[Cell]:
