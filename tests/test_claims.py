@@ -17,14 +17,15 @@ from bt_jax.runtime.processes import code_fingerprint
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "claims"
 sys.path.insert(0, str(FOLDER))
 
+import recipe  # noqa: E402
 import run  # noqa: E402
 from harness import claim as claims  # noqa: E402
 from harness import grid as grids  # noqa: E402
-from harness.again import again, records  # noqa: E402
+from harness.again import again  # noqa: E402
 from harness.claim import Arm, Cell, Statement  # noqa: E402
 from harness.grid import Grid, Runner  # noqa: E402
-from harness.judge import Outcome, interval, judge, overall, seeds_needed  # noqa: E402
-from harness.report import report  # noqa: E402
+from harness.judge import Outcome, half_width, interval, judge, overall, seeds_needed  # noqa: E402
+from harness.report import _curves, report  # noqa: E402
 
 CLAIMS = [name for name in claims.names() if name != "tuning"]
 
@@ -38,9 +39,11 @@ def test_every_arm_is_a_valid_run_and_every_statement_names_arms(name, scale):
     claim = claims.load(name, scale)
     arms = {arm.name: claims.cell(scale, arm, 0) for arm in claim.arms}
     assert len(arms) == len(claim.arms)
-    assert len(set(arms.values())) == len(arms), "two arms are the same run"
-    for cell in arms.values():
-        cell.settings()
+    runs = {
+        json.dumps([cell.method, cell.measure, *sorted((cell.base or cell).settings().items())])
+        for cell in arms.values()
+    }
+    assert len(runs) == len(arms), "two arms are the same run"
     for statement in claim.statements:
         assert statement.weights.keys() <= arms.keys()
         assert statement.claimed in ("above", "below", "same", "kept")
@@ -98,6 +101,41 @@ def test_the_arms_of_less_data_make_about_the_same_number_of_steps():
         )
         steps = config.epochs * (int(50_000 * share) // config.batch_size)
         assert steps == pytest.approx(6 * 195, rel=0.01)
+
+
+def test_the_small_set_of_less_data_is_looked_at_as_often_as_the_whole():
+    """Short epochs are many; a look and a checkpoint at each would take longer than the steps."""
+    for scale in ("cpu", "gpu"):
+        often = []
+        for arm in claims.load("less_data", scale).arms:
+            config = claims.cell(scale, arm, 0).base.config()
+            often.append((config.epochs / config.monitor.every_epochs, config.epochs / config.checkpoint.every_epochs))
+        np.testing.assert_allclose(often, [often[0]] * len(often), rtol=0.05)
+
+
+def test_both_rules_of_rates_start_from_the_same_rate():
+    """At the scale's batch, whatever batch a method's own recipe has; the arms are said to be of that batch."""
+    for scale in claims.SCALES:
+        size = claims.SCALES[scale]
+        rates = {}
+        for arm in claims.load("batch_size", scale).arms:
+            config = claims.cell(scale, arm, 0).config()
+            assert arm.x == config.batch_size
+            if arm.line not in ("SimCLR", "SimCLR, square root"):
+                continue
+            rate, power = config.optimizer.learning_rate_weights, {"linear": 1.0, "sqrt": 0.5}
+            scaling = config.optimizer.scaling
+            rates[arm.line, arm.x] = rate * (config.batch_size / 256) ** power[scaling]
+        base = rates["SimCLR", size.batch]
+        for (line, batch), rate in rates.items():
+            power = 0.5 if "root" in line else 1.0
+            assert rate == pytest.approx(base * (batch / size.batch) ** power)
+
+
+def test_no_grey_takes_away_nothing_else():
+    for scale in ("gpu", "paper"):
+        (arm,) = (arm for arm in claims.load("augmentations", scale).arms if arm.name == "BYOL, no grey")
+        assert {name.split(".")[-1] for name in arm.fields} == {"grayscale"}
 
 
 @pytest.mark.parametrize(("name", "scale"), [("no_claim", "cpu"), ("loss_parts", "laptop"), ("run", "cpu")])
@@ -173,6 +211,8 @@ def test_the_seeds_that_would_decide_are_counted():
     assert needed is not None and 3 < needed < 20
     assert seeds_needed(statement, Outcome("undecided", mean=0.0, seeds=3, deviation=5.0)) is not None
     assert seeds_needed(statement, Outcome("undecided", mean=1.0, seeds=1)) is None
+    half = half_width(undecided.deviation, needed)
+    assert undecided.mean - half > 0 > undecided.mean - half_width(undecided.deviation, needed - 1)
 
 
 # --- The runner ---
@@ -197,12 +237,14 @@ RUN = textwrap.dedent(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\\n" for r in records))
     if behaviour == "diverges":
         sys.exit("error: the loss is not finite at step 10 (loss nan); there is no good checkpoint.")
+    if behaviour == "breaks":
+        sys.exit(0)
     (folder / "pretrain.json").write_text(json.dumps({"knn_accuracy_after": 0.41, "knn_accuracy_raw_pixels": 0.3, "step": 10}))
     result = {"mean": {"final.top1": 0.5, "final.top5": 0.9}}
     (folder / "finetune.json").write_text(json.dumps(result))
     notes = folder / "checkpoints" / "10" / "run"
     notes.mkdir(parents=True, exist_ok=True)
-    (notes / "metadata").write_text(json.dumps({"fingerprints": {"params": 7}}))
+    (notes / "metadata").write_text(json.dumps({"fingerprints": {"params": 7}, "data": {"fingerprint": "cifar"}}))
     """
 )
 
@@ -254,11 +296,19 @@ def test_evaluations_follow_their_pre_training(tmp_path, capsys):
     runner.run([one, ten])
     assert [grid.result(cell)["accuracy"] for cell in (base, one, ten)] == [41.0, 50.0, 50.0]
     assert not list((tmp_path / "running").glob("barlow*"))
+    assert grid.result(ten)["encoder"] == grid.result(base)["weights"]
     (tmp_path / "cells" / f"{ten.name}.json").unlink()
+    kept = tmp_path / "cells" / f"{base.name}.json"
+    kept.write_text(json.dumps(grid.result(base) | {"weights": "of another machine", "accuracy": 40.5}))
     _, again = _runner(tmp_path)
     again.run([base, one, ten])
     assert grid.result(ten)["accuracy"] == 50.0
-    assert "3/3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3/3" in said and f"{base.name} was made again for its weights: OTHER bits" in said
+    assert grid.result(base)["accuracy"] == 40.5, "claims that were judged with it do not change"
+    (record,) = grid.made_again()
+    assert (record["run"], record["same"], record["accuracy"]) == (base.name, False, [40.5, 41.0])
+    assert grid.result(ten)["encoder"] != grid.result(base)["weights"]
     scratch = Cell("cpu", "scratch", (), False, 0, "1percent")
     assert scratch.base is None and not any("init_from" in word for word in grid.command(scratch))
 
@@ -300,6 +350,23 @@ def test_a_run_that_diverges_is_a_result(tmp_path):
     assert found["diverged"] and found["accuracy"] == 10.0 and found["loss"] == 7.0
 
 
+def test_an_evaluation_that_diverges_is_a_result_too(tmp_path):
+    (base,) = _cells(0.1)
+    one, ten = (dataclasses.replace(base, measure=measure) for measure in ("1percent", "10percent"))
+    grid, runner = _runner(tmp_path, {one: "diverges"})
+    runner.run([one, ten])
+    assert grid.result(one)["diverged"] and grid.result(one)["accuracy"] == 10.0
+    assert grid.result(ten)["accuracy"] == 50.0
+
+
+def test_a_run_that_leaves_no_result_stops_no_other(tmp_path):
+    cells = _cells(0.1, 0.2)
+    grid, runner = _runner(tmp_path, {cells[0]: "breaks"})
+    with pytest.raises(UserError, match=r"1 of 2 runs failed, all others are done:\n.*lambd-0.1-seed0: FileNotFound"):
+        runner.run(cells)
+    assert grid.result(cells[1]) is not None
+
+
 def test_a_run_made_again(tmp_path):
     """Is compared in its bits, goes on after an interruption, and is told in the report."""
     first, second = (claims.cell("cpu", arm, 0) for arm in claims.load("auto_correlation", "cpu").arms)
@@ -317,7 +384,7 @@ def test_a_run_made_again(tmp_path):
 
     path = grid.out / "cells" / f"{first.name}.json"
     path.write_text(json.dumps(grid.result(first) | {"weights": "others"}))
-    assert not again(grid, first.name, command=_command(other, {}))["same"] and len(records(grid)) == 2
+    assert not again(grid, first.name, command=_command(other, {}))["same"] and len(grid.made_again()) == 2
     assert f"with the same bits: 1 of 2 ({second.name}, 41.00 and 41.00 %, {first.name}, " in report(grid)
     with pytest.raises(UserError, match=r"has no finished run byol-seed0; its runs are the files in .*cells"):
         again(grid, "byol-seed0")
@@ -402,7 +469,7 @@ def _write_results(out, claim, accuracy):
             cell = claims.cell("cpu", arm, seed)
             value = accuracy(arm.name, seed)
             found = {
-                "settings": cell.settings(), "accuracy": value, "untrained": 22.0, "raw_pixels": 34.5, "rankme": 20.0,
+                "settings": cell.settings(), "method": cell.method, "accuracy": value, "untrained": 22.0, "raw_pixels": 34.5, "rankme": 20.0,
                 "diverged": value == 10.0, "loss": 5.0, "cpu_seconds": 600.0, "machine": "2 cores", "code": "c0de",
                 "versions": {"jax": "0.10.2", "python": "3.11"}, "date": "2026-11-26",
             }  # fmt: skip
@@ -422,9 +489,9 @@ def test_the_page_has_verdicts_tables_and_a_plot(tmp_path):
     page = tmp_path / "claims.md"
     text = report(Grid(tmp_path, "cpu"), page)
     assert page.read_text() == text
-    assert "18 runs, 3.0 hours of one core in all" in text
+    assert "18 runs, 3.0 hours of one core in all; " in text
     assert "**Undecided.**" in text and "seeds would decide it" in text
-    assert "| no normalisation | 10.00 (3 diverged) |" in text
+    assert "| no normalisation | 10.00 (3 diverged) | 0.00 | 10.00 to 10.00 | 3 |  |  |" in text
     assert "| invariance alone: below the whole loss (≤ −2) | -10.00 |" in text
     assert (
         "![Both terms of the loss, and its normalisation, are needed: accuracy of each arm](claims/loss_parts.png)"
@@ -444,3 +511,55 @@ def test_an_unfinished_grid_has_a_page_too(tmp_path):
         path.unlink()
     with pytest.raises(UserError, match="has no claim that is begun"):
         report(Grid(tmp_path, "cpu"))
+
+
+def test_hours_hold_the_pre_trainings_of_evaluated_encoders_and_runs_made_again(tmp_path):
+    claim = claims.load("less_data", "cpu")
+    _write_results(tmp_path, claim, lambda arm, seed: 40.0 + seed)
+    for arm in claim.arms:
+        for seed in claim.seeds:
+            run = claims.cell("cpu", arm, seed)
+            path = tmp_path / "cells" / f"{run.name}.json"
+            (tmp_path / "cells" / f"{run.base.name}.json").write_text(
+                json.dumps(json.loads(path.read_text()) | {"settings": run.base.settings(), "cpu_seconds": 1200.0})
+            )
+    text = report(Grid(tmp_path, "cpu"))
+    assert "24 runs, 6.0 hours of one core in all; " in text, "twelve of 10 minutes and twelve of 20"
+    (tmp_path / "again.json").write_text(json.dumps({"records": [{
+        "run": run.base.name, "same": True, "accuracy": [1.0, 1.0], "date": ["", ""], "cpu_seconds": [1200.0, 7200.0],
+    }]}))  # fmt: skip
+    assert "24 runs, 6.0 hours of one core in all, and 2.0 for runs made again; " in report(Grid(tmp_path, "cpu"))
+
+
+def test_the_page_says_what_was_not_tuned_and_what_has_other_data(tmp_path, monkeypatch):
+    claim = claims.load("auto_correlation", "cpu")
+    _write_results(tmp_path, claim, lambda arm, seed: 40.0 + seed)
+    text = report(Grid(tmp_path, "cpu"))
+    assert "Not chosen by" not in text and "different data" not in text
+    monkeypatch.setattr(recipe, "untuned", lambda scale, methods: sorted(methods))
+    assert "Not chosen by `tuning`, but those of recipe.py, are the learning rates of barlow_twins." in report(
+        Grid(tmp_path, "cpu")
+    )
+    for path, data in zip(sorted((tmp_path / "cells").iterdir()), "aab", strict=False):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data}))
+    assert "were made with different data" in report(Grid(tmp_path, "cpu"))
+
+
+def test_methods_whose_rates_are_not_chosen():
+    assert recipe.untuned("gpu", {"byol", "scratch"}) == ["byol"]
+    assert recipe.untuned("cpu", {"simclr"}) == recipe.untuned("paper", {"byol"}) == []
+
+
+def test_points_of_one_place_are_drawn_beside_each_other():
+    """The base arm is a point of both rules' lines, and steps have their names on the axis."""
+    figures = pytest.importorskip("matplotlib.figure")
+    for name, ticks in (("batch_size", ["32", "256", "1024"]), ("augmentations", ["all", "crop and flip", "crop"])):
+        claim = claims.load(name, "cpu")
+        axes = figures.Figure().subplots()
+        _curves(axes, claim, claim.arms, {arm.name: {seed: 40.0 + seed for seed in claim.seeds} for arm in claim.arms})
+        assert [text.get_text() for text in axes.get_xticklabels()] == ticks
+        places = np.concatenate([bars.lines[0].get_xdata() for bars in axes.containers])
+        assert len(set(places)) == len(places), "no mean hides another"
+        assert len(places) == len(claim.arms) + (3 if name == "batch_size" else 0), (
+            "three methods' base arms are of two lines"
+        )

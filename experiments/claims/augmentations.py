@@ -15,7 +15,7 @@ import recipe
 from harness.claim import Arm, Statement
 
 TITLE = "Barlow Twins depends on augmentations, more than BYOL"
-AXIS = "augmentations removed"
+AXIS = "augmentations that are left"
 METHODS = {"barlow_twins": "Barlow Twins", "simclr": "SimCLR", "byol": "BYOL"}
 STEPS = {
     "all": {},
@@ -28,7 +28,7 @@ STEPS = {
 def arms(scale):
     steps = [step for step in STEPS if not (scale.name == "cpu" and step == "no grey")]
     return [
-        Arm(f"{name}, {step}", method, _fields(scale, method, STEPS[step]), line=name, x=place)
+        Arm(f"{name}, {step}", method, _fields(scale, method, step), line=name, x=place, tick=step)
         for method, name in METHODS.items()
         for place, step in enumerate(steps)
     ]
@@ -50,7 +50,8 @@ def statements(scale):
     ]
 
 
-def _fields(scale, method, step):
-    if scale.name == "paper" and step:
+def _fields(scale, method, name):
+    step = STEPS[name]
+    if scale.name == "paper" and "jitter" in step:  # its views are blurred and solarised too
         step = step | {"blur": 0.0, "solarize": 0.0}
-    return {f"{method}.{view}.{name}": value for view in recipe.views(method) for name, value in step.items()}
+    return {f"{method}.{view}.{field}": value for view in recipe.views(method) for field, value in step.items()}

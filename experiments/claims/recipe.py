@@ -9,7 +9,7 @@ training from scratch on the same labels.
 
 One pre-training sees:
 
-    cpu    300 000 images of CIFAR-10 at 24×24 pixels (6 epochs), a ResNet-18 of width 16; 8 to 20 minutes of one CPU core
+    cpu    300 000 images of CIFAR-10 at 24×24 pixels (6 epochs), a ResNet-18 of width 16; 9 to 24 minutes of one CPU core
     gpu    10 million images of CIFAR-10 (200 epochs), ResNet-18; one GPU. Not run yet
     paper  300 epochs of ImageNet, ResNet-50, the paper's setting for its ablations; a TPU pod. Not run yet
 
@@ -18,6 +18,8 @@ crop, flip, colour jitter and grey with solo-learn's strengths for Barlow Twins,
 patches besides). Each method's learning rate is the base below times a factor that `tuning.py` chose on held-out train images, with
 the same number of tries for each. At `paper` each method has the views and the rates of its own paper.
 """
+
+from collections.abc import Iterable
 
 from bt_jax.config import based_on
 from bt_jax.errors import UserError
@@ -29,7 +31,7 @@ PERCENT = {"1percent": 1.0, "10percent": 10.0}
 OPTIONS = ("", "held_out", "knn", *PERCENT)
 
 # Factors of the learning rates: experiments/results/claims.md, "Learning rates".
-TUNED: dict[str, dict[str, float]] = {"cpu": {"barlow_twins": 0.5, "simclr": 1.0}, "gpu": {}, "paper": {}}
+TUNED: dict[str, dict[str, float]] = {"cpu": {"barlow_twins": 0.5, "simclr": 1.0, "byol": 0.5}, "gpu": {}, "paper": {}}
 
 
 def get_config(argument: str = "cpu,barlow_twins"):
@@ -74,6 +76,11 @@ def _few_labels(pretraining, scale: str, percent: float, from_scratch: bool):
     config.finetune.learning_rate_from_scratch = 0.5
     config.finetune.protocol = "Barlow Twins, rates searched"
     return config
+
+
+def untuned(scale: str, methods: Iterable[str]) -> list[str]:
+    """Those whose rates are to be tuned at a scale, and were not; at `paper` they are those of each method's own paper."""
+    return sorted(set(methods) & set(METHODS) - TUNED[scale].keys()) if scale != "paper" else []
 
 
 def rates(method: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import sys
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
+import recipe  # noqa: E402
 from harness import claim as claims  # noqa: E402
 from harness.again import again  # noqa: E402
 from harness.grid import Grid, Runner, check_data, scale_of  # noqa: E402
@@ -72,8 +73,14 @@ def main() -> None:
         check_data(arguments.data_dir)
         grid = Grid(out, arguments.scale, arguments.data_dir)
         with grid.held(arguments.other_code):
+            cells = _cells(chosen, arguments)
+            if untuned := recipe.untuned(grid.scale, {cell.method for cell in cells if not cell.held_out}):
+                print(
+                    f"note: learning rates of {', '.join(untuned)} are not chosen yet at {grid.scale}; `run.py tuning "
+                    f"--scale={grid.scale}` tries them, and its best factors go into TUNED of recipe.py"
+                )
             runner = Runner(grid, jobs=max(1, arguments.jobs), minutes=arguments.minutes, keep=arguments.keep)
-            runner.run(_cells(chosen, arguments))
+            runner.run(cells)
 
 
 def _chosen(names: list[str], scale: str) -> list[claims.Claim]:

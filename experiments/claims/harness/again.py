@@ -4,14 +4,10 @@ OUT/again.json          what came of it, a record for each time
 OUT/running/again/      the run until then; an interrupted one goes on
 """
 
-import json
 import random
 from typing import Any
 
-from etils import epath
-
 from bt_jax.errors import UserError
-from bt_jax.runtime.files import read_object, write_whole
 
 from .claim import Cell, cells, load, names
 from .grid import Grid, Runner
@@ -26,8 +22,7 @@ def again(grid: Grid, name: str = "", *, jobs: int = 1, command=None) -> dict[st
       command: see `Runner`.
 
     Returns:
-      The record that is added to again.json: the run's name, whether both are the same, and of the first and the second time the
-      accuracies in %, the machines, the versions of the code and the dates.
+      The record that is added to again.json; see `Grid.add_made_again`.
 
     Raises:
       UserError: there is no such finished run; the run fails.
@@ -43,24 +38,11 @@ def again(grid: Grid, name: str = "", *, jobs: int = 1, command=None) -> dict[st
         begun = [path.name for path in (other.out / "running").iterdir() if path.name in finished]
         cell = finished[name or next(iter(begun), "") or random.choice(sorted(finished))]
         Runner(other, jobs=jobs, command=command).run([cell])
-        both = [grid.result(cell), other.result(cell)]
-        record = {"run": cell.name, "same": _bits(both[0]) == _bits(both[1])}
-        record |= {what: [found[what] for found in both if found] for what in ("accuracy", "machine", "code", "date")}
-        text = json.dumps({"records": [*records(grid), record]}, indent=1) + "\n"
-        write_whole(epath.Path(grid.out / "again.json"), text)
+        second = other.result(cell)
+        assert second is not None
+        record = grid.add_made_again(cell, second)
         (other.out / "cells" / f"{cell.name}.json").unlink()
     return record
-
-
-def records(grid: Grid) -> list[dict[str, Any]]:
-    """Of all runs that were made again."""
-    path = epath.Path(grid.out / "again.json")
-    return read_object(path)["records"] if path.exists() else []
-
-
-def _bits(found: dict[str, Any] | None) -> tuple:
-    assert found is not None
-    return found.get("weights"), found["accuracy"], found["loss"], found["steps"]  # one that diverged keeps no weights
 
 
 def _pretrainings(grid: Grid) -> list[Cell]:

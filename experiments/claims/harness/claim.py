@@ -58,6 +58,8 @@ class Arm:
       measure: "" for the kNN accuracy with which the pre-training ends, or an evaluation of recipe.py: knn, 1percent, 10percent.
       held_out: whether train images that are held out take the place of the test images.
       line, x: for claims about a number such as the batch size, the curve that the arm is a point of, and where.
+      also: other curves that it is a point of.
+      tick: what stands at x on the axis; x itself if "".
       paper: the paper's number for it, as text.
     """
 
@@ -68,6 +70,8 @@ class Arm:
     held_out: bool = False
     line: str = ""
     x: float | None = None
+    also: tuple[str, ...] = ()
+    tick: str = ""
     paper: str = ""
 
 

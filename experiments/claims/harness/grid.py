@@ -2,12 +2,14 @@
 
 OUT/grid.json          the scale, and the code that the runs are made with
 OUT/cells/CELL.json    what a finished run found: small, to be kept
+OUT/again.json         what finished runs found when they were made again
 OUT/running/CELL/      its workdir and log until then
 """
 
 import contextlib
 import dataclasses
 import datetime
+import errno
 import fcntl
 import hashlib
 import json
@@ -35,6 +37,8 @@ from .claim import SCALES, Cell
 ROOT = pathlib.Path(__file__).parents[3]
 NEEDED_BYTES = 500 * 2**20  # for the workdirs of the runs that are begun
 INTERRUPTED = 75  # main.py's status after it has saved
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+GUESSING = 10.0  # % of ten classes
 
 
 @dataclasses.dataclass
@@ -106,6 +110,26 @@ class Grid:
                 )
         write_whole(epath.Path(path), json.dumps({"scale": self.scale, "code": code}, indent=2) + "\n")
 
+    def made_again(self) -> list[dict[str, Any]]:
+        """A record for each time that a finished run was made again; see `add_made_again`."""
+        path = epath.Path(self.out / "again.json")
+        return read_object(path)["records"] if path.exists() else []
+
+    def add_made_again(self, cell: Cell, second: dict[str, Any]) -> dict[str, Any]:
+        """Compares what a run found when it was made again with its result, which stays as it is.
+
+        Returns:
+          The record that is added: the run's name, whether both are the same in their bits, and of the first and the second time the
+          accuracies in %, the machines, the versions of the code, the dates and the seconds of CPU time.
+        """
+        both = [self.result(cell), second]
+        record: dict[str, Any] = {"run": cell.name, "same": _bits(both[0]) == _bits(both[1])}
+        kept = ("accuracy", "machine", "code", "date", "cpu_seconds")
+        record |= {what: [found[what] for found in both if found] for what in kept}
+        text = json.dumps({"records": [*self.made_again(), record]}, indent=1) + "\n"
+        write_whole(epath.Path(self.out / "again.json"), text)
+        return record
+
     def workdir(self, cell: Cell) -> pathlib.Path:
         return self.out / "running" / cell.name
 
@@ -122,6 +146,11 @@ class Grid:
             *where,
             f"--workdir={self.workdir(cell).resolve() / 'run'}",
         ]
+
+
+def _bits(found: dict[str, Any] | None) -> tuple:
+    assert found is not None
+    return found.get("weights"), found["accuracy"], found["loss"], found["steps"]  # one that diverged keeps no weights
 
 
 def check_data(data_dir: str) -> None:
@@ -202,12 +231,17 @@ class Runner:
                 group = self._waiting.pop(0)
             try:
                 self._make_group(group, cores)
-            except OSError as error:
-                self._full = f"{self._grid.out} cannot be written ({error.strerror})"
-                return
+            except Exception as error:  # whatever it is, it stops no other run
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                    self._full = f"{self._grid.out} cannot be written ({error.strerror})"
+                    return
+                self._fail(group[0], f"{type(error).__name__}: {error}")
 
     def _make_group(self, cells: list[Cell], cores: set[int]) -> None:
-        """A pre-training and the evaluations of its encoder that are wanted; its workdir is kept until they are done."""
+        """A pre-training and the evaluations of its encoder that are wanted; its workdir is kept until they are done.
+
+        A finished pre-training whose weights are gone is made again for them, and its result stays.
+        """
         wanted, base = set(cells), next((cell.base for cell in cells if cell.base), None)
         folder = self._grid.workdir(base or cells[0])
         if base and base not in wanted and not (folder / "run" / "pretrain.json").exists():
@@ -262,17 +296,27 @@ class Runner:
         diverged = _diverged(folder)
         if child.returncode and not diverged:
             last = [line for line in (folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()][-1:]
-            self._failed[cell] = f"{''.join(last)[:300] or child.returncode} ({folder / 'log.txt'})"
-            _say(f"failed: {cell.name}: {self._failed[cell]}")
+            self._fail(cell, f"{''.join(last)[:300] or child.returncode} ({folder / 'log.txt'})")
             return "failed"
         found = (_evaluated if cell.measure else _found)(cell, folder / "run", diverged) | spent
-        write_whole(
-            epath.Path(self._grid.out / "cells" / f"{cell.name}.json"),
-            json.dumps(found, indent=1, sort_keys=True) + "\n",
-        )
+        if cell.base:
+            found["encoder"] = _weights(self._grid.workdir(cell.base) / "run")
+        if self._grid.result(cell) is not None:
+            with self._lock:
+                record = self._grid.add_made_again(cell, found)
+            _say(f"{cell.name} was made again for its weights: {'the same' if record['same'] else 'OTHER'} bits")
+        else:
+            write_whole(
+                epath.Path(self._grid.out / "cells" / f"{cell.name}.json"),
+                json.dumps(found, indent=1, sort_keys=True) + "\n",
+            )
         if cell.measure and not self._keep:
             shutil.rmtree(folder)
         return "done"
+
+    def _fail(self, cell: Cell, why: str) -> None:
+        self._failed[cell] = why
+        _say(f"failed: {cell.name}: {why}")
 
 
 def _by_base(cells: list[Cell]) -> dict[Cell, list[Cell]]:
@@ -329,7 +373,7 @@ def _found(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
         "steps": losses[-1]["step"] if losses else 0,
     }
     if diverged:
-        return found | {"accuracy": 10.0}
+        return found | {"accuracy": GUESSING}
     result = read_object(epath.Path(run / "pretrain.json"))
     return found | {
         "accuracy": round(100 * result["knn_accuracy_after"], 2),
@@ -338,11 +382,14 @@ def _found(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
         "raw_pixels": round(100 * result["knn_accuracy_raw_pixels"], 2),
         "steps": result["step"],
         "weights": _weights(run),
+        "data": _notes(run)["data"]["fingerprint"],
     }
 
 
 def _evaluated(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
     """The same of an evaluation."""
+    if diverged:
+        return _made_by(cell) | {"accuracy": GUESSING, "diverged": True}
     task = cell.config().task
     result = read_object(epath.Path(run / f"{task}.json"))
     mean = {name: round(100 * value, 2) for name, value in result["mean"].items() if "top" in name}
@@ -360,25 +407,32 @@ def _made_by(cell: Cell) -> dict[str, Any]:
         "settings": cell.settings(),
         "code": code_fingerprint(),
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "machine": f"{os.cpu_count()} cores, {_processor()}",
+        "machine": f"{os.cpu_count()} cores, {processor()}",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
 
 
 def _weights(run: pathlib.Path) -> str:
     """A fingerprint of the last checkpoint's arrays: equal for equal bits."""
-    last = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1)
-    notes = read_object(epath.Path(last / "run" / "metadata"))
-    text = json.dumps(notes["fingerprints"], sort_keys=True)
+    text = json.dumps(_notes(run)["fingerprints"], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _processor() -> str:
+def _notes(run: pathlib.Path) -> dict[str, Any]:
+    """What the last checkpoint says of the run besides its arrays."""
+    last = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1)
+    return read_object(epath.Path(last / "run" / "metadata"))
+
+
+def processor() -> str:
+    """Its name; on x86 also whether it has AVX-512, by which two of one name may round sums differently."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    flags = next((line.split() for line in lines if line.startswith("flags")), None)
+    return name + ("" if flags is None else ", AVX-512" if "avx512f" in flags else ", no AVX-512")
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,8 @@
 """The verdict on a statement, from the accuracies of its arms by seed.
 
-Arms are paired: with the same seed they have the same images, views and initial weights of the encoder. So the effect is computed
-seed by seed, and its 95 % interval is Student's, from the mean and standard deviation over the seeds.
+Arms are paired: with the same seed those of a method have the same images, views and initial weights of the encoder, unless they
+differ in just these; SimCLR's initial weights are Barlow Twins', those of other methods are not. So the effect is computed seed by
+seed, and its 95 % interval is Student's, from the mean and standard deviation over the seeds.
 """
 
 import dataclasses
@@ -32,9 +33,13 @@ def interval(values: list[float]) -> tuple[float, float]:
     """The 95 % interval of the mean of some values; of one value everything."""
     if len(values) < 2:
         return -math.inf, math.inf
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    mean = statistics.fmean(values)
+    half, mean = half_width(statistics.stdev(values), len(values)), statistics.fmean(values)
     return mean - half, mean + half
+
+
+def half_width(deviation: float, count: int) -> float:
+    """Of the 95 % interval of the mean of so many values with this standard deviation."""
+    return float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
 
 
 def judge(statement: Statement, accuracies: dict[str, dict[int, float]]) -> Outcome:
@@ -89,7 +94,7 @@ def seeds_needed(statement: Statement, outcome: Outcome) -> int | None:
     if outcome.seeds < 2:
         return None
     for count in range(outcome.seeds + 1, 201):
-        half = stats.t.ppf(0.975, count - 1) * outcome.deviation / math.sqrt(count)
+        half = half_width(outcome.deviation, count)
         if _verdict(statement, outcome.mean, outcome.mean - half, outcome.mean + half) != "undecided":
             return count
     return None

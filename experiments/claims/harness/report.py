@@ -6,15 +6,15 @@ import pathlib
 import statistics
 from typing import Any
 
+import recipe
 from etils import epath
 
 from bt_jax.errors import UserError
 from bt_jax.runtime.files import write_whole
 
-from .again import records
 from .claim import Arm, Claim, cell, load, names
 from .grid import Grid
-from .judge import Outcome, interval, outcomes, overall, seeds_needed
+from .judge import Outcome, half_width, interval, outcomes, overall, seeds_needed
 
 MARKERS = "os^DvPX*<>"
 LINES = ("-", "--", "-.", ":")
@@ -56,14 +56,14 @@ def report(grid: Grid, page: pathlib.Path | None = None) -> str:
 
 
 class Spent:
-    """CPU time of the runs; those that claims share count once in the sum."""
+    """CPU time of the runs, with the pre-trainings of encoders that were evaluated; what claims share counts once in the sum."""
 
     def __init__(self):
         self.runs: dict[str, dict[str, Any]] = {}
 
     def add(self, found: dict[str, dict[int, dict[str, Any]]]) -> float:
         """Adds a claim's runs; returns their hours of one core."""
-        own = {run["name"]: run for runs in found.values() for run in runs.values()}
+        own = {made["name"]: made for runs in found.values() for run in runs.values() for made in _made(run)}
         self.runs |= own
         return sum(run["cpu_seconds"] for run in own.values()) / 3600
 
@@ -71,15 +71,22 @@ class Spent:
         return sum(run["cpu_seconds"] for run in self.runs.values()) / 3600
 
 
+def _made(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run and, if it evaluates an encoder, the pre-training of that."""
+    return [run, *([run["base"]] if run["base"] else [])]
+
+
 def _results(grid: Grid, claim: Claim) -> dict[str, dict[int, dict[str, Any]]]:
-    """By arm, then seed."""
+    """By arm, then seed; with the run's name, and `base`, the pre-training that it evaluates or None."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for arm in claim.arms:
         found[arm.name] = {}
         for seed in claim.seeds:
             run = cell(grid.scale, arm, seed)
             if (result := grid.result(run)) is not None:
-                found[arm.name][seed] = result | {"name": run.name}
+                base = grid.result(run.base) if run.base else None
+                named = base and base | {"name": run.base.name if run.base else ""}
+                found[arm.name][seed] = result | {"name": run.name, "base": named}
     return found
 
 
@@ -90,14 +97,18 @@ def _head(grid: Grid, judged: list, spent: Spent) -> str:
     dates = sorted({run["date"] for run in runs})
     codes = sorted({run["code"] for run in runs})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    again = sum(record["cpu_seconds"][1] for record in grid.made_again() if "cpu_seconds" in record) / 3600
     lines = [
         "# The paper's claims, tried",
-        f"At the scale `{grid.scale}` (experiments/claims/recipe.py). {len(runs)} runs, {spent.hours():.1f} hours of one core in all; "
+        f"At the scale `{grid.scale}` (experiments/claims/recipe.py). {len(runs)} runs, {spent.hours():.1f} hours of one core in all{f', and {again:.1f} for runs made again' if again else ''}; "
         f"{'; '.join(machines)}; {'; '.join(versions)}; {when}; code {', '.join(codes)}. Written by `python experiments/claims/run.py "
         f"report` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}.",
         "Accuracies are those of kNN, or of fine-tuning where a claim says so, in %: means over the seeds with the standard deviation and Student's 95 % interval. Effects are "
-        "differences in points, paired by seed: with the same seed arms have the same images, views and first weights of the encoder. "
-        "The test error of one run is about 0.5 points, alike for all arms.",
+        "differences in points, paired by seed: with the same seed arms of a method have the same images, views and first weights of the "
+        "encoder, unless they differ in just these; of the other methods only SimCLR's has Barlow Twins' first weights. The test error of one "
+        "run is about 0.5 points, alike for all arms.",
+        *_untuned(grid, judged),
+        *_other_data(runs),
         *_made_again(grid),
         "| claim | verdict | main effect, points | hours |\n|---|---|---|---|",
     ]
@@ -109,9 +120,30 @@ def _head(grid: Grid, judged: list, spent: Spent) -> str:
     return "\n\n".join(lines)
 
 
+def _untuned(grid: Grid, judged: list) -> list[str]:
+    """A sentence, if methods were judged whose rates `tuning` has not chosen at this scale."""
+    methods = {run["method"] for _, _, found, _ in judged for runs in found.values() for run in runs.values()}
+    if not (untuned := recipe.untuned(grid.scale, methods)):
+        return []
+    return [f"Not chosen by `tuning`, but those of recipe.py, are the learning rates of {', '.join(untuned)}."]
+
+
+def _other_data(runs: list[dict[str, Any]]) -> list[str]:
+    """A sentence, if runs of the same split were not made with the same data, so that their seeds are not pairs."""
+    found: dict[str | None, set[str]] = {}
+    for run in runs:
+        if "data" in run:
+            found.setdefault(run["settings"].get("data.train_split"), set()).add(run["data"])
+    if all(len(data) == 1 for data in found.values()):
+        return []
+    return [
+        "Runs of the same split were made with different data, or in another order: arms are not paired by their seeds."
+    ]
+
+
 def _made_again(grid: Grid) -> list[str]:
     """A sentence, if runs were made again."""
-    if not (made := records(grid)):
+    if not (made := grid.made_again()):
         return []
     told = ", ".join(f"{r['run']}, {r['accuracy'][0]:.2f} and {r['accuracy'][1]:.2f} %" for r in made)
     return [
@@ -158,10 +190,12 @@ def _what_it_takes(claim: Claim, statement, outcome: Outcome, found: dict, scale
             f"“{statement.text}”: the interval is ± {half:.2f} points wide, and the mean is so near to a limit that 200 seeds would "
             "not decide it."
         )
-    costs = [run["cpu_seconds"] for name in statement.weights for run in found[name].values()]
+    costs = [
+        sum(made["cpu_seconds"] for made in _made(run)) for name in statement.weights for run in found[name].values()
+    ]
     more = (needed - outcome.seeds) * len(statement.weights)
     hours = more * statistics.fmean(costs) / 3600
-    shrunk = half * math.sqrt(outcome.seeds / needed)
+    shrunk = half_width(outcome.deviation, needed)
     # A GPU makes its runs at the scale `gpu`, whose time is not known yet.
     cost = (
         f"{more} more runs, {hours:.1f} hours of one core (on a GPU not measured)"
@@ -199,15 +233,17 @@ def _numbers(runs: list[dict[str, Any]]) -> list[str]:
     values = [run["accuracy"] for run in runs]
     low, high = interval(values)
     diverged = sum(run["diverged"] for run in runs)
-    ranks = [run["rankme"] for run in runs if "rankme" in run]
-    losses = [run["loss"] for run in runs if run.get("loss") is not None]
+    ended = [run for run in runs if not run["diverged"]]
+    of_ended = f" ({len(ended)} run{'s' * (len(ended) > 1)})" if diverged else ""
+    ranks = [run["rankme"] for run in ended if "rankme" in run]
+    losses = [run["loss"] for run in ended if run.get("loss") is not None]
     return [
         f"{statistics.fmean(values):.2f}" + (f" ({diverged} diverged)" if diverged else ""),
         f"{statistics.stdev(values):.2f}" if len(values) > 1 else "",
         f"{low:.2f} to {high:.2f}" if len(values) > 1 else "",
         str(len(values)),
-        f"{statistics.fmean(ranks):.1f}" if ranks else "",
-        f"{statistics.fmean(losses):.4g}" if losses else "",
+        f"{statistics.fmean(ranks):.1f}{of_ended}" if ranks else "",
+        f"{statistics.fmean(losses):.4g}{of_ended}" if losses else "",
     ]
 
 
@@ -265,25 +301,33 @@ def _rows(axes, arms: list[Arm], accuracies) -> None:
 def _curves(axes, claim: Claim, arms: list[Arm], accuracies) -> None:
     lines: dict[str, list[Arm]] = {}
     for arm in arms:
-        lines.setdefault(arm.line, []).append(arm)
+        for line in (arm.line, *arm.also):
+            lines.setdefault(line, []).append(arm)
+    found = sorted({arm.x for arm in arms if arm.x is not None})
+    logarithmic = found[0] > 0 and found[-1] / found[0] >= 8
     for place, (name, points) in enumerate(lines.items()):
         points = sorted(points, key=lambda arm: arm.x or 0.0)
-        xs = [arm.x for arm in points]
         values = [list(accuracies[arm.name].values()) for arm in points]
+        # Lines beside each other, and seeds beside their mean, as they would hide one another.
+        aside = 0.03 * (place - (len(lines) - 1) / 2)
+        at = [[_moved(arm.x or 0.0, by, found, logarithmic) for arm in points] for by in (aside, aside + 0.012)]
         gray, marker = f"{0.6 * place / max(1, len(lines) - 1):.2f}", MARKERS[place % len(MARKERS)]
         axes.errorbar(
-            xs, [statistics.fmean(v) for v in values], yerr=[_error(v) for v in values], label=name, color=gray, marker=marker,
+            at[0], [statistics.fmean(v) for v in values], yerr=[_error(v) for v in values], label=name, color=gray, marker=marker,
             linestyle=LINES[place % len(LINES)], capsize=3, markersize=5,
         )  # fmt: skip
-        for x, v in zip(xs, values, strict=True):
-            axes.plot([x] * len(v), v, ".", color=gray, markersize=3)
-    found = sorted({arm.x for arm in arms if arm.x is not None})
-    if found[0] > 0 and found[-1] / found[0] >= 8:
+        for x, v in zip(at[1], values, strict=True):
+            axes.plot([x] * len(v), v, "o", color=gray, markersize=3, markerfacecolor="white", markeredgewidth=0.8)
+    if logarithmic:
         axes.set_xscale("log")
-        axes.set_xticks(found, [f"{x:g}" for x in found], minor=False)
-        axes.minorticks_off()
-    else:
-        axes.set_xticks(found)
+    names = {arm.x: arm.tick or f"{arm.x:g}" for arm in arms}
+    axes.set_xticks(found, [names[x] for x in found], minor=False)
+    axes.minorticks_off()
     axes.set_xlabel(claim.axis)
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel("accuracy, %\n(means with 95 % intervals; rings: seeds)")
     axes.legend(fontsize="small", frameon=False)
+
+
+def _moved(x: float, by: float, found: list[float], logarithmic: bool) -> float:
+    """A place on the axis moved by a share of its length."""
+    return x * (found[-1] / found[0]) ** by if logarithmic else x + by * (found[-1] - found[0])
