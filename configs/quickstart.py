@@ -92,6 +92,7 @@ def vicreg(config):
 def swav(config):
     _plain(config.swav.view)
     _plain(config.swav.small_view)
+    config.swav.view.interpolation = config.swav.small_view.interpolation = "bicubic"  # as for the other methods
     config.swav.small_view.crop_scale = (0.1, 0.3)
     config.swav.small_crops = 4
     config.swav.small_size = 24

@@ -6,8 +6,8 @@
 Source:    solo-learn's CIFAR-10 recipe for Barlow Twins (da Costa et al. 2022, JMLR 23(56)), with the paper's loss.
            SimCLR, BYOL, VICReg: its recipes for these (scripts/pretrain/cifar), with the papers' losses and heads; its SimCLR
            has no batch norm in the projector.
-           SwAV: its rate, decay and freezing, with two crops of 32 and four of 16 pixels, 512 prototypes and a queue of 3840 as
-           lightly has them (its own has two crops, 3000 prototypes and 89.2 %), and LARC.
+           SwAV: its rate, decay, freezing and queue of 3840 from epoch 50, 512 prototypes as lightly has them (its own has 3000, two
+           crops and 89.2 %), four small crops of 16 pixels besides, and LARC.
            PIRL: ours, for 400 epochs: its variant with a cross-entropy, all other images as negatives, patches of 8 pixels.
            Supervised: the usual recipe for this network, SGD over 200 epochs with batches of 128, a learning rate of 0.1,
            cosine decay and weight decay 5e-4; random crops of at least a fifth of the image replace the usual padded ones.
@@ -17,9 +17,10 @@ Expected:  Barlow Twins 92.1 %, SimCLR 90.7 %, BYOL 92.6 %, VICReg 92.1 % top-1 
            epochs, by solo-learn. (lightly, with other code and settings, reports 84.2 % kNN for Barlow Twins at 200 epochs.)
            SwAV, PIRL and supervised: no figures for exactly these recipes. None has been measured with this code.
 
-Differences from the ImageNet recipe: 3×3 stem, no blur (32 pixels have little detail to lose), a narrower projector, a trust
-coefficient of 0.02, and a loss scaled by 0.1, which for LARS is a gradient divisor of 10. The data set is held in the GPU's
-memory and views are made there, so that a slow host does not matter.
+Differences from the ImageNet recipe: 3×3 stem, no blur (32 pixels have little detail to lose; SimCLR keeps it), a narrower projector,
+a trust coefficient of 0.02 with trust ratios clipped, and for Barlow Twins a loss scaled by 0.1, which for LARS is a gradient divisor
+of 10. Unlike solo-learn's, the last batch-norm scale of each block starts at 0. The data set is held in the GPU's memory and views are
+made there, so that a slow host does not matter.
 """
 
 from bt_jax.config import default
@@ -60,6 +61,7 @@ def barlow_twins(config):
     config.optimizer.learning_rate_biases = 0.3
     config.optimizer.weight_decay = 1e-4
     config.optimizer.trust_coefficient = 0.02
+    config.optimizer.clip = True
     config.optimizer.gradient_divisor = 10.0
 
 
@@ -90,6 +92,7 @@ def byol(config):
 def swav(config):
     for view in (config.swav.view, config.swav.small_view):
         view.blur = 0.0
+        view.interpolation = "bicubic"
     config.swav.view.crop_scale = (0.2, 1.0)
     config.swav.small_view.crop_scale = (0.1, 0.3)  # 5 to 14 % of 32 pixels are 7 to 12
     config.swav.small_crops = 4
@@ -117,18 +120,19 @@ def pirl(config):
 
 def vicreg(config):
     config.vicreg.view.blur = 0.0
+    config.vicreg.view.crop_scale = (0.2, 1.0)
     config.vicreg.projector = (2048, 2048, 2048)
     _rates(config, 0.3, weight_decay=1e-4)
-    config.optimizer.gradient_divisor = 10.0
 
 
 def _rates(config, rate, *, weight_decay):
-    """solo-learn's LARS: one rate for all parameters, applied after the momentum; cosine to 0."""
+    """solo-learn's LARS: one rate for all parameters, applied after the momentum; trust ratios clipped; cosine to 0."""
     config.optimizer.learning_rate_weights = rate
     config.optimizer.learning_rate_biases = rate
     config.optimizer.weight_decay = weight_decay
     config.optimizer.trust_coefficient = 0.02
     config.optimizer.rate_in_momentum = False
+    config.optimizer.clip = True
     config.optimizer.end_factor = 0.0
 
 

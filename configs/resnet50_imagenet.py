@@ -121,6 +121,7 @@ def swav(config):
     config.batch_size = 4096
     config.epochs = 800
     config.data.std = (0.228, 0.224, 0.225)  # multicropdataset.py; elsewhere the first is 0.229
+    config.model.zero_init_residual = False
     config.swav.projector = (2048, 128)
     config.swav.prototypes = 3000
     config.swav.freeze_epochs = 1
@@ -137,6 +138,7 @@ def swav(config):
 def pirl(config):
     config.batch_size = 1024
     config.epochs = 800
+    config.model.zero_init_residual = False
     config.pirl.loss = "nce"
     config.pirl.temperature = 0.07
     config.pirl.negatives = 32000

@@ -19,7 +19,8 @@ Source:    Barlow Twins: the official evaluate.py's command for 1 %: SGD without
            parameters, no weight decay, 60 epochs for 1 % and 30 for 10 %; a cosine, as in its code.
            BYOL: Grill et al. 2020 (arXiv 2006.07733), appendix C.1: Nesterov momentum, batches of 1024, no weight decay, one
            rate of {0.005, 0.01, 0.02, 0.05, 0.1} and 30 or 50 epochs, chosen on 10 009 train images. Which were chosen is not
-           said; here it is 0.02 and 30, to be searched: --config.sgd.learning_rate_encoder=… --config.epochs=…
+           said; here it is 0.02 and 30, to be searched: --config.sgd.learning_rate_encoder=… --config.epochs=… Its rates are those of
+           the batch of 1024; the fields have them for 256, so a fourth: 0.005.
            SwAV: Caron et al. 2020 (arXiv 2006.09882) and facebookresearch/swav, eval_semisup.py with its README's commands:
            batches of 256, 20 epochs, no weight decay, ×0.2 after epochs 12 and 16; encoder and head 0.02 and 5 for 1 %, 0.01
            and 0.2 for 10 %. Its code reports the best epoch on the validation images; results here are the last epoch's.
@@ -101,7 +102,7 @@ def simclr(config, subset):
 
 def byol(config, subset):
     del subset  # the same for both
-    _set(config, batch_size=1024, epochs=30, encoder=0.02, head=0.02)
+    _set(config, batch_size=1024, epochs=30, encoder=0.02 * 256 / 1024, head=0.02 * 256 / 1024)
     config.sgd.nesterov = True
 
 

@@ -100,6 +100,7 @@ def test_recipes_of_the_other_papers():
     simclr, byol, vicreg = configs["simclr"].simclr, configs["byol"].byol, configs["vicreg"].vicreg
     assert (simclr.temperature, tuple(simclr.projector)) == (0.1, (2048, 128))
     assert (configs["simclr"].data.mean, configs["simclr"].data.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert all(config.model.zero_init_residual for config in configs.values())
     view = simclr.view
     assert (view.brightness, view.contrast, view.saturation, view.hue) == (0.8, 0.8, 0.8, 0.2)
     assert (view.jitter, view.grayscale, view.blur, view.solarize, view.crop_scale) == (0.8, 0.2, 0.5, 0.0, (0.08, 1.0))
@@ -112,6 +113,41 @@ def test_recipes_of_the_other_papers():
     assert tuple(vicreg.projector) == (8192, 8192, 8192) and (vicreg.view.blur, vicreg.view.solarize) == (0.5, 0.1)
 
 
+def test_networks_and_crops_of_swav_and_pirl_are_torchvision_s_defaults():
+    """Blocks whose last scale starts at 1 (swav, src/resnet50.py; vissl, defaults.yaml), and crops that are resized bilinearly."""
+    from configs.resnet50_imagenet import get_config
+
+    for method, views in (("swav", ("view", "small_view")), ("pirl", ("view", "patch_view"))):
+        config = get_config(method)
+        assert not config.model.zero_init_residual
+        assert {config[method][name].interpolation for name in views} == {"bilinear"}
+
+
+def test_cifar_recipes_of_solo_learn():
+    """scripts/pretrain/cifar: rates, decay, trust coefficient, clipping; the loss of Barlow Twins alone is scaled by 0.1."""
+    from configs import resnet18_cifar10, resnet18_cifar10_cpu
+
+    expected = {
+        "barlow_twins": (0.3, 0.3, 1e-4, 0.02, True, 10.0),
+        "simclr": (0.4, 0.4, 1e-4, 0.02, True, 1.0),
+        "byol": (1.0, 1.0, 1e-5, 0.02, True, 1.0),
+        "vicreg": (0.3, 0.3, 1e-4, 0.02, True, 1.0),
+    }
+    names = (
+        "learning_rate_weights",
+        "learning_rate_biases",
+        "weight_decay",
+        "trust_coefficient",
+        "clip",
+        "gradient_divisor",
+    )
+    for method, numbers in expected.items():
+        assert tuple(resnet18_cifar10.get_config(method).optimizer[name] for name in names) == numbers, method
+        assert not resnet18_cifar10_cpu.get_config(method).optimizer.clip
+    vicreg = resnet18_cifar10.get_config("vicreg").vicreg.view
+    assert (vicreg.crop_scale, vicreg.blur, vicreg.solarize) == ((0.2, 1.0), 0.0, 0.1)
+
+
 def test_fine_tuning_by_each_papers_protocol():
     """Batch, epochs, rates of encoder and head, Nesterov, schedule; and a word for what is not known."""
     from configs.semi_supervised_imagenet import get_config
@@ -121,7 +157,7 @@ def test_fine_tuning_by_each_papers_protocol():
         "10percent": (256, 20, 0.002, 0.5, False, "steps"),
         "1percent,simclr": (4096, 60, 0.05, 0.05, True, "cosine"),
         "10percent,simclr": (4096, 30, 0.05, 0.05, True, "cosine"),
-        "10percent,byol": (1024, 30, 0.02, 0.02, True, "cosine"),
+        "10percent,byol": (1024, 30, 0.02 / 4, 0.02 / 4, True, "cosine"),  # 0.02 in a batch of 1024
         "1percent,swav": (256, 20, 0.02, 5.0, False, "steps"),
         "10percent,swav": (256, 20, 0.01, 0.2, False, "steps"),
         "1percent,pirl": (256, 70, 0.05, 0.05, True, "steps"),

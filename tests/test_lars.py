@@ -74,6 +74,36 @@ def test_rate_in_momentum_is_the_official_simclr_order():
             assert relative(params["w"], w) < 1e-12 and relative(params["b"], b) < 1e-12
 
 
+def test_clipped_ratios_are_solo_learn_s():
+    """Against its formulas in float64, with ratios below the rate and above it, a rate that changes, and one of 0."""
+    rng, rates, scales = np.random.default_rng(2), (0.0, 0.3, 0.001, 0.1), {"near": 1.0, "far": 1e-3}
+    with jax.enable_x64(True):
+        schedule = lambda step: jnp.asarray(rates)[step]  # noqa: E731
+        w = {name: rng.standard_normal((3, 4)) for name in scales} | {"bias": rng.standard_normal(4)}
+        transform = lars(schedule, schedule, weight_decay=0.0, trust_coefficient=0.02, clip=True)
+        params = jax.tree.map(jnp.asarray, w)
+        state, velocity, clipped = transform.init(params), dict.fromkeys(w, 0.0), []
+        for rate in rates:
+            g = {name: scales.get(name, 1.0) * rng.standard_normal(w[name].shape) for name in w}
+            updates, state = transform.update(jax.tree.map(jnp.asarray, g), state, params)
+            params = optax.apply_updates(params, updates)
+            for name in w:
+                ratio = 1.0
+                if name != "bias":
+                    ratio = 0.02 * np.linalg.norm(w[name]) / np.linalg.norm(g[name])
+                    clipped.append(ratio >= rate)
+                    ratio = min(ratio / rate, 1) if rate else 1.0
+                velocity[name] = 0.9 * velocity[name] + ratio * g[name]
+                w[name] = w[name] - rate * velocity[name]
+                assert relative(params[name], w[name]) < 1e-12, (rate, name)
+    assert set(clipped) == {True, False}
+    constant = lars(0.1, 0.1, clip=True)
+    updates, _ = constant.update(
+        {"w": 5 * jnp.ones((2, 2))}, constant.init({"w": jnp.ones((2, 2))}), {"w": jnp.ones((2, 2))}
+    )
+    np.testing.assert_allclose(updates["w"], -0.1 * (0.001 * 2 / 10 / 0.1) * 5 * np.ones((2, 2)), rtol=1e-3)
+
+
 def test_trust_ratio_is_optax_s_with_half_the_norms():
     """The same bits and the same state, also where a weight or its gradient is zero; two norms a weight, not four."""
     rng = np.random.default_rng(1)

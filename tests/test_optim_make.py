@@ -55,6 +55,22 @@ def test_lars_of_simclr_is_described():
     assert float(optimizer.schedules["weights"](10)) == pytest.approx(4.8)
 
 
+def test_clipped_lars_is_described_and_used():
+    config = config_lib.default().optimizer
+    config.clip = True
+    optimizer = make_optimizer(config, Facts(num_examples=4096, num_classes=10, batch_size=4096, epochs=20))
+    assert optimizer.description.endswith("then cosine; trust ratios are clipped")
+    config.clip = False
+    without = make_optimizer(config, Facts(num_examples=4096, num_classes=10, batch_size=4096, epochs=20))
+    params, steps = {"w": jnp.ones((2, 2))}, []
+    for made in (optimizer, without):
+        state = made.init(params)
+        for _ in range(3):
+            update, state = made.update({"w": jnp.ones((2, 2))}, state, params)
+        steps.append(float(update["w"][0, 0]))
+    assert steps[0] != steps[1]
+
+
 def test_the_papers_rates_are_described():
     """The rates of the fields are not used; a size outside of the paper's table says so."""
     config = config_lib.default().optimizer

@@ -95,6 +95,8 @@ def test_last_norm_of_a_block_starts_at_zero():
         for name, block in params.items():
             if name.startswith("layer"):
                 assert not block[norm]["scale"].any() and block["bn1"]["scale"].all()
+        plain = started(make_encoder(arch, width=4, zero_init_residual=False), jnp.zeros((1, 32, 32, 3)))["params"]
+        assert all(block[norm]["scale"].all() for name, block in plain.items() if name.startswith("layer"))
 
 
 def test_bfloat16_keeps_float32_parameters_and_statistics():

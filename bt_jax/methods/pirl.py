@@ -57,8 +57,9 @@ class PIRL(Method):
     After a batch was compared, the rows of its images move half way to the images' embeddings (`bt_jax.losses.nce.moved_rows`);
     those of the patches do not enter the bank, and no gradient does.
 
-    Differences from vissl: one set of negatives is drawn for the whole batch, where vissl draws for each image; and an image's
-    own row is never among its negatives, as in the paper. The paper's block of posterising, sharpening, solarising and autocontrast is left out.
+    Differences from vissl: one set of negatives is drawn for the whole batch, where vissl draws for each image; an image's own row is
+    never among its negatives, as in the paper; and batch statistics are of the global batch, where vissl's are of each GPU's images.
+    The paper's block of posterising, sharpening, solarising and autocontrast is left out.
 
     Attributes:
       num_images: in the training set, the rows of the bank that are used.

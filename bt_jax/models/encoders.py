@@ -23,6 +23,7 @@ def make_encoder(
     width: int = 64,
     stem_stride: int = 1,
     patch_size: int = 16,
+    zero_init_residual: bool = True,
     remat: bool = False,
 ) -> nn.Module:
     """An encoder by its name.
@@ -35,6 +36,7 @@ def make_encoder(
       width: channels of a ResNet's first stage; 64 is the standard network, and 128 the papers' "2×".
       stem_stride: of the 3×3 stem; 2 for images of about 64 pixels, or to save time. The 7×7 stem always has stride 2.
       patch_size: side of a ViT's patches in pixels; its other sizes are those of its name.
+      zero_init_residual: whether the last batch-norm scale of each of a ResNet's blocks starts at 0 (Goyal et al. 2017), or at 1.
       remat: keep only the outputs of a ResNet's convolutions for the backward pass, and compute norms, ReLUs, sums and the
         max-pool again; of a ViT, only the inputs of its blocks. Less memory and more traffic or work; value and gradients are
         the same up to rounding.
@@ -52,6 +54,7 @@ def make_encoder(
         "dtype": dtype,
         "width": width,
         "stem_stride": stem_stride,
+        "zero_init_residual": zero_init_residual,
         "remat": remat,
     }
     if arch in VITS:

@@ -47,6 +47,7 @@ def make_resnet(
     dtype: Any = jnp.float32,
     width: int = 64,
     stem_stride: int = 1,
+    zero_init_residual: bool = True,
     remat: bool = False,
 ) -> "ResNet":
     """A ResNet by its name, one of `BLOCKS`; arguments as for `bt_jax.models.make_encoder`."""
@@ -57,6 +58,7 @@ def make_resnet(
         width=width,
         stem_stride=stem_stride,
         dtype=dtype,
+        zero_init_residual=zero_init_residual,
         remat=remat,
     )
 
@@ -70,7 +72,9 @@ class ResNet(nn.Module):
     width: int = 64
     stem_stride: int = 1
     dtype: Any = jnp.float32
-    remat: bool = dataclasses.field(default=False, compare=False)  # not a part of what the network computes
+    # Neither is a part of what the network computes.
+    zero_init_residual: bool = dataclasses.field(default=True, compare=False)
+    remat: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def num_features(self) -> int:
@@ -93,6 +97,7 @@ class ResNet(nn.Module):
         """Images (N·V, H, W, C) of `dtype` -> features (N·V, F)."""
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(ViewBatchNorm, dtype=self.dtype)
+        last_norm = partial(norm, zero_init=self.zero_init_residual)
         if self.small_images:
             x = conv(self.width, 3, stride=self.stem_stride, name="conv1")(x)
         else:
@@ -105,7 +110,7 @@ class ResNet(nn.Module):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
                 name = f"layer{stage + 1}_{i}"
-                x = block(self.width * 2**stage, stride, conv, norm, name=name)(x, views=views, train=train)
+                x = block(self.width * 2**stage, stride, conv, norm, last_norm, name=name)(x, views=views, train=train)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(self.dtype, jnp.float32)).astype(self.dtype)
 
 
@@ -138,13 +143,14 @@ class BasicBlock(nn.Module):
     stride: int
     conv: Any
     norm: Any
+    last_norm: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, views: int, train: bool) -> jax.Array:
         y = self.conv(self.channels, 3, stride=self.stride, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, views=views, train=train))
         y = self.conv(self.channels, 3, name="conv2")(y)
-        y = self.norm(zero_init=True, name="bn2")(y, views=views, train=train)
+        y = self.last_norm(name="bn2")(y, views=views, train=train)
         return nn.relu(y + _shortcut(self, x, self.channels, views, train))
 
 
@@ -155,6 +161,7 @@ class Bottleneck(nn.Module):
     stride: int
     conv: Any
     norm: Any
+    last_norm: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, views: int, train: bool) -> jax.Array:
@@ -163,7 +170,7 @@ class Bottleneck(nn.Module):
         y = self.conv(self.channels, 3, stride=self.stride, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, views=views, train=train))
         y = self.conv(4 * self.channels, 1, name="conv3")(y)
-        y = self.norm(zero_init=True, name="bn3")(y, views=views, train=train)
+        y = self.last_norm(name="bn3")(y, views=views, train=train)
         return nn.relu(y + _shortcut(self, x, 4 * self.channels, views, train))
 
 

@@ -62,7 +62,8 @@ def make_optimizer(settings: ConfigDict | Mapping[str, Any], facts: Facts) -> Op
     so its gradient is that of the global batch divided by W, which is 16 in the run with 73.5 %; here it is the true gradient.
     For weights the trust ratio cancels a constant factor, but it changes the step of 1-D parameters, and the proportion of
     weight decay in u. To reproduce that run, set gradient_divisor = 16; otherwise it is 1, and learning_rate_biases and
-    weight_decay have their usual meaning. With `rates` "paper" both rates are those of `paper_rates`. `rate_in_momentum` and `scaling` are explained in `lars` and `scaled_rate`.
+    weight_decay have their usual meaning. With `rates` "paper" both rates are those of `paper_rates`. `rate_in_momentum`, `clip`
+    and `scaling` are explained in `lars` and `scaled_rate`.
 
     larc: SGD under LARC, with one learning rate for all parameters, biases too, and `warmup_cosine`.
 
@@ -106,6 +107,7 @@ def _lars(fields: dict[str, Any], facts: Facts):
         momentum=fields["momentum"],
         trust_coefficient=fields["trust_coefficient"],
         rate_in_momentum=fields.get("rate_in_momentum", False),
+        clip=fields.get("clip", False),
     )
     divisor = fields["gradient_divisor"]
     if divisor != 1:
@@ -118,6 +120,8 @@ def _lars(fields: dict[str, Any], facts: Facts):
     description = f"{words},\ngradients divided by {divisor:g}; warm-up {fields['warmup_epochs']} epochs, then cosine"
     if fields.get("rate_in_momentum", False):
         description += "; the rate enters the momentum"
+    if fields.get("clip", False):
+        description += "; trust ratios are clipped"
     return transformation, schedules, description
 
 

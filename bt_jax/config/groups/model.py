@@ -7,11 +7,23 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet
 VITS = ("vit_tiny", "vit_small", "vit_base")
 
 
-@contradiction("model.arch", "model.width", "model.small_images", "model.stem_stride", "model.patch_size")
-def _each_kind_has_its_own(arch, width, small_images, stem_stride, patch_size):
+@contradiction(
+    "model.arch",
+    "model.width",
+    "model.small_images",
+    "model.stem_stride",
+    "model.zero_init_residual",
+    "model.patch_size",
+)
+def _each_kind_has_its_own(arch, width, small_images, stem_stride, zero_init_residual, patch_size):
     if arch not in VITS and patch_size != 16:
         return f"model.patch_size is {patch_size}, but is of ViTs only, and model.arch is {arch!r}; leave it at 16"
-    of_resnets = {"width": (width, 64), "small_images": (small_images, False), "stem_stride": (stem_stride, 1)}
+    of_resnets = {
+        "width": (width, 64),
+        "small_images": (small_images, False),
+        "stem_stride": (stem_stride, 1),
+        "zero_init_residual": (zero_init_residual, True),
+    }
     for name, (value, default) in of_resnets.items():
         if arch in VITS and value != default:
             return f"model.{name} is {value}, but is of ResNets only, and model.arch is {arch!r}; leave it at {default}"
@@ -48,6 +60,11 @@ MODEL = Group(
         ),
         "stem_stride": Field(
             1, between(1, 2), "Stride of that 3×3 convolution; 2 for images of about 64 pixels, or to save time"
+        ),
+        "zero_init_residual": Field(
+            True,
+            anything,
+            "Whether the last batch-norm scale of each of a ResNet's blocks starts at 0, so that the block begins as the identity",
         ),
         "patch_size": Field(
             16,

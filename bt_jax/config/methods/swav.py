@@ -4,7 +4,7 @@ from bt_jax.config.field import Field, Group, MethodFields, contradiction
 from bt_jax.config.groups.views import view_fields
 from bt_jax.config.rules import above_zero, at_least, positive_integers
 
-COLOURS = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur": 0.5}
+COLOURS = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur": 0.5, "interpolation": "bilinear"}
 
 
 @contradiction("swav.prototypes", "swav.queue", "batch_size")

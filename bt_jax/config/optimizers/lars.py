@@ -52,6 +52,11 @@ GROUP = Group(
             anything,
             "Whether the learning rate is applied before the momentum, as in SimCLR's official code, and not after it",
         ),
+        "clip": Field(
+            False,
+            anything,
+            "Whether trust_coefficient × ‖weight‖ / ‖update‖ is divided by the learning rate and then at most 1, as in solo-learn",
+        ),
         "gradient_divisor": Field(
             1.0,
             above_zero,
