@@ -9,7 +9,7 @@ Source:    ours. 17 free photographs and textures that come with scikit-image an
 Hardware:  2 CPU cores.
 Expected:  kNN accuracy 70.5 % (69 to 72 with three seeds; rounding alone moves a seed by a point), 47 % untrained and 37.5 % on
            raw pixels; then 75 % for a linear classifier, and 59 % for fine-tuning on 10 labels per class, 63 % from scratch: so
-           short a pre-training does not help there. About two minutes.
+           short a pre-training does not help there. 2 to 5 minutes, depending on the machine.
            SimCLR, BYOL and VICReg: kNN 71 to 72 %, a linear classifier 75 to 76 %, means of
            three seeds; SwAV 66 and 71 %, PIRL 62 and 68 %, in 3 to 4 minutes on a busy machine. All measured with JAX 0.10.2
            (experiments/results/methods.md). Supervised, with all training labels, seed 0: 84 % by both.

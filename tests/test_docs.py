@@ -68,18 +68,23 @@ def words_of(command):
 
 
 def understood(command, monkeypatch):
-    """Runs main.py's command up to where its task would begin."""
+    """Runs main.py's command up to where its task would begin: in a folder of its own, unless it is the quickstart, which is the
+    first command of a reader and fills runs/quickstart."""
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
     begun = []
-    monkeypatch.setattr(command_line.pkgutil, "resolve_name", lambda task: lambda config, workdir: begun.append(config))
+    monkeypatch.setattr(command_line.pkgutil, "resolve_name", lambda task: lambda *given: begun.append(given))
     monkeypatch.setattr("sys.argv", words_of(command))
     with pytest.raises(SystemExit) as stopped:
         command_line.run()
     assert not stopped.value.code, f"{command}: {stopped.value.code}"
-    for config in begun:
+    for config, workdir in begun:
         config_lib.check(config)
+        # A page of a run is made in its folder; everything else is refused there, or finds a run that is complete.
+        if workdir == "runs/quickstart" and config.task != "report":
+            same = config_lib.flatten(config) == config_lib.flatten(bt_jax.load_config("quickstart"))
+            assert same, f"{command} needs a --workdir of its own"
 
 
 class Parsed(Exception):
