@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every GPU benchmark on one GPU; numbers and logs go to a folder.
-#   OUT=numbers experiments/gpu_session.sh CIFAR10.npz    x_train, y_train, x_test, y_test, uint8 NHWC; about 25 minutes
+#   OUT=numbers experiments/gpu_session.sh CIFAR10.npz    x_train, y_train, x_test, y_test, uint8 NHWC; planned for 25 minutes, not run yet
 #   SMALL=1 OUT=numbers experiments/gpu_session.sh        tries all of it in minutes on a CPU, with the photographs
 # Needs JAX, Flax, Optax, Orbax, ml-collections, NumPy, scikit-learn, scikit-image and Pillow; no TensorFlow, no network.
 # PyTorch is the peer if it is installed. PYTHON names the interpreter. A part that fails does not stop the others.

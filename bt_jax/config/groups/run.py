@@ -86,13 +86,13 @@ LOG = Group(
         "wandb": Field(
             False,
             anything,
-            "Whether to log to Weights & Biases too; needs pip install 'bt_jax[wandb]', and its environment variables count",
+            "Whether to log to Weights & Biases too; needs pip install -e '.[wandb]', and its environment variables count",
             resume="free",
         ),
         "mlflow": Field(
             False,
             anything,
-            "Whether to log to MLflow too; needs pip install 'bt_jax[mlflow]'; into WORKDIR/mlruns unless MLFLOW_TRACKING_URI is set",
+            "Whether to log to MLflow too; needs pip install -e '.[mlflow]'; into WORKDIR/mlruns unless MLFLOW_TRACKING_URI is set",
             resume="free",
         ),
     },

@@ -19,7 +19,7 @@ EMBED = Group(
         "parquet": Field(
             False,
             anything,
-            "Whether to write embeddings.parquet too; needs pip install 'bt_jax[parquet]'",
+            "Whether to write embeddings.parquet too; needs pip install -e '.[parquet]'",
             resume="free",
         ),
     },
