@@ -132,6 +132,23 @@ def test_a_test_part(tmp_path, within):
         assert len(find_images(str(tmp_path), "train", other="test", test_fraction=0.2).relative) == 609
 
 
+@pytest.mark.parametrize("order", ["xy", "yx"])
+@pytest.mark.parametrize("within", ["", "train/"])
+def test_a_test_part_of_one_of_two_roots(tmp_path, order, within):
+    """The other one has test images: all of these are tested, and none of its train images is set aside."""
+    touch(tmp_path, *(f"x/train/a/{i}.png" for i in range(60)), *(f"x/test/b/{i}.png" for i in range(60)))
+    touch(tmp_path, *(f"y/{within}{c}/y{i}.png" for c in "ab" for i in range(60)))
+    roots = ",".join(f"{tmp_path}/{name}" for name in order)
+    train = find_images(roots, "train", other="test", test_fraction=0.3)
+    test = find_images(roots, "test", other="train", use="test", test_fraction=0.3)
+    assert not set(train.paths) & set(test.paths) and len(train.paths) + len(test.paths) == 240
+    of_x = [sorted(path for path in part.paths if path.startswith(f"{tmp_path}/x/")) for part in (train, test)]
+    assert of_x == [sorted(f"{tmp_path}/x/{part}/{i}.png" for i in range(60)) for part in ("train/a", "test/b")]
+    assert 10 < len(test.paths) - 60 < 70
+    for part in (train, test):
+        assert [path.rsplit("/", 2)[1] for path in part.paths] == ["ab"[label] for label in part.labels]
+
+
 def test_the_hash_is_the_same_on_every_machine():
     """The numbers are frozen: with others, images would change sides. A larger part has all of a smaller one."""
     rng = random.Random(0)
