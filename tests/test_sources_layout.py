@@ -177,6 +177,13 @@ def test_labels_of_a_file(tmp_path):
     val = find_images(str(tmp_path), "val", labels=f"{tmp_path}/val.csv", use="test", other="train")
     train = find_images(str(tmp_path), "train", labels=f"{tmp_path}/val.csv", other="val")
     assert val.class_names == train.class_names == ("n1", "n2") and val.labels.tolist() == [1, 0]
+    for number in range(11):
+        touch(tmp_path, f"numbers/train/{number}/1.png", f"numbers/val/x{number}.png")
+    (tmp_path / "numbers.csv").write_text("image,label\n" + "".join(f"x{i},{i}\n" for i in range(11)))
+    val = find_images(f"{tmp_path}/numbers", "val", labels=f"{tmp_path}/numbers.csv", use="test", other="train")
+    train = find_images(f"{tmp_path}/numbers", "train", labels=f"{tmp_path}/numbers.csv", other="val")
+    assert val.class_names == train.class_names == tuple(map(str, range(11)))  # in the order of numbers
+    assert [train.class_names[label] for label in train.labels] == [path.split("/")[0] for path in train.relative]
     (tmp_path / "all.csv").write_text("path,label\ntrain/n1/1.png,0\ntrain/n2/2.png,1\nval/x.png,2\nval/y.png,0\n")
     for split, labels in (("train", [0, 1]), ("val", [2, 0])):
         found = find_images(str(tmp_path), split, labels=f"{tmp_path}/all.csv")
