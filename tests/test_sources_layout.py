@@ -223,6 +223,7 @@ def test_which_folders_have_splits(tmp_path):
     for root, there in (("x", True), ("y", False), ("list.txt", False)):
         assert has_split(f"{tmp_path}/{root}", "train") == there != is_whole(f"{tmp_path}/{root}", "train")
     assert not has_split(f"{tmp_path}/x", "")
+    assert is_whole(f"{tmp_path}/x", ".") and is_whole(f"{tmp_path}/y", ".")
 
 
 def test_labels_and_files_tell_fingerprints(tmp_path):

@@ -103,8 +103,8 @@ def has_split(data_dir: str, split: str) -> bool:
 
 
 def is_whole(data_dir: str, split: str) -> bool:
-    """Whether `data.data_dir` has no splits: a list, or folders without one of this name."""
-    return not has_split(data_dir, split)
+    """Whether `data.data_dir` has no splits: a list, folders without one of this name, or all of them as "." takes them."""
+    return split == "." or not has_split(data_dir, split)
 
 
 def roots_of(data_dir: str) -> list[epath.Path]:
