@@ -113,6 +113,27 @@ def test_an_image_that_an_evaluation_finds_first():
         list(delivered_batches(from_batch, source, lambda _: {}, 0.5))
 
 
+def test_a_store_that_answers_the_second_time(tmp_path, monkeypatch, light_views):
+    """What the first reading said ends the run, in one line; no image is bad."""
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "train" / "a" / f"{i}.png")
+    source = FolderSource(str(tmp_path), "train", cache_bytes=10**6)
+    inner, asked = source._read, []
+
+    def read(examples):
+        asked.append(examples)
+        if len(asked) == 1:
+            raise UserError("gs://bucket/1.png cannot be reached (503), although it was asked for several times.")
+        return inner(examples)
+
+    monkeypatch.setattr(source, "_read", read)
+    with pytest.raises(UserError) as raised:
+        take(source, 1, batch_size=4)
+    assert str(raised.value) == "gs://bucket/1.png cannot be reached (503), although it was asked for several times."
+    assert len(asked) == 2 and not source.bad
+
+
 def test_no_traceback_is_shown_for_a_bad_image(tmp_path):
     """TensorFlow would print one for each on standard error, with Python's too for an image that Pillow decodes, and the JPEG
     library's lines for one that is cut off. What JAX and programs that are started hear of the environment stays.

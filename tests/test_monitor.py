@@ -112,6 +112,30 @@ def test_splits_of_different_classes(tmp_path, mesh):
         monitor_of(config, mesh)
 
 
+def test_splits_with_their_classes_in_different_orders(tmp_path, mesh):
+    """Folders are in the order of text, numbers in a list in that of numbers; by a file both are."""
+    from PIL import Image
+
+    numbers = [0, 1, 2, 10]
+    for split, folder in (("train", "{}"), ("val", "images")):
+        for number in numbers:
+            place = tmp_path / split / folder.format(number)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(place / f"{number}.png")
+    (tmp_path / "val.csv").write_text("".join(f"val/images/{number}.png,{number}\n" for number in numbers))
+    config = config_lib.default()
+    config.data.update(source="folder", data_dir=str(tmp_path), image_size=8, eval_resize=0, test_split="val.csv")
+    config.monitor.update(every_epochs=1, batch_size=8)
+    with pytest.raises(
+        UserError,
+        match="have their classes in different orders; name a file of the labels of both in data.labels, or set",
+    ):
+        monitor_of(config, mesh)
+    config.data.update(test_split="val", labels=str(tmp_path / "val.csv"))
+    monitor = monitor_of(config, mesh)
+    assert monitor.test.class_names == ("0", "1", "2", "10") and monitor.test.labels.tolist() == [0, 1, 3, 2]
+
+
 def test_measures_without_labels(tmp_path, mesh):
     """Those of the kNN monitor on the same images, and of which images the features are; evenly spread if there are many."""
     config = config_of(tmp_path, [0, 1] * 10, [0, 1] * 4)

@@ -190,3 +190,28 @@ def test_folder_with_a_cache_gives_what_is_in_the_files(tmp_path):
         for path in source.paths[:2]:
             if os.path.exists(path):
                 os.unlink(path)
+
+
+def test_what_cannot_be_read(tmp_path, monkeypatch):
+    """On a disk a bad image; in a store only a file that is gone, as other errors say that the store does not answer."""
+    from etils.epath.gpath import PosixGPath
+
+    from bt_jax.data.sources.folder import _content
+
+    def fail(error):
+        monkeypatch.setattr(PosixGPath, "read_bytes", lambda path: (_ for _ in ()).throw(error))
+
+    for error in (OSError(5, "Input/output error"), FileNotFoundError("gone")):
+        fail(error)
+        assert _content(f"{tmp_path}/1.png") == b""
+    assert _content("gs://bucket/1.png") == b""
+    for error, words in (
+        (OSError("503"), "503"),
+        (PermissionError("denied"), "denied"),
+        (TimeoutError(), "TimeoutError"),
+    ):
+        fail(error)
+        with pytest.raises(
+            UserError, match=rf"gs://bucket/1.png cannot be reached \({words}\), .* the same command resumes"
+        ):
+            _content("gs://bucket/1.png")

@@ -132,6 +132,23 @@ def test_a_test_part(tmp_path, within):
         assert len(find_images(str(tmp_path), "train", other="test", test_fraction=0.2).relative) == 609
 
 
+@pytest.mark.parametrize("order", ["xy", "yx"])
+@pytest.mark.parametrize("within", ["", "train/"])
+def test_a_test_part_of_one_of_two_roots(tmp_path, order, within):
+    """The other one has test images: all of these are tested, and none of its train images is set aside."""
+    touch(tmp_path, *(f"x/train/a/{i}.png" for i in range(60)), *(f"x/test/b/{i}.png" for i in range(60)))
+    touch(tmp_path, *(f"y/{within}{c}/y{i}.png" for c in "ab" for i in range(60)))
+    roots = ",".join(f"{tmp_path}/{name}" for name in order)
+    train = find_images(roots, "train", other="test", test_fraction=0.3)
+    test = find_images(roots, "test", other="train", use="test", test_fraction=0.3)
+    assert not set(train.paths) & set(test.paths) and len(train.paths) + len(test.paths) == 240
+    of_x = [sorted(path for path in part.paths if path.startswith(f"{tmp_path}/x/")) for part in (train, test)]
+    assert of_x == [sorted(f"{tmp_path}/x/{part}/{i}.png" for i in range(60)) for part in ("train/a", "test/b")]
+    assert 10 < len(test.paths) - 60 < 70
+    for part in (train, test):
+        assert [path.rsplit("/", 2)[1] for path in part.paths] == ["ab"[label] for label in part.labels]
+
+
 def test_the_hash_is_the_same_on_every_machine():
     """The numbers are frozen: with others, images would change sides. A larger part has all of a smaller one."""
     rng = random.Random(0)
@@ -160,6 +177,13 @@ def test_labels_of_a_file(tmp_path):
     val = find_images(str(tmp_path), "val", labels=f"{tmp_path}/val.csv", use="test", other="train")
     train = find_images(str(tmp_path), "train", labels=f"{tmp_path}/val.csv", other="val")
     assert val.class_names == train.class_names == ("n1", "n2") and val.labels.tolist() == [1, 0]
+    for number in range(11):
+        touch(tmp_path, f"numbers/train/{number}/1.png", f"numbers/val/x{number}.png")
+    (tmp_path / "numbers.csv").write_text("image,label\n" + "".join(f"x{i},{i}\n" for i in range(11)))
+    val = find_images(f"{tmp_path}/numbers", "val", labels=f"{tmp_path}/numbers.csv", use="test", other="train")
+    train = find_images(f"{tmp_path}/numbers", "train", labels=f"{tmp_path}/numbers.csv", other="val")
+    assert val.class_names == train.class_names == tuple(map(str, range(11)))  # in the order of numbers
+    assert [train.class_names[label] for label in train.labels] == [path.split("/")[0] for path in train.relative]
     (tmp_path / "all.csv").write_text("path,label\ntrain/n1/1.png,0\ntrain/n2/2.png,1\nval/x.png,2\nval/y.png,0\n")
     for split, labels in (("train", [0, 1]), ("val", [2, 0])):
         found = find_images(str(tmp_path), split, labels=f"{tmp_path}/all.csv")
@@ -199,6 +223,7 @@ def test_which_folders_have_splits(tmp_path):
     for root, there in (("x", True), ("y", False), ("list.txt", False)):
         assert has_split(f"{tmp_path}/{root}", "train") == there != is_whole(f"{tmp_path}/{root}", "train")
     assert not has_split(f"{tmp_path}/x", "")
+    assert is_whole(f"{tmp_path}/x", ".") and is_whole(f"{tmp_path}/y", ".")
 
 
 def test_labels_and_files_tell_fingerprints(tmp_path):

@@ -100,6 +100,23 @@ def test_ways_to_name_an_image(tmp_path, way):
     assert labels_for(["b/7.png"], ["train/"], path) == (None, ["x", "y", "z", "w"])
 
 
+@pytest.mark.parametrize("ending", ["", ".png"])
+def test_titles_that_are_not_known(tmp_path, ending):
+    """They would be a class. A first line is one of an image if it names one, here or elsewhere, or has another's label."""
+    images = [f"a/{i}f.png" for i in range(4)]
+    rows = "".join(f"{i}f{ending},{i % 2}\n" for i in range(4))
+    path = write(tmp_path / "labels.csv", "id_code,diagnosis\n" + rows)
+    with pytest.raises(
+        UserError,
+        match="labels.csv, which .* begins with the line 'id_code', 'diagnosis', which .*; call these path and label",
+    ):
+        labels_for(images, [], path)
+    for first in (f"9f{ending},2\n", "nine.jpg,2\n", "nine,1\n", "path,label\nnine,2\n"):
+        assert labels_for(images, [], write(tmp_path / "labels.csv", first + rows))[0] == ["0", "1", "0", "1"]
+    path = write(tmp_path / "labels.csv", "id_code,diagnosis\n" + rows)
+    assert labels_for(["id_code.png"], [], path)[0] == ["diagnosis"]
+
+
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [

@@ -8,6 +8,7 @@ from test_sources_folder import write_folder
 
 from bt_jax.config import default
 from bt_jax.data.sources.make import make_source
+from bt_jax.data.sources.make import test_source as source_of_tests
 from bt_jax.data.sources.photographs import PHOTOGRAPHS
 from bt_jax.errors import UserError
 
@@ -31,6 +32,18 @@ def test_make_source_of_photographs():
 def test_no_test_split():
     with pytest.raises(UserError, match="data.test_split is empty.*monitor.every_epochs"):
         make_source(data_config(source="folder", data_dir="anywhere", test_split=""), "test")
+
+
+@pytest.mark.parametrize("train_split", ["train", "."])
+def test_a_whole_folder_of_classes_needs_no_test_images(tmp_path, train_split):
+    """Whether it is so for lack of splits, or by the field; where there are test images they are tested."""
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    config = data_config(source="folder", data_dir=str(tmp_path), train_split=train_split)
+    train = make_source(config, "train")
+    assert train.num_classes == 2 and source_of_tests(config, train) is None
+    write_folder(tmp_path / "test", {"a": 1, "b": 1})
+    if train_split == ".":
+        assert len(source_of_tests(config, train)) == 2
 
 
 def test_unknown_kind_of_source():

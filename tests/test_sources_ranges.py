@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from test_sources_tar import shards, source_of
 
 from bt_jax.data.sources.ranges import Ranges, Stamp
 from bt_jax.errors import UserError
+
+OF_A_LIBRARY = type("ClientError", (Exception,), {})  # which is no OSError
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +113,30 @@ def test_archives_in_an_object_store(bucket):
         == len(source_of("gs://bucket/set/train-{0000..0001}.tar"))
         == 16
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError("503, Service Unavailable"),
+            r"gs://bucket/a.tar cannot be reached \(503, Service Unavailable\), although",
+        ),
+        (TimeoutError(), r"gs://bucket/a.tar cannot be reached \(TimeoutError\), although"),
+        (OF_A_LIBRARY("no connection"), r"gs://bucket/a.tar cannot be reached \(no connection\), although"),
+        (FileNotFoundError("a.tar"), r"gs://bucket/a.tar cannot be read \(a.tar\); bring it back"),
+    ],
+)
+def test_a_store_that_does_not_answer(monkeypatch, error, sentence):
+    """It ends the run with a sentence, whatever its library raises; no image is bad for it."""
+
+    def refuse(path, mode):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "aiohttp", types.SimpleNamespace(ClientError=OF_A_LIBRARY))
+    monkeypatch.setattr(gpath.PosixGPath, "open", refuse)
+    with pytest.raises(UserError, match=sentence):
+        Ranges(["gs://bucket/a.tar"], [Stamp(9, 9)]).read(np.array([0]), np.array([3]), np.array([2]))
 
 
 def test_tables_in_an_object_store(bucket):

@@ -233,6 +233,34 @@ def test_files_that_are_no_images_are_passed_over_and_counted(tmp_path):
     assert list(source.paths) == ["a/x.jpg", "b/y.png"]
 
 
+def test_hidden_folders_and_files_that_were_appended_again(tmp_path):
+    """As a folder of what is unpacked: nothing in hidden folders, and of equal names the last."""
+    write_tar(tmp_path / "inner.tar", {"2.png": encoded()})
+    files = {
+        "a/1.png": encoded(1),
+        "b/2.png": encoded(2),
+        "b/.thumbnails/2.png": encoded(2),
+        ".Trash/c/3.png": encoded(3),
+        "b/._c.tar": b"no archive, but what macOS keeps of one",
+        ".old/d.tar": (tmp_path / "inner.tar").read_bytes(),
+    }
+    write_tar(tmp_path / "set" / "train.tar", files)
+    with tarfile.open(tmp_path / "set" / "train.tar", "a") as archive:
+        for name in ("./a/1.png", "b/2.png", "a/1.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(encoded(4))
+            archive.addfile(member, io.BytesIO(encoded(4)))
+    write_tar(tmp_path / "set" / "train2.tar", {"c/1.png": encoded(5)})
+    source = source_of(tmp_path / "set", train_split=".")
+    assert list(source.paths) == ["a/1.png", "b/2.png", "c/1.png"] and source.class_names == ("a", "b", "c")
+    assert source.fetch(np.arange(3))[0].tolist() == [encoded(4), encoded(4), encoded(5)]
+    assert [notice.partition(" in ")[0] for notice in source.notices] == ["4 file(s)", "3 image(s)"]
+    assert source.notices[0].endswith("that are no images were passed over: 4 hidden")
+    assert source.notices[1].endswith("were passed over, as later ones in their archive have the same names")
+    again = source_of(tmp_path / "set", train_split=".")
+    assert again.notices == source.notices and again.fingerprint == source.fingerprint
+
+
 def test_damaged_and_hostile_archives(tmp_path):
     """Each one sentence that says what to do."""
     good = {"a/x.jpg": encoded(), "a/x.cls": b"3"}

@@ -71,6 +71,24 @@ def test_tiff_of_many_bands(kind, settings, order):
     np.testing.assert_array_equal(values, image)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_grey_of_inks(kind):
+    """As Pillow turns CMYK to grey; with four channels the inks are as stored, and alpha is no ink."""
+    if kind == "TIFF":
+        pytest.importorskip("tifffile")
+    rgb = np.repeat(RNG.integers(0, 256, (2, 3, 3), np.uint8), 8, 0).repeat(8, 1)
+    content, buffer = io.BytesIO(), io.BytesIO()
+    Image.fromarray(rgb).convert("CMYK").save(content, kind)
+    inks = Image.open(content)
+    found = decode_levels(content.getvalue(), Pixels(1))
+    np.testing.assert_array_equal(found[..., 0], np.asarray(inks.convert("RGB").convert("L")))
+    assert np.abs(found[..., 0].astype(int) - np.asarray(Image.fromarray(rgb).convert("L"))).max() < 16
+    np.testing.assert_array_equal(decode_levels(content.getvalue(), Pixels(4)), np.asarray(inks))
+    Image.fromarray(np.dstack([rgb, rgb[..., :1]])).save(buffer, "PNG")
+    grey = np.asarray(Image.fromarray(rgb).convert("L"))
+    np.testing.assert_array_equal(decode_levels(buffer.getvalue(), Pixels(1))[..., 0], grey)
+
+
 def test_tiff_in_which_0_is_white():
     tifffile = pytest.importorskip("tifffile")
     buffer = io.BytesIO()

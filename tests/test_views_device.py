@@ -12,7 +12,7 @@ from recipes import AS_IN_RUNS
 from test_views_host import torchvision_crop
 
 from bt_jax.data.sources.photographs import load_photograph
-from bt_jax.data.views import host
+from bt_jax.data.views import host, host_operations
 from bt_jax.data.views.device import (
     apply_jigsaws,
     apply_views,
@@ -59,6 +59,22 @@ def test_parameters_of_the_hosts_draws_give_its_views():
         one = ViewParameters(*(tf.constant(v[i]) for v in batch if v is not None))
         expected = host.apply_views(tf.constant(images[i]), [VIEW_A], [one], 24)[0].numpy()
         assert np.abs(found[i] - expected).mean() < 0.05, orders[i]
+
+
+def test_no_hue():
+    """Then nothing is rounded to HSV and back, and a change of brightness is no other; whichever place in the order hue has."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
+    spec = ViewSpec(jitter=1.0, contrast=0.0, saturation=0.0, hue=0.0, grayscale=0.0, blur=0.0)
+    no, one = np.zeros(2, bool), np.ones(2, np.float32)
+    drawn = ViewParameters(
+        crop=np.array([[0, 0, 24, 24]] * 2, np.int32), flip=no, jitter=~no, brightness=np.float32(1.3) * one, contrast=one,
+        saturation=one, hue=0 * one, grayscale=no, blur=no, sigma=one, solarize=no,
+        order=np.array([[0, 1, 2, 3], [3, 1, 0, 2]], np.int32),
+    )  # fmt: skip
+    found = jax.jit(apply_views, static_argnums=(2, 3))(images, drawn, 24, spec)
+    for image, view in zip(images, found, strict=True):
+        bright = host_operations.adjust_brightness(host_operations.packed(image), 1.3)
+        np.testing.assert_array_equal(view, host_operations.unpacked(bright))
 
 
 @pytest.fixture(scope="module")

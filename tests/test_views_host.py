@@ -128,6 +128,20 @@ def test_order_of_operations():
     np.testing.assert_array_equal(found, operations.unpacked(expected))
 
 
+def test_no_hue():
+    """Then nothing is rounded to HSV and back, and a change of brightness is no other; whichever place in the order hue has."""
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    spec = ViewSpec(jitter=1.0, contrast=0.0, saturation=0.0, hue=0.0, grayscale=0.0, blur=0.0)
+    expected = operations.unpacked(operations.adjust_brightness(operations.packed(image), 1.3))
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        drawn = ViewParameters(
+            crop=tf.constant([0, 0, 24, 24]), flip=tf.constant(False), jitter=tf.constant(True), order=tf.constant(order),
+            brightness=tf.constant(1.3), contrast=tf.constant(1.0), saturation=tf.constant(1.0), hue=tf.constant(0.0),
+            grayscale=tf.constant(False), blur=tf.constant(False), sigma=tf.constant(1.0), solarize=tf.constant(False),
+        )  # fmt: skip
+        np.testing.assert_array_equal(apply_views(tf.constant(image), [spec], [drawn], 24)[0], expected)
+
+
 CROPS = ViewSpec(jitter=0.0, grayscale=0.0, blur=0.0)  # nothing to compile
 
 

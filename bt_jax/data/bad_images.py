@@ -6,6 +6,7 @@ outlives an epoch: it is identified by a fingerprint, and the record before it i
 
 import atexit
 import functools
+import re
 import weakref
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
@@ -21,6 +22,7 @@ from bt_jax.errors import UserError, first_line
 Batch = dict[str, Any]  # arrays, or trees of them, with the batch's rows in front
 Batches = Generator[Batch, None, None]
 
+_SAID = re.compile(r"\bUserError: (.+)")  # TensorFlow keeps only the text of an error in a Python function
 _open: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 
@@ -71,6 +73,8 @@ def delivered_batches(
             if not found and not found_elsewhere and isinstance(source, StreamSource):
                 raise UserError(f"{source.name} cannot be read ({first_line(error)}).") from None
             if not found and not found_elsewhere:
+                if said := _SAID.search(str(error)):  # by the first reading; the second went well
+                    raise UserError(said[1]) from None
                 raise  # not caused by what was read
             if found:
                 source.exclude(found, max_bad_fraction)

@@ -32,8 +32,21 @@ def decode_levels(encoded: bytes, pixels: Pixels, *, exif_orientation: bool = Fa
     """
     values, orientation = read_values(encoded)
     if pixels.channels == 1 and not pixels.range and values.dtype == np.uint8 and values.shape[-1] in (3, 4):
+        if values.shape[-1] == 4 and _is_cmyk(encoded):  # inks are no red, green and blue
+            inks = PIL.Image.frombytes("CMYK", values.shape[1::-1], values.tobytes())
+            values = np.asarray(inks.convert("RGB"))
         values = np.asarray(PIL.Image.fromarray(values[..., :3]).convert("L"))[..., None]
     return turned(pixels.levels(values), orientation if exif_orientation else 1)
+
+
+def _is_cmyk(encoded: bytes) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of which the reading was silent
+            with PIL.Image.open(io.BytesIO(encoded)) as image:
+                return image.mode == "CMYK"
+    except Exception:  # a file of another library
+        return False
 
 
 def read_values(encoded: bytes) -> tuple[np.ndarray, int]:

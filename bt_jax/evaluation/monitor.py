@@ -143,11 +143,11 @@ class KnnMonitor(FeatureMonitor):
                     "train without it, or data.labels to 'none'."
                 )
         if train.class_names != test.class_names:
-            odd = sorted(set(train.class_names) ^ set(test.class_names))
-            raise UserError(
-                f"{train.name} and {test.name} have different classes ({', '.join(odd[:3])}…); "
-                "use splits with the same classes, or set monitor.every_epochs to 0."
-            )
+            if odd := sorted(set(train.class_names) ^ set(test.class_names)):
+                found, remedy = f"different classes ({', '.join(odd[:3])}…)", "use splits with the same classes"
+            else:
+                found, remedy = "their classes in different orders", "name a file of the labels of both in data.labels"
+            raise UserError(f"{train.name} and {test.name} have {found}; {remedy}, or set monitor.every_epochs to 0.")
 
     def __call__(self, variables: Any) -> float:
         """The accuracy, 0 to 1, of an encoder with these variables."""

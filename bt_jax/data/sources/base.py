@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bt_jax.errors import UserError, some
+from bt_jax.errors import UserError, first_line, some
 from bt_jax.parts import import_part
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
 
@@ -244,6 +244,14 @@ class BytesCache:
                 kept[example] = content
                 self.size += len(content)
         return [found[example] if example in found else kept[example] for example in examples.tolist()]
+
+
+def unreachable(path: str, error: BaseException) -> UserError:
+    """The error for a file in a store that does not answer, which says nothing of the images in it."""
+    return UserError(
+        f"{path} cannot be reached ({first_line(error).strip(' ,') or type(error).__name__}), although it was asked for several "
+        "times; the same command resumes from the last checkpoint once it can be."
+    )
 
 
 def import_tensorflow() -> Any:

@@ -8,9 +8,9 @@ import numpy as np
 from etils import epath
 
 from bt_jax.data.order import evenly
-from bt_jax.data.sources.base import BytesCache, EncodedSource
+from bt_jax.data.sources.base import BytesCache, EncodedSource, unreachable
 from bt_jax.data.sources.layout import find_images, roots_of
-from bt_jax.errors import UserError, first_line
+from bt_jax.errors import UserError
 from bt_jax.runtime.files import errors_of_files
 
 _SIZED = 256  # files whose sizes go into the fingerprint: takes a millisecond, or a second over a slow network
@@ -98,17 +98,15 @@ _READERS = 16  # network storage answers many requests at once, and a disk is no
 
 
 def _content(path: str) -> bytes:
-    """The contents of a file; nothing, which is no image, if it cannot be read.
+    """The contents of a file; nothing, which is no image, if it is gone or the disk cannot read it.
 
     Raises:
       UserError: it is in a store that does not answer, which says nothing of the image.
     """
     try:
         return epath.Path(path).read_bytes()
-    except OSError:
-        return b""
     except errors_of_files() as error:
-        raise UserError(
-            f"{path} cannot be reached ({first_line(error).strip(' ,') or type(error).__name__}), although it was asked for several "
-            "times; the same command resumes from the last checkpoint once it can be."
-        ) from error
+        # The libraries of most stores report with an OSError that one does not answer; only a missing file says something of the image.
+        if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and "://" not in path):
+            return b""
+        raise unreachable(path, error) from error

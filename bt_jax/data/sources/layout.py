@@ -103,8 +103,8 @@ def has_split(data_dir: str, split: str) -> bool:
 
 
 def is_whole(data_dir: str, split: str) -> bool:
-    """Whether `data.data_dir` has no splits: a list, or folders without one of this name."""
-    return not has_split(data_dir, split)
+    """Whether `data.data_dir` has no splits: a list, folders without one of this name, or all of them as "." takes them."""
+    return split == "." or not has_split(data_dir, split)
 
 
 def roots_of(data_dir: str) -> list[epath.Path]:
@@ -226,10 +226,10 @@ class _Found:
         return UserError(f"{path} {holds} ({', '.join(IMAGE_ENDINGS)}); {_EACH_CLASS}.")
 
     def images(self) -> Images:
-        paths, relative = self._together()
+        paths, relative, place_of = self._together()
         labels, names, words = self._labelled(relative)
         name = self._name
-        if (keep := self._part(relative)) is not None:
+        if (keep := self._part(relative, place_of)) is not None:
             count = int(keep.sum())
             if self._use == "test":
                 name += ", test part"
@@ -247,26 +247,34 @@ class _Found:
         places = tuple(place.path for place in self._places)
         return Images(name, places, paths, relative, labels, names, words, tuple(self._notices))
 
-    def _together(self) -> tuple[Paths, Paths]:
-        """The files of all places; of several in the order of their relative paths, whatever the order of the places."""
+    def _together(self) -> tuple[Paths, Paths, np.ndarray]:
+        """(paths, relative paths, the number of each one's place) of all places.
+
+        Those of several are in the order of their relative paths, whatever the order of the places.
+        """
         if len(self._listings) == 1:
-            return self._listings[0]
+            paths, relative = self._listings[0]
+            return paths, relative, np.zeros(len(paths), np.int32)
         rows = [
-            (relative.replace("/", "\0"), relative, path)
-            for paths, relatives in self._listings
+            (relative.replace("/", "\0"), relative, path, number)
+            for number, (paths, relatives) in enumerate(self._listings)
             for path, relative in zip(paths, relatives, strict=True)
         ]
         if not self._given:  # a list's labels are in its order
             rows.sort()
         twice: dict[str, str] = {}
-        clashes = [(twice[key], path) for key, _, path in rows if twice.setdefault(key, path) != path]
+        clashes = [(twice[key], path) for key, _, path, _ in rows if twice.setdefault(key, path) != path]
         if clashes:
             raise UserError(
                 f"{len(clashes)} image(s) have the same path in several folders of data.data_dir, such as "
                 f"{' and '.join(clashes[0])}; name a folder that holds all of them, or rename these."
             )
         split = lambda path: path.rpartition("/")[::2]  # noqa: E731
-        return Paths.of(split(path) for _, _, path in rows), Paths.of(split(relative) for _, relative, _ in rows)
+        return (
+            Paths.of(split(path) for _, _, path, _ in rows),
+            Paths.of(split(relative) for _, relative, _, _ in rows),
+            np.array([number for *_, number in rows], np.int32),
+        )
 
     def _labelled(self, relative: Paths) -> tuple[np.ndarray, tuple[str, ...], str]:
         """(labels, names of the classes, where they come from in words)."""
@@ -334,7 +342,9 @@ class _Found:
                     f"{path}, which data.labels names, has no label of any of the {len(relative)} images of {self._name}, such "
                     f"as {relative[0]}; it must have the columns path and label."
                 )
-            return labels, names, words
+            return *numbered(
+                [names[label] for label in labels], names
+            ), words  # in the order that the file's classes have
         # An ImageNet of fewer classes has the file of all of them.
         every = None if "LOC_val_solution" in path.name else known
         return *numbered(found, every), f"from {path}"
@@ -351,13 +361,13 @@ class _Found:
             return None
         return *numbered(names), f"from {found[1]}"
 
-    def _part(self, relative: Paths) -> np.ndarray | None:
-        """Which images belong to the part that is wanted, (n,) bool; None for all."""
-        shared = any(place.shared for place in self._places)
-        if not shared:
+    def _part(self, relative: Paths, place_of: np.ndarray) -> np.ndarray | None:
+        """Which images belong to the part that is wanted, (n,) bool; None for all. A place with splits of its own has all of its."""
+        shared = np.array([place.shared for place in self._places])
+        if not shared.any():
             return None
         is_test = np.fromiter((in_test_part(path, self._fraction) for path in relative), bool, len(relative))
-        return is_test if self._use == "test" else ~is_test
+        return (is_test if self._use == "test" else ~is_test) | ~shared[place_of]
 
 
 def in_test_part(path: str, fraction: float) -> bool:

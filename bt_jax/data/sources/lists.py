@@ -47,13 +47,18 @@ def read_table(path: epath.Path, what: str) -> list[tuple[str, str]]:
     Raises:
       UserError: it cannot be read, is empty, or has lines without a path.
     """
+    return _table(path, what)[0]
+
+
+def _table(path: epath.Path, what: str) -> tuple[list[tuple[str, str]], bool]:
+    """(what `read_table` gives, whether the columns have titles); raises as that."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path}, which {what} names, cannot be read as text ({why}).") from None
     try:
-        rows = _rows_of_csv(text) if path.name.lower().endswith(".csv") else _rows_of_text(text)
+        rows, titled = _rows_of_csv(text) if path.name.lower().endswith(".csv") else (_rows_of_text(text), False)
     except csv.Error as error:
         raise UserError(f"{path}, which {what} names, cannot be read as a CSV file ({error}).") from None
     if not rows:
@@ -63,7 +68,7 @@ def read_table(path: epath.Path, what: str) -> list[tuple[str, str]]:
         raise UserError(
             f"{path}, which {what} names, has {len(lacking)} line(s) without a path: {some(lacking)}; {_IS}."
         )
-    return rows
+    return rows, titled
 
 
 def _rows_of_text(text: str) -> list[tuple[str, str]]:
@@ -86,15 +91,17 @@ def _rows_of_text(text: str) -> list[tuple[str, str]]:
 _WITH_LABEL = re.compile(rf"(.*(?:{'|'.join(map(re.escape, IMAGE_ENDINGS))}))\s+(\S.*)", re.IGNORECASE)
 
 
-def _rows_of_csv(text: str) -> list[tuple[str, str]]:
+def _rows_of_csv(text: str) -> tuple[list[tuple[str, str]], bool]:
+    """(the rows, whether there are titles above them)."""
     lines = [
         [cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)
     ]
     if not lines:
-        return []
+        return [], False
     titles = [cell.lower() for cell in lines[0]]
     at, label_at = 0, 1
-    if any(title in _PATH_COLUMNS + _LABEL_COLUMNS for title in titles) and not any(map(is_image, titles)):
+    titled = any(title in _PATH_COLUMNS + _LABEL_COLUMNS for title in titles) and not any(map(is_image, titles))
+    if titled:
         at = next((i for name in _PATH_COLUMNS for i, title in enumerate(titles) if title == name), 0)
         others = [i for i in range(len(titles)) if i != at]
         named = [i for name in _LABEL_COLUMNS for i in others if titles[i] == name]
@@ -103,7 +110,8 @@ def _rows_of_csv(text: str) -> list[tuple[str, str]]:
         lines = lines[1:]
         if label_at < len(titles) and titles[label_at] == "predictionstring":  # Kaggle's: the class, and its boxes
             lines = [[cell.split(" ")[0] if i == label_at else cell for i, cell in enumerate(row)] for row in lines]
-    return [(row[at] if at < len(row) else "", row[label_at] if label_at < len(row) else "") for row in lines]
+    rows = [(row[at] if at < len(row) else "", row[label_at] if label_at < len(row) else "") for row in lines]
+    return rows, titled
 
 
 def listed_images(path: epath.Path) -> tuple[Paths, Paths, list[str] | None]:
@@ -189,10 +197,11 @@ def labels_for(images: Sequence[str], prefixes: Sequence[str], path: epath.Path)
       images: their paths relative to the folder of their split.
 
     Raises:
-      UserError: as `read_table`; lines without a label, or with different labels of one image; images that the file does not
-        name, if it names others; images that it cannot tell apart.
+      UserError: as `read_table`; lines without a label, or with different labels of one image; a first line that seems to have
+        titles, which would be a class; images that the file does not name, if it names others; images that it cannot tell apart.
     """
-    rows = [(_plain(name), label) for name, label in read_table(path, "data.labels")]
+    rows, titled = _table(path, "data.labels")
+    rows = [(_plain(name), label) for name, label in rows]
     lacking = [name for name, label in rows if not label]
     if lacking:
         raise UserError(
@@ -207,6 +216,13 @@ def labels_for(images: Sequence[str], prefixes: Sequence[str], path: epath.Path)
     all_labels = list(dict.fromkeys(label for _, label in rows))
     ways = [lambda image, prefix=prefix: f"{prefix}{image}" for prefix in ("", *prefixes)]
     ways += [posixpath.basename, lambda image: posixpath.splitext(posixpath.basename(image))[0]]
+    if path.name.lower().endswith(".csv") and not titled and _seem_titles(rows):
+        title, label_title = rows[0]
+        if all(way(image) != title for way in ways for image in images):
+            raise UserError(
+                f"{path}, which data.labels names, begins with the line {title!r}, {label_title!r}, which names no image and seems to "
+                "have the titles of the columns; call these path and label."
+            )
     for way in ways:
         names = [way(image) for image in images]
         found = [label_of.get(name) for name in names]
@@ -226,3 +242,17 @@ def labels_for(images: Sequence[str], prefixes: Sequence[str], path: epath.Path)
             )
         return [label for label in found if label is not None], all_labels
     return None, all_labels
+
+
+def _seem_titles(rows: Sequence[tuple[str, str]]) -> bool:
+    """Whether the first of (path, label) looks like no other: its label is that of no other, and its path has no ending of an image
+    or, where none has, no digit, as all others do."""
+    (first, its_label), others = rows[0], rows[1:]
+    if not others or is_image(first) or any(label == its_label for _, label in others):
+        return False
+    if all(is_image(name) for name, _ in others):
+        return True
+    return not _DIGIT.search(first) and all(_DIGIT.search(name) and not is_image(name) for name, _ in others)
+
+
+_DIGIT = re.compile(r"\d")

@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from etils import epath
 
+from bt_jax.data.sources.base import unreachable
 from bt_jax.errors import UserError
+from bt_jax.runtime.files import errors_of_files
 
 _OPEN = 256  # files at once, which every system allows
 _READERS = 16  # of files in an object store, which answers many requests at once
@@ -59,7 +61,7 @@ class Ranges:
           starts, sizes: in bytes, (n,).
 
         Raises:
-          UserError: a file is gone, or has changed.
+          UserError: a file is gone, or has changed, or is in a store that does not answer.
         """
         found: list[bytes] = [b""] * len(file_of)
         order = np.lexsort((starts, file_of))
@@ -111,11 +113,16 @@ class Ranges:
     ) -> None:
         files = file_of[order]
         for file in np.unique(files).tolist():
-            own = order[files == file]
-            with epath.Path(self.files[file]).open("rb") as opened:
-                for i, start, size in zip(own.tolist(), starts[own].tolist(), sizes[own].tolist(), strict=True):
-                    opened.seek(start)
-                    found[i] = opened.read(size)
+            own, path = order[files == file], self.files[file]
+            try:
+                with epath.Path(path).open("rb") as opened:
+                    for i, start, size in zip(own.tolist(), starts[own].tolist(), sizes[own].tolist(), strict=True):
+                        opened.seek(start)
+                        found[i] = opened.read(size)
+            except FileNotFoundError as error:
+                raise _gone(path, error) from None
+            except errors_of_files() as error:
+                raise unreachable(path, error) from error
 
 
 def _at(handle: int, start: int, size: int) -> bytes:

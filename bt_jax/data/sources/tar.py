@@ -10,7 +10,7 @@ from bt_jax.data.sources.lists import labels_for, numbered
 from bt_jax.data.sources.packed import PackedSource, part_of
 from bt_jax.data.sources.ranges import Ranges
 from bt_jax.data.sources.shards import find_shards, has_shards
-from bt_jax.data.sources.tar_index import NO_LABEL, TarIndex, archive_names, tar_index
+from bt_jax.data.sources.tar_index import NO_LABEL, REPLACED, TarIndex, archive_names, tar_index
 from bt_jax.errors import UserError, some
 from bt_jax.runtime.paths import as_path
 
@@ -60,9 +60,14 @@ def tar_source(config: ConfigDict, split: str, use: str) -> PackedSource:
 
 def _notices(index: TarIndex, name: str) -> tuple[str, ...]:
     notices = []
-    if index.passed:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in index.passed.items())
-        notices.append(f"{sum(index.passed.values())} file(s) in {name} that are no images were passed over: {kinds}")
+    others = {kind: count for kind, count in index.passed.items() if kind != REPLACED}
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.items())
+        notices.append(f"{sum(others.values())} file(s) in {name} that are no images were passed over: {kinds}")
+    if replaced := index.passed.get(REPLACED):
+        notices.append(
+            f"{replaced} image(s) in {name} were passed over, as later ones in their archive have the same names"
+        )
     if index.changed:
         notices.append(
             f"{len(index.changed)} archive(s) changed since their index was made, which was made again: {some(list(index.changed))}"

@@ -29,7 +29,8 @@ from bt_jax.data.sources.ranges import Stamp, alone, arrays_of, cache_file, writ
 from bt_jax.data.sources.shards import relative_names
 from bt_jax.errors import UserError, first_line, some
 
-_VERSION = 1
+_VERSION = 2
+REPLACED = "replaced"  # the kind of files that a later one in their archive replaces when it is unpacked
 _READERS = 8  # archives in an object store that are read at once
 _BLOCK = 512
 _COMPRESSIONS = {
@@ -58,7 +59,7 @@ class TarIndex:
       starts, sizes: where its bytes are, (N,) int64.
       labels: of files beside them, (N,) int32; NO_LABEL without.
       samples: whether they are WebDataset's.
-      passed: how many files that are no images there are, by kind.
+      passed: how many files that are no images there are, by kind; and how many images are REPLACED.
       digest: of names, sizes and labels.
       changed: the archives that changed since an earlier index of them.
     """
@@ -163,7 +164,7 @@ def _images_of(file: str) -> _Shard:
             _check_compression(file, opened)
             for entry in _files_in(file, opened, 0, opened.seek(0, os.SEEK_END), ""):
                 base = entry.name.rpartition("/")[2]
-                if is_hidden(base):
+                if _has_hidden(entry.name):
                     passed["hidden"] += 1
                 elif is_image(base) or base.lower().endswith((".cls", ".json")):
                     entries.append(entry)
@@ -174,7 +175,15 @@ def _images_of(file: str) -> _Shard:
     if any(entry.name.lower().endswith(".cls") for entry in entries) or _has_pairs(entries):
         return _Shard(_samples(file, entries, passed), True, passed)
     passed[".json"] += sum(not is_image(entry.name) for entry in entries)
-    return _Shard([(e, NO_LABEL) for e in entries if is_image(e.name)], False, +passed)
+    images = [entry for entry in entries if is_image(entry.name)]
+    last = {entry.name: entry for entry in images}
+    passed[REPLACED] += len(images) - len(last)
+    return _Shard([(entry, NO_LABEL) for entry in last.values()], False, +passed)
+
+
+def _has_hidden(name: str) -> bool:
+    """Whether a file or a folder on the way to it is hidden."""
+    return any(map(is_hidden, name.split("/")))
 
 
 def _opened(file: str) -> Any:
@@ -233,7 +242,7 @@ def _files_in(file: str, opened: BinaryIO, start: int, stop: int, inside: str, d
                 name = inside + _plain(where, member.name)
                 if not member.isreg() or member.issparse():
                     raise _not_a_file(where, member)
-                if name.endswith(".tar"):
+                if name.endswith(".tar") and not _has_hidden(name):
                     yield from _files_in(
                         file,
                         opened,

@@ -318,7 +318,7 @@ def _distorted(x: jax.Array, p: ViewParameters, spec: ViewSpec) -> jax.Array:
     """What comes after the crop and the flip, of photographs, packed."""
     x = _turned(x, p, spec)
     if spec.jitter:
-        x = _where(p.jitter, _jitter(x, p), x)
+        x = _where(p.jitter, _jitter(x, p, spec), x)
     if spec.grayscale:
         x = _where(p.grayscale, grayscale(x), x)
     if spec.blur:
@@ -361,7 +361,7 @@ def _jitter_values(x: jax.Array, p: ViewParameters) -> jax.Array:
     return jax.lax.fori_loop(0, 4, turn, x)
 
 
-def _jitter(x: jax.Array, p: ViewParameters) -> jax.Array:
+def _jitter(x: jax.Array, p: ViewParameters, spec: ViewSpec) -> jax.Array:
     """Brightness, contrast, saturation and hue, in each image's own order.
 
     Three of the four are blends, so at each place in the order one blend is computed, with the base and factor that the image's
@@ -381,5 +381,6 @@ def _jitter(x: jax.Array, p: ViewParameters) -> jax.Array:
 
     # Loops, as XLA would otherwise fuse the blends and compute each pixel of the first many times.
     x = jax.lax.fori_loop(0, 3, lambda place, x: turn(x, place, place < turn_of_hue), x)
-    x = adjust_hue(x, p.hue)
+    if spec.hue:  # even a shift of 0 would round to 8-bit HSV and back; torchvision leaves it out too
+        x = adjust_hue(x, p.hue)
     return jax.lax.fori_loop(1, 4, lambda place, x: turn(x, place, place > turn_of_hue), x)

@@ -262,7 +262,7 @@ def _distort(x: tf.Tensor, p: ViewParameters, spec: ViewSpec) -> tf.Tensor:
     """Of a photograph, packed."""
     x = _maybe(spec.flip, p.flip, lambda x: tf.reverse(x, [1]), x)
     x = _turned(x, p, spec)
-    x = _maybe(spec.jitter, p.jitter, lambda x: _jitter(x, p), x)
+    x = _maybe(spec.jitter, p.jitter, lambda x: _jitter(x, p, spec), x)
     x = _maybe(spec.grayscale, p.grayscale, grayscale, x)
     x = _maybe(spec.blur, p.blur, lambda x: gaussian_blur(x, p.sigma), x)
     x = _maybe(spec.solarize, p.solarize, solarize, x)
@@ -318,12 +318,13 @@ def _jitter_values(x: tf.Tensor, p: ViewParameters) -> tf.Tensor:
     return _in_order(x, p, operations)
 
 
-def _jitter(x: tf.Tensor, p: ViewParameters) -> tf.Tensor:
+def _jitter(x: tf.Tensor, p: ViewParameters, spec: ViewSpec) -> tf.Tensor:
+    # Even a shift of 0 would round to 8-bit HSV and back; torchvision leaves it out too.
     operations = [
         lambda x: adjust_brightness(x, p.brightness),
         lambda x: adjust_contrast(x, p.contrast),
         lambda x: adjust_saturation(x, p.saturation),
-        lambda x: adjust_hue(x, p.hue),
+        (lambda x: adjust_hue(x, p.hue)) if spec.hue else (lambda x: x),
     ]
     return _in_order(x, p, operations)
 
