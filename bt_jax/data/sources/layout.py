@@ -342,9 +342,9 @@ class _Found:
                     f"{path}, which data.labels names, has no label of any of the {len(relative)} images of {self._name}, such "
                     f"as {relative[0]}; it must have the columns path and label."
                 )
-            return *numbered(
-                [names[label] for label in labels], names
-            ), words  # in the order that the file's classes have
+            # In the order that classes of the file have: those of a split that it names are in it.
+            labels, names = numbered([names[label] for label in labels], names)
+            return labels, names, words
         # An ImageNet of fewer classes has the file of all of them.
         every = None if "LOC_val_solution" in path.name else known
         return *numbered(found, every), f"from {path}"
