@@ -1,10 +1,12 @@
 """bt_jax/engine/loop.py and run.py: what happens between steps, with a model of two numbers that compiles in no time."""
 
+import itertools
 import json
 import os
 import signal
 import threading
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -28,6 +30,7 @@ from bt_jax.methods.base import Method
 from bt_jax.optim import make_optimizer
 from bt_jax.reporting.progress import Reporter
 from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.runtime import preemption
 from bt_jax.runtime.preemption import Preemption
 
 FACTS = Facts(num_examples=16, num_classes=2, batch_size=8, epochs=3)  # 2 steps an epoch, 6 in all
@@ -56,35 +59,41 @@ class TwoNumbers(Method):
 
 
 class Batches:
-    """A feed: step k has images of one level; a signal or an error may come before a step."""
+    """A feed: step k has images of one level; a signal or an error may come before a step. Several steps may come together."""
 
-    words, prepare = "", None
+    words = ""
 
-    def __init__(self, mesh, before=None):
-        self.mesh, self.before = mesh, before or {}
+    def __init__(self, mesh, before=None, together=1):
+        self.mesh, self.before, self.together = mesh, before or {}, together
+        self.prepare = None if together == 1 else prepared
 
     def batches(self, start_step, total_steps):
-        for step in range(start_step, total_steps):
+        for step in range(start_step, total_steps, self.together):
             self.before.get(step, lambda: None)()
-            views = np.full((8, 1, 4, 4, 3), 20 * step, np.uint8)
-            numbers = np.arange(8)
-            yield (
-                step + 1,
-                mesh_lib.put_batch(self.mesh, 8, {"views": {"image": views}, "label": numbers, "example": numbers}),
-            )
+            items = [self.batch(step + i) for i in range(self.together)]
+            several = {"resident": None, "items": jax.tree.map(lambda *x: jnp.stack(x), *items)}
+            yield step + self.together, items[0] if self.together == 1 else several
+
+    def batch(self, step):
+        views, numbers = np.full((8, 1, 4, 4, 3), 20 * step % 256, np.uint8), np.arange(8)
+        return mesh_lib.put_batch(self.mesh, 8, {"views": {"image": views}, "label": numbers, "example": numbers})
 
 
-def run(workdir, *, look=None, cadence=Cadence(), before=None, method=None):  # noqa: B008
+def prepared(_, item):
+    return item
+
+
+def run(workdir, *, look=None, cadence=Cadence(), before=None, method=None, facts=FACTS, together=1):  # noqa: B008
     """One start; returns the state after the last step."""
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     setup = Setup(
-        workdir=epath.Path(workdir), seed=0, facts=FACTS, method=method or TwoNumbers(),
-        optimizer=make_optimizer(SGD, FACTS), feed=Batches(mesh, before), mesh=mesh, sources=(), cadence=cadence,
+        workdir=epath.Path(workdir), seed=0, facts=facts, method=method or TwoNumbers(),
+        optimizer=make_optimizer(SGD, facts), feed=Batches(mesh, before, together), mesh=mesh, sources=(), cadence=cadence,
         checkpoint=ConfigDict({"keep": 10, "keep_every_epochs": 0, "keep_best": 0}),
         log=ConfigDict({"every_steps": 1, "tensorboard": False, "wandb": False, "mlflow": False}), profile=ConfigDict({"steps": 0, "after": 1}),
         dtype="float32", config={}, advice="Lower the rate.",
     )  # fmt: skip
-    with Preemption() as preemption, started(setup, Session(setup.workdir, preemption), quiet=True) as begun:
+    with Preemption() as asked, started(setup, Session(setup.workdir, asked), quiet=True) as begun:
         return run_steps(begun, look)
 
 
@@ -134,6 +143,55 @@ def test_a_signal_before_any_step(tmp_path, after):
     jax.tree.map(np.testing.assert_array_equal, state, whole)
     timed = {"images_per_second": 0, "input_wait": 0}
     assert [r | timed for r in records(tmp_path / "cut")] == [r | timed for r in records(tmp_path / "whole")]
+
+
+class SyncPoint:
+    """JAX's, for this process and others that ask like it: a signal sets it once, to one more than the largest number passed."""
+
+    def __init__(self):
+        self.largest, self.point = 0, None
+
+    def signal(self):
+        self.point = self.largest + 1
+
+    def reached(self, number):
+        self.largest = max(self.largest, number)
+        return number == self.point
+
+
+@pytest.fixture
+def start_of_several(monkeypatch):
+    """Lets signals be answered as in a new process among several; gives their sync point."""
+
+    def start():
+        point = SyncPoint()
+        monkeypatch.setattr(preemption, "_asks", itertools.count(1))
+        monkeypatch.setattr(preemption, "jax", SimpleNamespace(process_count=lambda: 2, process_index=lambda: 0))
+        monkeypatch.setattr(preemption.multihost_utils, "reached_preemption_sync_point", point.reached)
+        return point
+
+    return start
+
+
+def test_a_signal_to_several_processes(tmp_path, start_of_several):
+    """Is answered at the next step: before the first one of a resumed start too, and in a process's second training."""
+    for before, step in ((1, 2), (2, 3)):
+        with pytest.raises(Preempted):
+            run(tmp_path / "resumed", before={before: start_of_several().signal})
+        assert saved(tmp_path / "resumed")[-1] == step
+    point = start_of_several()
+    run(tmp_path / "first")
+    with pytest.raises(Preempted):
+        run(tmp_path / "second", before={1: point.signal})
+    assert saved(tmp_path / "second") == [2]
+
+
+def test_a_signal_to_several_processes_that_dispatch_ten_steps(tmp_path, start_of_several):
+    """Is answered after the next ten."""
+    facts = Facts(num_examples=320, num_classes=2, batch_size=8, epochs=1)
+    with pytest.raises(Preempted):
+        run(tmp_path, before={20: start_of_several().signal}, facts=facts, together=10)
+    assert saved(tmp_path) == [30]
 
 
 def test_a_look_that_is_broken_off_is_taken_again(tmp_path):

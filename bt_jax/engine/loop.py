@@ -85,7 +85,7 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
             waiting = (step, metrics)
             now = due(before, step, facts, cadence)
             before = step
-            leaving = not now.last and preemption.reached(step)
+            leaving = not now.last and preemption.reached()
             if now.save or now.look or leaving:
                 # First, because a state that is not finite must not be saved.
                 _report(run, watch, *waiting, at_once=True)
