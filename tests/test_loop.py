@@ -213,6 +213,25 @@ def test_a_look_that_is_broken_off_is_taken_again(tmp_path):
     assert [r["step"] for r in records(tmp_path) if "seen" in r] == [2, 4, 6]
 
 
+def test_a_last_look_that_is_broken_off_twice(tmp_path):
+    """The run ends only once it is taken, as its result would be that of the look before."""
+    looks = []
+
+    def look(_, step):
+        looks.append(step)
+        if looks.count(6) in (1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Look({"seen": step}, "")
+
+    for _ in range(2):
+        with pytest.raises(Preempted):
+            run(tmp_path, look=look, cadence=Cadence(look_epochs=1))
+    assert [r["step"] for r in records(tmp_path) if "seen" in r] == [2, 4]
+    run(tmp_path, look=look, cadence=Cadence(look_epochs=1))
+    assert looks == [2, 4, 6, 6, 6]
+    assert [r["step"] for r in records(tmp_path) if "seen" in r] == [2, 4, 6]
+
+
 def test_what_is_not_finite_is_never_saved(tmp_path):
     """Found one step late at most, before anything of it is written; the advice comes from the setup."""
     with pytest.raises(

@@ -65,8 +65,10 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
     )
     profiler = Profiler(setup.profile, setup.workdir, setup.dtype, reporter.say)
     program = profiler.wrap(_program(setup), lambda: _flops_of_a_step(setup))
-    if (cadence.look_first and before == 0) or not run.start.notes.looked:
-        preemption.finished(lambda: looks.take(state, before))
+    look_is_due = (cadence.look_first and before == 0) or not run.start.notes.looked
+    if look_is_due and not preemption.finished(lambda: looks.take(state, before)):
+        # Even after the last step: without this look the result would be that of the one before.
+        preemption.leave("nothing new was to be saved")
     if before == facts.total_steps:
         return state
     if preemption.signal and jax.process_count() == 1:  # several agree at a step
