@@ -24,7 +24,7 @@ from bt_jax.engine.loop import Look, run_steps
 from bt_jax.engine.run import started
 from bt_jax.engine.session import Session
 from bt_jax.engine.setup import Setup
-from bt_jax.errors import Preempted, UserError
+from bt_jax.errors import NotFinite, Preempted, UserError
 from bt_jax.facts import Facts
 from bt_jax.methods.base import Method
 from bt_jax.optim import make_optimizer
@@ -240,6 +240,26 @@ def test_what_is_not_finite_is_never_saved(tmp_path):
         run(tmp_path, method=TwoNumbers(ends=3))
     assert saved(tmp_path) == [2]
     assert records(tmp_path)[-1]["step"] == 4 and records(tmp_path)[-1]["loss"] is None
+
+
+class SteepAtTheEnd(TwoNumbers):
+    """From step `ends` on its loss is finite, and its gradient is not: that of a root at 0."""
+
+    def loss(self, params, model_state, method_state, batch, step, rng):
+        loss, (model_state, method_state, _) = super().loss(params, model_state, method_state, batch, 0, rng)
+        loss += jnp.sqrt(jnp.where(step >= self.ends, 0.0, 1.0) * jnp.sum(jnp.square(params["encoder"]["w"])))
+        return loss, (model_state, method_state, {"loss": loss})
+
+
+@pytest.mark.parametrize(("step", "kept"), [(3, 2), (4, 2), (6, 4)])
+def test_an_update_that_is_not_finite_is_never_saved(tmp_path, step, kept):
+    """Neither when a signal comes, nor at an epoch's end, nor at the last step."""
+    before = {2: lambda: os.kill(os.getpid(), signal.SIGTERM)} if step == 3 else None
+    sentence = rf"the loss is finite at step {step}, but its update is not \(params/encoder/w.*; the last good checkpoint is step {kept} "
+    with pytest.raises(NotFinite, match=sentence):
+        run(tmp_path, method=SteepAtTheEnd(ends=step - 1), before=before)
+    assert saved(tmp_path)[-1] == kept
+    assert records(tmp_path)[-1]["step"] == step and np.isfinite(records(tmp_path)[-1]["loss"])
 
 
 def test_a_first_checkpoint_that_cannot_be_read_back(tmp_path, monkeypatch):

@@ -18,11 +18,12 @@ from bt_jax import console
 from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.dispatch import Program, make_program
 from bt_jax.engine.due import due
+from bt_jax.engine.fingerprints import not_finite
 from bt_jax.engine.run import Run
 from bt_jax.engine.setup import Setup
 from bt_jax.engine.state import TrainState, abstract_state
 from bt_jax.engine.step import jit_step, make_train_step
-from bt_jax.errors import NotFinite, UserError
+from bt_jax.errors import NotFinite, UserError, some
 from bt_jax.reporting.bad_images import BadImages
 from bt_jax.reporting.profile import Profiler, flops_of
 
@@ -53,7 +54,8 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
       The state after the last step.
 
     Raises:
-      UserError: the loss is not finite (the last good checkpoint is kept), or the workdir can no longer be written.
+      UserError: the loss or the weights are not finite (the last good checkpoint is kept), or the workdir can no longer be
+        written.
       Preempted: the process was asked to stop, and the step is saved.
     """
     setup, preemption, reporter = run.setup, run.session.preemption, run.reporter
@@ -92,6 +94,7 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
                 # First, because a state that is not finite must not be saved.
                 _report(run, watch, *waiting, at_once=True)
                 waiting = None
+                _check_finite(run, state, step)
             looked = not now.look or (not leaving and preemption.finished(functools.partial(looks.take, state, step)))
             leaving = leaving or not looked
             if now.save or leaving:
@@ -167,18 +170,27 @@ def _report(
         rates = {f"learning_rate_{name}": float(np.asarray(schedule(step - 1))) for name, schedule in schedules.items()}
         run.reporter.step(step, values, rates, timed=i == count - 1, at_once=at_once)
         if not all(map(math.isfinite, values.values())):
-            raise _not_finite(run, step, values)
+            found = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise _not_finite(run, f"the loss is not finite at step {step} ({found})")
         watch.see(step, values)
 
 
-def _not_finite(run: Run, step: int, values: Mapping[str, float]) -> UserError:
+def _check_finite(run: Run, state: TrainState, step: int) -> None:
+    """Raises NotFinite for a state that must not be saved.
+
+    The loss of a step is that of the weights before its update, so it is finite where only the gradient is not.
+    """
+    if names := not_finite(state.replace(method_state=None)):  # a method may keep an infinity of its own
+        raise _not_finite(run, f"the loss is finite at step {step}, but its update is not ({some(names)})")
+
+
+def _not_finite(run: Run, sentence: str) -> UserError:
     run.checkpoints.wait()
     good = run.checkpoints.steps()
     kept = f"the last good checkpoint is step {good[-1]} in {run.checkpoints.folder}" if good else (
         "no checkpoint had been saved yet"
     )  # fmt: skip
-    found = ", ".join(f"{name} {value:g}" for name, value in values.items())
-    return NotFinite(f"the loss is not finite at step {step} ({found}); {kept}. {run.setup.advice}")
+    return NotFinite(f"{sentence}; {kept}. {run.setup.advice}")
 
 
 def _program(setup: Setup) -> Program:
