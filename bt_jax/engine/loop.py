@@ -180,7 +180,7 @@ def _check_finite(run: Run, state: TrainState, step: int) -> None:
 
     The loss of a step is that of the weights before its update, so it is finite where only the gradient is not.
     """
-    if names := not_finite(state.replace(method_state=None)):  # a method may keep an infinity of its own
+    if names := not_finite(dataclasses.replace(state, method_state=None)):  # a method may keep an infinity of its own
         raise _not_finite(run, f"the loss is finite at step {step}, but its update is not ({some(names)})")
 
 
