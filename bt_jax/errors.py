@@ -10,7 +10,7 @@ class UserError(ValueError):
 
 
 class NotFinite(UserError):
-    """A training whose loss is not finite, usually because its learning rates are too high."""
+    """A training whose loss or weights are not finite, usually because its learning rates are too high."""
 
 
 class Preempted(SystemExit):

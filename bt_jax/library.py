@@ -25,7 +25,7 @@ from bt_jax.runtime.preemption import Preemption
 from bt_jax.tasks import embed as embed_task
 from bt_jax.tasks.pretrain import pretrain as run_pretrain
 
-_BLOCK = 1024  # images that are resized at a time
+_BLOCK = 1024  # images that are resized at a time, or a batch where that is more
 
 Images = np.ndarray | Iterable[Any]  # an array of NumPy, JAX, PyTorch or TensorFlow; or arrays and Pillow's images
 
@@ -150,7 +150,9 @@ def embed(
         _changed(config, changes)
         config_lib.check(config)
         data = embed_task.data_for(config.data, encoder)
-        blocks = (encoder.features_of_levels(block) for block in _blocks(images, data, encoder.pixels))
+        size = config.features.batch_size
+        levels = _blocks(images, data, encoder.pixels, max(_BLOCK, size))
+        blocks = (encoder.features_of_levels(block, block=size, dtype=config.dtype) for block in levels)
         return np.concatenate([np.zeros((0, encoder.width), np.float32), *blocks])
     config.data.data_dir = os.fspath(images)
     _changed(config, changes)
@@ -168,16 +170,16 @@ def embed(
         return Embeddings(*read_embeddings(folder))
 
 
-def _blocks(images: Images, data: ConfigDict, pixels: Pixels) -> Iterator[np.ndarray]:
-    """The images as the encoder sees them, levels (n, S, S, C), some at a time."""
+def _blocks(images: Images, data: ConfigDict, pixels: Pixels, most: int) -> Iterator[np.ndarray]:
+    """The images as the encoder sees them, levels (n, S, S, C), at most so many at a time."""
 
     def seen(levels):
         return evaluation_views(levels, data.eval_resize, data.image_size, pixels)
 
     if hasattr(images, "shape"):
         whole = _levels(images, pixels)
-        for start in range(0, len(whole), _BLOCK):
-            yield seen(whole[start : start + _BLOCK])
+        for start in range(0, len(whole), most):
+            yield seen(whole[start : start + most])
         return
     block: list[np.ndarray] = []
     for image in images:
@@ -193,7 +195,7 @@ def _blocks(images: Images, data: ConfigDict, pixels: Pixels) -> Iterator[np.nda
                 "or images of Pillow."
             )
         block.append(seen(_levels(array[None], pixels))[0])
-        if len(block) == _BLOCK:
+        if len(block) == most:
             yield np.stack(block)
             block = []
     if block:

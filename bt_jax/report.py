@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from bt_jax import console
-from bt_jax.errors import UserError, first_line
+from bt_jax.errors import UserError
 from bt_jax.runtime.paths import as_path
 from bt_jax.tasks.report import write_comparison, write_report
 
@@ -26,13 +26,10 @@ def main(arguments: Sequence[str], say: Callable[[str], None] = console.say) -> 
     parser.add_argument("--out", default="")
     wanted = parser.parse_args(arguments)
     runs = [as_path(run, "RUN") for run in wanted.runs]
-    try:
-        if len(runs) == 1:
-            path = write_report(runs[0], as_path(wanted.out, "--out") if wanted.out else None)
-        else:
-            path = write_comparison(runs, as_path(wanted.out or "compare.html", "--out"))
-    except OSError as error:
-        raise UserError(f"the page cannot be written ({first_line(error)}); choose another --out.") from None
+    if len(runs) == 1:
+        path = write_report(runs[0], as_path(wanted.out, "--out") if wanted.out else None)
+    else:
+        path = write_comparison(runs, as_path(wanted.out or "compare.html", "--out"))
     say(f"report    {path}")
 
 

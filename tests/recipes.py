@@ -24,7 +24,7 @@ from bt_jax.models import Projector, ResNet, resnet
 from bt_jax.models.inputs import Inputs
 from bt_jax.optim import make_optimizer
 from bt_jax.runtime import mesh as mesh_lib
-from bt_jax.runtime.workdir import claim_workdir
+from bt_jax.runtime.workdir import write_config
 from bt_jax.tasks.pretrain import pretrain
 
 
@@ -194,7 +194,7 @@ def judged_run(folder):
     config.monitor.update(batch_size=16, k=5)
     config.log.update(every_steps=1, tensorboard=False)
     workdir = epath.Path(folder) / "pretrained"
-    claim_workdir(config, workdir, write=True)
+    write_config(config, workdir)
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     checkpoints = Checkpoints(workdir)
     method = make_method(config, Facts(60, 3, 8, 2), mesh)

@@ -10,7 +10,8 @@ import pytest
 from etils import epath
 
 from bt_jax.engine import checkpoint
-from bt_jax.engine.checkpoint import Checkpoints, steps_on_disk
+from bt_jax.engine.checkpoint import Checkpoints
+from bt_jax.engine.storage import steps_in
 from bt_jax.errors import UserError
 from bt_jax.runtime import mesh as mesh_lib
 
@@ -253,7 +254,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, mesh, monkeypatch):
         monkeypatch.setattr(checkpoints._manager, "save", fail)
         with pytest.raises(expected, match=sentence):
             checkpoints.save(2, state_at(2, mesh))
-    assert steps_on_disk(epath.Path(tmp_path)) == [1]
+    assert steps_in(epath.Path(tmp_path) / "checkpoints") == [1]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="checkpoints cannot be kept in"):
         Checkpoints(epath.Path(tmp_path / "file"))
@@ -304,5 +305,5 @@ def test_the_first_is_read_back(tmp_path, mesh, monkeypatch, capfd):
     ):
         checkpoints.wait()
     checkpoints.close()
-    assert steps_on_disk(epath.Path(tmp_path / "turned")) == steps_on_disk(epath.Path(tmp_path / "[lost]")) == []
+    assert [steps_in(epath.Path(tmp_path / name / "checkpoints")) for name in ("turned", "[lost]")] == [[], []]
     assert capfd.readouterr().err == "", "Orbax's own tracebacks stay away"

@@ -232,11 +232,12 @@ RUN = textwrap.dedent(
         (folder / "waiting").touch()
         time.sleep(60)
     records = [{"step": 0, "knn_accuracy": 0.2}, {"step": 9, "loss": 7.0}]
-    if behaviour != "diverges":
+    if not behaviour.startswith("diverges"):
         records += [{"step": 10, "loss": 3.0}, {"step": 10, "knn_accuracy": 0.41, "rankme": 30.0, "dead_features": 0}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\\n" for r in records))
-    if behaviour == "diverges":
-        sys.exit("error: the loss is not finite at step 10 (loss nan); there is no good checkpoint.")
+    if behaviour.startswith("diverges"):
+        what = behaviour.partition(":")[2] or "loss"
+        sys.exit(f"error: the {what} is not finite at step 10 (loss nan); there is no good checkpoint.")
     if behaviour == "breaks":
         sys.exit(0)
     (folder / "pretrain.json").write_text(json.dumps({"knn_accuracy_after": 0.41, "knn_accuracy_raw_pixels": 0.3, "step": 10}))
@@ -343,11 +344,12 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(tmp_path):
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path):
-    (cell,) = _cells(0.1)
-    grid, runner = _runner(tmp_path, {cell: "diverges"})
-    runner.run([cell])
-    found = grid.result(cell)
-    assert found["diverged"] and found["accuracy"] == 10.0 and found["loss"] == 7.0
+    cells = _cells(0.1, 0.2)
+    grid, runner = _runner(tmp_path, {cells[0]: "diverges", cells[1]: "diverges:update"})
+    runner.run(cells)
+    for cell in cells:
+        found = grid.result(cell)
+        assert found["diverged"] and found["accuracy"] == 10.0 and found["loss"] == 7.0
 
 
 def test_an_evaluation_that_diverges_is_a_result_too(tmp_path):

@@ -11,7 +11,7 @@ from etils import epath
 from PIL import Image
 
 from bt_jax import command
-from bt_jax.runtime.workdir import claim_workdir
+from bt_jax.runtime.workdir import write_config
 from configs import quickstart
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -173,7 +173,7 @@ def test_what_is_missing_is_missed_before_anything_is_written(monkeypatch, tmp_p
 
 def test_workdir_of_another_config(monkeypatch, tmp_path):
     """The fields that differ are named."""
-    claim_workdir(quickstart.get_config(), epath.Path(tmp_path), write=True)
+    write_config(quickstart.get_config(), epath.Path(tmp_path))
     found = run(monkeypatch, f"--workdir={tmp_path}", "--config.barlow_twins.lambd=0.1")
     assert "holds a run with another config (barlow_twins.lambd was" in found and "is now 0.1" in found
 

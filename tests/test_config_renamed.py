@@ -9,7 +9,7 @@ from etils import epath
 from bt_jax import config as config_lib
 from bt_jax.config.renamed import new_name
 from bt_jax.errors import UserError
-from bt_jax.runtime.workdir import claim_workdir
+from bt_jax.runtime.workdir import check_config, write_config
 from bt_jax.tasks.judge_at_end import _derived
 from configs import knn, quickstart
 
@@ -51,8 +51,9 @@ def test_an_old_run_goes_on(tmp_path, name):
     other = config.copy_and_resolve_references()
     other.seed = 1
     with pytest.raises(UserError, match=r"another config \(seed was 0 and is now 1\)"):
-        claim_workdir(other, epath.Path(tmp_path), write=True)
-    claim_workdir(config, epath.Path(tmp_path), write=True)
+        check_config(other, epath.Path(tmp_path))
+    check_config(config, epath.Path(tmp_path))
+    write_config(config, epath.Path(tmp_path))
     assert config_lib.from_json((tmp_path / "config.json").read_text()).to_dict() == config.to_dict()
 
 

@@ -57,6 +57,20 @@ def test_parquet(tmp_path, class_names):
         assert table.column("class_name").to_pylist() == [class_names[i] for i in expected["labels"]]
 
 
+def test_parquet_of_labels_that_are_no_class(tmp_path):
+    """As in test splits whose labels are kept back: they have no name, nor do they end the writing."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    labels = [[-1, -1], [1, 2], [-1, 0]]
+    pieces = [
+        {"features": np.zeros((2, 4), np.float32), "labels": np.array(two, np.int32), "examples": np.arange(2)}
+        for two in labels
+    ]
+    write_parquet(epath.Path(tmp_path / "all.parquet"), lambda: iter(pieces), NAMES.__getitem__, ("no", "yes"))
+    table = parquet.read_table(tmp_path / "all.parquet")
+    assert table.column("label").to_pylist() == np.ravel(labels).tolist()
+    assert table.column("class_name").to_pylist() == [None, None, "yes", None, None, "no"]
+
+
 def test_a_damaged_piece_is_made_again(tmp_path):
     pieces, _ = pieces_of(tmp_path)
     file = tmp_path / "pieces" / "000001.npz"

@@ -30,7 +30,7 @@ from bt_jax.methods.supervised import Supervised
 from bt_jax.models import LinearClassifier, make_encoder
 from bt_jax.models.inputs import Inputs, normalize
 from bt_jax.optim import make_optimizer
-from bt_jax.runtime.workdir import claim_workdir
+from bt_jax.runtime.workdir import write_config
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
     config.data.update(source="photographs", image_size=24)
     config.model.update(arch="resnet18", width=4, small_images=True)
     config.barlow_twins.projector = (16, 16)
-    claim_workdir(config, workdir, write=True)
+    write_config(config, workdir)
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     facts = Facts(8, 0, 8, 20)
     method, optimizer = make_method(config, facts, mesh), make_optimizer(config.optimizer, facts)
@@ -201,7 +201,7 @@ def test_no_run(tmp_path):
         bt_jax.load_encoder(tmp_path / "nowhere")
     with pytest.raises(bt_jax.UserError, match="is not the workdir of a run .it has no config.json"):
         bt_jax.load_encoder(tmp_path)
-    claim_workdir(config_lib.default(), epath.Path(tmp_path), write=True)
+    write_config(config_lib.default(), epath.Path(tmp_path))
     with pytest.raises(bt_jax.UserError, match="has no checkpoint yet"):
         bt_jax.load_encoder(tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -213,7 +213,7 @@ def test_no_run(tmp_path):
         bt_jax.load_encoder(tmp_path)
     evaluation = config_lib.default("finetune")
     evaluation.init_from = "runs/some"
-    claim_workdir(evaluation, epath.Path(tmp_path / "tuned"), write=True)
+    write_config(evaluation, epath.Path(tmp_path / "tuned"))
     with pytest.raises(bt_jax.UserError, match=r"of an evaluation \(finetune\), .* that it evaluated, runs/some"):
         bt_jax.load_encoder(tmp_path / "tuned")
 
@@ -265,7 +265,7 @@ print(expected.shape)
 
 def saved(workdir, method, config, step=5, run=None):
     """A workdir with a checkpoint of a method's first state."""
-    claim_workdir(config, workdir, write=True)
+    write_config(config, workdir)
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     optimizer = optax.sgd(0.1, momentum=0.9)
     state = init_state(method, optimizer, 0, spec_of(method, 8), mesh)

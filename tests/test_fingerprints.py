@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bt_jax.engine.fingerprints import compare, fingerprints, fingerprints_on_host
+from bt_jax.engine.fingerprints import compare, fingerprints, fingerprints_on_host, not_finite
 from bt_jax.runtime import mesh as mesh_lib
 
 
@@ -48,6 +48,23 @@ def test_on_the_host(monkeypatch):
     with jax.enable_x64(True):
         wide = {"wide": rng.standard_normal((4, 3))}
         assert fingerprints_on_host(wide) == fingerprints({"wide": jnp.asarray(wide["wide"])})
+
+
+def test_what_is_not_finite_is_named(mesh):
+    """In any kind of float, on one device or several; integers are finite."""
+    state = {
+        "a": np.ones((8, 3), np.float32),
+        "b": {"c": np.ones(8, jnp.bfloat16)},
+        "n": np.arange(3),
+        "empty": np.ones((0, 2)),
+        "none": None,
+    }
+    assert not_finite(jax.tree.map(jnp.asarray, state)) == []
+    state["a"][7, 2], state["b"]["c"][0] = np.nan, -np.inf
+    assert not_finite(jax.tree.map(jnp.asarray, state)) == ["a", "b/c"]
+    placed = {name: jax.device_put(state[name], mesh_lib.over_batch(mesh)) for name in ("a", "b")}
+    assert not_finite(placed) == ["a", "b/c"]
+    assert not_finite({"n": jnp.arange(3)}) == []
 
 
 def test_what_differs_is_named():

@@ -339,6 +339,19 @@ def test_paths_may_be_relative(folder, tmp_path, monkeypatch):
     assert bt_jax.load_encoder("exports/x").sha256 == bt_jax.load_encoder(folder).sha256
 
 
+@pytest.mark.parametrize("left_out", ["projector", "classifier"])
+def test_the_task_without_heads(weights, tmp_path, left_out):
+    """Without the method's heads, of whatever names, or without the classifier."""
+    projector = weights.heads["projector"]
+    heads = {**weights.heads, "predictor": projector, "patch_joint": projector}
+    write_folder(dataclasses.replace(weights, heads=heads), epath.Path(tmp_path / "all"), platforms=())
+    config = config_lib.default("export")
+    config.init_from, config.export.program, config.export[left_out] = str(tmp_path / "all"), False, False
+    export(config, str(tmp_path / "x"))
+    kept = {"classifier"} if left_out == "projector" else {"projector", "predictor", "patch_joint"}
+    assert bt_jax.load_encoder(tmp_path / "x").heads.keys() == kept
+
+
 def test_the_task(folder, tmp_path, capsys):
     """From weights to a folder, with the parts that are asked for; not over an export, nor into a run."""
     config = config_lib.default("export")

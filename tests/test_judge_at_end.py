@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from etils import epath
 
+from bt_jax import config as config_lib
 from bt_jax.engine.session import Session
 from bt_jax.errors import UserError
+from bt_jax.runtime import processes
 from bt_jax.runtime.preemption import Preemption
+from bt_jax.runtime.workdir import write_config
 from bt_jax.tasks import judge_at_end as at_end
 
 
@@ -33,6 +36,42 @@ def test_three_numbers_and_their_files(run):
     for name, file in (("linear", "linear.json"), ("finetune", "finetune.json"), ("from_scratch", "finetune.json")):
         assert (copied / name / file).exists()
     assert np.isfinite(list(found.values())).all()
+
+
+def test_a_finished_run_is_judged_anew_with_other_fields(run, monkeypatch):
+    """And on other devices: what was judged before is removed; what a user has put there is not, and is told by all processes."""
+    copied, config, mesh = run
+    session = Session(copied, Preemption())
+    begun = []
+
+    def finetune(derived, folder, *_, **__):
+        begun.append(sorted(path.name for path in folder.iterdir()) if folder.exists() else [])
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(derived, folder)
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        return {"mean": {"final.top1": 0.5}}
+
+    monkeypatch.setattr(at_end, "evaluate_finetune", finetune)
+    told = []
+    for epochs, batch_size, left in ((1, 16, 0), (1, 16, 2), (3, 24, 0)):
+        config.judge.update(epochs=epochs, batch_size=batch_size)
+        found = at_end.judge_at_end(config, session, mesh, say=told.append)
+        assert found["linear_top1"] > 0.9 and not told
+        assert [len(names) for names in begun[-2:]] == [left, left]
+        assert (copied / "linear" / "earlier").exists() == (left > 0)
+        (copied / "linear" / "earlier").touch()
+
+    own = config_lib.from_json((copied / "linear" / "config.json").read_text())
+    own.epochs = 7
+    write_config(own, copied / "linear")
+    agreed = []
+    monkeypatch.setattr(processes, "agree", lambda what, facts, seconds=300: agreed.append((what, facts)))
+    found = at_end.judge_at_end(config, session, mesh, say=told.append)
+    assert "linear_top1" not in found and "finetune_top1" in found
+    problem = f"{copied / 'linear'} holds a run with another config (epochs was 7 and is now 3)"
+    assert len(told) == 1 and problem in told[0] and (copied / "linear" / "linear.json").exists()
+    folder = [facts[str(copied / "linear")] for what, facts in agreed if what == "folders of an evaluation"]
+    assert len(folder) == 1 and folder[0].startswith(problem)
 
 
 def test_what_cannot_be_judged_is_told(run, monkeypatch):

@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -99,6 +100,22 @@ def test_embed(judged, folder, tmp_path, monkeypatch, capsys):
     whole = bt_jax.embed(images[2:3], encoder, data={"eval_resize": 0})
     np.testing.assert_allclose(whole, encoder.features(images[2][None]), rtol=1e-5, atol=1e-6)
     assert bt_jax.embed([], encoder).shape == (0, encoder.width)
+
+
+def test_embed_of_images_in_memory_by_its_fields(judged, monkeypatch):
+    """The network computes in the dtype that is asked for, on as many images at a time."""
+    encoder, sizes = bt_jax.load_encoder(judged[0]), []
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    encode = encoder._encode
+    monkeypatch.setattr(encoder, "_encode", lambda v, x, *more: sizes.append(len(x)) or encode(v, x, *more))
+    changes = {"data": {"eval_resize": 0}, "features.batch_size": 8}
+    found = {dtype: bt_jax.embed(images, encoder, dtype=dtype, **changes) for dtype in ("float32", "bfloat16")}
+    assert sizes == [8, 8, 8] * 2
+    normalised = ((images / 255 - encoder.mean) / encoder.std).astype(jnp.bfloat16)
+    expected = encoder.module.clone(dtype=jnp.bfloat16).apply(encoder.variables, normalised, train=False)
+    np.testing.assert_allclose(found["bfloat16"], expected.astype(np.float32), rtol=2e-2, atol=2e-2)
+    np.testing.assert_array_equal(found["bfloat16"], found["bfloat16"].astype(jnp.bfloat16).astype(np.float32))
+    assert not np.array_equal(found["float32"], found["bfloat16"])
 
 
 def test_embed_keeps_its_files_in_a_workdir(judged, folder, tmp_path):

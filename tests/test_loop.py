@@ -1,10 +1,12 @@
 """bt_jax/engine/loop.py and run.py: what happens between steps, with a model of two numbers that compiles in no time."""
 
+import itertools
 import json
 import os
 import signal
 import threading
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -22,12 +24,13 @@ from bt_jax.engine.loop import Look, run_steps
 from bt_jax.engine.run import started
 from bt_jax.engine.session import Session
 from bt_jax.engine.setup import Setup
-from bt_jax.errors import Preempted, UserError
+from bt_jax.errors import NotFinite, Preempted, UserError
 from bt_jax.facts import Facts
 from bt_jax.methods.base import Method
 from bt_jax.optim import make_optimizer
 from bt_jax.reporting.progress import Reporter
 from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.runtime import preemption
 from bt_jax.runtime.preemption import Preemption
 
 FACTS = Facts(num_examples=16, num_classes=2, batch_size=8, epochs=3)  # 2 steps an epoch, 6 in all
@@ -56,35 +59,41 @@ class TwoNumbers(Method):
 
 
 class Batches:
-    """A feed: step k has images of one level; a signal or an error may come before a step."""
+    """A feed: step k has images of one level; a signal or an error may come before a step. Several steps may come together."""
 
-    words, prepare = "", None
+    words = ""
 
-    def __init__(self, mesh, before=None):
-        self.mesh, self.before = mesh, before or {}
+    def __init__(self, mesh, before=None, together=1):
+        self.mesh, self.before, self.together = mesh, before or {}, together
+        self.prepare = None if together == 1 else prepared
 
     def batches(self, start_step, total_steps):
-        for step in range(start_step, total_steps):
+        for step in range(start_step, total_steps, self.together):
             self.before.get(step, lambda: None)()
-            views = np.full((8, 1, 4, 4, 3), 20 * step, np.uint8)
-            numbers = np.arange(8)
-            yield (
-                step + 1,
-                mesh_lib.put_batch(self.mesh, 8, {"views": {"image": views}, "label": numbers, "example": numbers}),
-            )
+            items = [self.batch(step + i) for i in range(self.together)]
+            several = {"resident": None, "items": jax.tree.map(lambda *x: jnp.stack(x), *items)}
+            yield step + self.together, items[0] if self.together == 1 else several
+
+    def batch(self, step):
+        views, numbers = np.full((8, 1, 4, 4, 3), 20 * step % 256, np.uint8), np.arange(8)
+        return mesh_lib.put_batch(self.mesh, 8, {"views": {"image": views}, "label": numbers, "example": numbers})
 
 
-def run(workdir, *, look=None, cadence=Cadence(), before=None, method=None):  # noqa: B008
+def prepared(_, item):
+    return item
+
+
+def run(workdir, *, look=None, cadence=Cadence(), before=None, method=None, facts=FACTS, together=1):  # noqa: B008
     """One start; returns the state after the last step."""
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     setup = Setup(
-        workdir=epath.Path(workdir), seed=0, facts=FACTS, method=method or TwoNumbers(),
-        optimizer=make_optimizer(SGD, FACTS), feed=Batches(mesh, before), mesh=mesh, sources=(), cadence=cadence,
+        workdir=epath.Path(workdir), seed=0, facts=facts, method=method or TwoNumbers(),
+        optimizer=make_optimizer(SGD, facts), feed=Batches(mesh, before, together), mesh=mesh, sources=(), cadence=cadence,
         checkpoint=ConfigDict({"keep": 10, "keep_every_epochs": 0, "keep_best": 0}),
         log=ConfigDict({"every_steps": 1, "tensorboard": False, "wandb": False, "mlflow": False}), profile=ConfigDict({"steps": 0, "after": 1}),
         dtype="float32", config={}, advice="Lower the rate.",
     )  # fmt: skip
-    with Preemption() as preemption, started(setup, Session(setup.workdir, preemption), quiet=True) as begun:
+    with Preemption() as asked, started(setup, Session(setup.workdir, asked), quiet=True) as begun:
         return run_steps(begun, look)
 
 
@@ -136,6 +145,55 @@ def test_a_signal_before_any_step(tmp_path, after):
     assert [r | timed for r in records(tmp_path / "cut")] == [r | timed for r in records(tmp_path / "whole")]
 
 
+class SyncPoint:
+    """JAX's, for this process and others that ask like it: a signal sets it once, to one more than the largest number passed."""
+
+    def __init__(self):
+        self.largest, self.point = 0, None
+
+    def signal(self):
+        self.point = self.largest + 1
+
+    def reached(self, number):
+        self.largest = max(self.largest, number)
+        return number == self.point
+
+
+@pytest.fixture
+def start_of_several(monkeypatch):
+    """Lets signals be answered as in a new process among several; gives their sync point."""
+
+    def start():
+        point = SyncPoint()
+        monkeypatch.setattr(preemption, "_asks", itertools.count(1))
+        monkeypatch.setattr(preemption, "jax", SimpleNamespace(process_count=lambda: 2, process_index=lambda: 0))
+        monkeypatch.setattr(preemption.multihost_utils, "reached_preemption_sync_point", point.reached)
+        return point
+
+    return start
+
+
+def test_a_signal_to_several_processes(tmp_path, start_of_several):
+    """Is answered at the next step: before the first one of a resumed start too, and in a process's second training."""
+    for before, step in ((1, 2), (2, 3)):
+        with pytest.raises(Preempted):
+            run(tmp_path / "resumed", before={before: start_of_several().signal})
+        assert saved(tmp_path / "resumed")[-1] == step
+    point = start_of_several()
+    run(tmp_path / "first")
+    with pytest.raises(Preempted):
+        run(tmp_path / "second", before={1: point.signal})
+    assert saved(tmp_path / "second") == [2]
+
+
+def test_a_signal_to_several_processes_that_dispatch_ten_steps(tmp_path, start_of_several):
+    """Is answered after the next ten."""
+    facts = Facts(num_examples=320, num_classes=2, batch_size=8, epochs=1)
+    with pytest.raises(Preempted):
+        run(tmp_path, before={20: start_of_several().signal}, facts=facts, together=10)
+    assert saved(tmp_path) == [30]
+
+
 def test_a_look_that_is_broken_off_is_taken_again(tmp_path):
     """It is the first thing that the resumed run does, and is recorded once; the checkpoint says that it is due."""
     looks = []
@@ -155,6 +213,25 @@ def test_a_look_that_is_broken_off_is_taken_again(tmp_path):
     assert [r["step"] for r in records(tmp_path) if "seen" in r] == [2, 4, 6]
 
 
+def test_a_last_look_that_is_broken_off_twice(tmp_path):
+    """The run ends only once it is taken, as its result would be that of the look before."""
+    looks = []
+
+    def look(_, step):
+        looks.append(step)
+        if looks.count(6) in (1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Look({"seen": step}, "")
+
+    for _ in range(2):
+        with pytest.raises(Preempted):
+            run(tmp_path, look=look, cadence=Cadence(look_epochs=1))
+    assert [r["step"] for r in records(tmp_path) if "seen" in r] == [2, 4]
+    run(tmp_path, look=look, cadence=Cadence(look_epochs=1))
+    assert looks == [2, 4, 6, 6, 6]
+    assert [r["step"] for r in records(tmp_path) if "seen" in r] == [2, 4, 6]
+
+
 def test_what_is_not_finite_is_never_saved(tmp_path):
     """Found one step late at most, before anything of it is written; the advice comes from the setup."""
     with pytest.raises(
@@ -163,6 +240,26 @@ def test_what_is_not_finite_is_never_saved(tmp_path):
         run(tmp_path, method=TwoNumbers(ends=3))
     assert saved(tmp_path) == [2]
     assert records(tmp_path)[-1]["step"] == 4 and records(tmp_path)[-1]["loss"] is None
+
+
+class SteepAtTheEnd(TwoNumbers):
+    """From step `ends` on its loss is finite, and its gradient is not: that of a root at 0."""
+
+    def loss(self, params, model_state, method_state, batch, step, rng):
+        loss, (model_state, method_state, _) = super().loss(params, model_state, method_state, batch, 0, rng)
+        loss += jnp.sqrt(jnp.where(step >= self.ends, 0.0, 1.0) * jnp.sum(jnp.square(params["encoder"]["w"])))
+        return loss, (model_state, method_state, {"loss": loss})
+
+
+@pytest.mark.parametrize(("step", "kept"), [(3, 2), (4, 2), (6, 4)])
+def test_an_update_that_is_not_finite_is_never_saved(tmp_path, step, kept):
+    """Neither when a signal comes, nor at an epoch's end, nor at the last step."""
+    before = {2: lambda: os.kill(os.getpid(), signal.SIGTERM)} if step == 3 else None
+    sentence = rf"the update is not finite at step {step} \(params/encoder/w.*\), though its loss is; the last good checkpoint is step {kept} "
+    with pytest.raises(NotFinite, match=sentence):
+        run(tmp_path, method=SteepAtTheEnd(ends=step - 1), before=before)
+    assert saved(tmp_path)[-1] == kept
+    assert records(tmp_path)[-1]["step"] == step and np.isfinite(records(tmp_path)[-1]["loss"])
 
 
 def test_a_first_checkpoint_that_cannot_be_read_back(tmp_path, monkeypatch):

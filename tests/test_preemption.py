@@ -20,9 +20,9 @@ def test_a_signal_is_noted(number, capsys):
     """The run notices it at the next step and exits with status 75; afterwards signals do what they did before."""
     before = [signal.getsignal(n) for n in SIGNALS]
     with Preemption() as preemption:
-        assert not preemption.reached(1)
+        assert not preemption.reached()
         os.kill(os.getpid(), number)
-        assert preemption.reached(2) and preemption.signal == signal.Signals(number).name
+        assert preemption.reached() and preemption.signal == signal.Signals(number).name
         with pytest.raises(Preempted) as left:
             preemption.leave("step 2 of 9 is saved in x")
     assert left.value.code == 75 and isinstance(left.value, SystemExit)
@@ -38,7 +38,7 @@ def test_a_second_ctrl_c(capfd):
     with Preemption() as preemption:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        assert preemption.reached(1) and preemption.signal == "SIGTERM"
+        assert preemption.reached() and preemption.signal == "SIGTERM"
         assert capfd.readouterr().err == ("Ctrl-C: stopping after saving; a second Ctrl-C ends the run at once\n")
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -54,9 +54,9 @@ def test_a_job_that_ignores_its_terminal(monkeypatch):
         with Preemption() as preemption:
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGINT)
-            assert not preemption.reached(1)
+            assert not preemption.reached()
             os.kill(os.getpid(), signal.SIGTERM)
-            assert preemption.reached(1)
+            assert preemption.reached()
     finally:
         for number, handler in zip((signal.SIGHUP, signal.SIGINT), before, strict=True):
             signal.signal(number, handler)
@@ -77,7 +77,7 @@ def test_what_may_be_broken_off(capsys):
         assert not preemption.finished(work)
         assert done == ["first", "begun"]
         os.kill(os.getpid(), signal.SIGTERM)  # noted a second time, and nothing more
-        assert preemption.reached(3)
+        assert preemption.reached()
 
 
 def test_outside_of_the_main_thread():
@@ -86,7 +86,7 @@ def test_outside_of_the_main_thread():
 
     def run():
         with Preemption() as preemption:
-            found.extend([preemption.reached(1), preemption.finished(lambda: None)])
+            found.extend([preemption.reached(), preemption.finished(lambda: None)])
 
     thread = threading.Thread(target=run)
     thread.start()

@@ -312,8 +312,9 @@ def test_a_port_that_is_taken_and_none():
         port = server.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} of mesh.coordinator cannot be opened"):
             processes.start_processes(mesh_config(coordinator=f"localhost:{port}", processes=2, process_index=0))
-    with pytest.raises(UserError, match="mesh.coordinator is 'here', but must be a host and a port"):
-        processes.start_processes(mesh_config(coordinator="here", processes=2, process_index=0))
+    for place in ("here", "here:", "here:0", "here:99999", "here:²"):
+        with pytest.raises(UserError, match=f"mesh.coordinator is '{place}', but must be a host and a port from 1 to"):
+            processes.start_processes(mesh_config(coordinator=place, processes=2, process_index=0))
 
 
 KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}

@@ -23,6 +23,18 @@ def test_one_run_and_several(tmp_path):
     assert "one run" in (tmp_path / "both.html").read_text() and "two runs" in (tmp_path / "both.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["knn_accuracy", "rankme"])
+def test_what_was_before_training(tmp_path, name):
+    """Is told of a look at step 0, and not of the first look of a run that began without a monitor."""
+    for first, told in ((0, True), (2, False)):
+        lines = [json.dumps({"step": step, "epoch": step / 2, name: 0.5 + step / 10}) for step in (first, 4)]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        main([str(tmp_path)], lambda _: None)
+        page = (tmp_path / "report.html").read_text()
+        value = f"{0.5 + first / 10:{'.1%' if name == 'knn_accuracy' else '.1f'}}"
+        assert (f"and was {value} before training" in page) == told
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [([], "required: runs"), (["a", "--ot=b"], "--ot=b"), (["no/such"], "there is no workdir no/such")],

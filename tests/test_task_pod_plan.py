@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from recipes import no_room_for, small_method
 
@@ -157,6 +158,16 @@ def test_bad_input(changes, sentence, monkeypatch, tmp_path):
     with pytest.raises(UserError) as error:
         pod_plan.pod_plan(small_config(**changes), str(tmp_path))
     assert sentence in str(error.value)
+
+
+def test_a_source_of_few_images(monkeypatch, tmp_path):
+    """Is named where pod.images is not given."""
+    np.savez(tmp_path / "set.npz", x_train=np.zeros((12, 8, 8, 3), np.uint8), y_train=np.arange(12) % 2)
+    changes = {"pod.images": 0, "data.source": "arrays", "data.data_dir": str(tmp_path / "set.npz")}
+    with pytest.raises(
+        UserError, match=r"set.npz.* has 12 images, fewer than a batch of 16; set batch_size to at most 12"
+    ):
+        pod_plan.pod_plan(small_config(**changes), str(tmp_path))
 
 
 def plan_by_libtpu(workdir, **changes):

@@ -28,7 +28,7 @@ from bt_jax.facts import Facts
 from bt_jax.optim import make_optimizer
 from bt_jax.reporting import progress
 from bt_jax.tasks import pretrain as task
-from bt_jax.tasks.summary import summary
+from bt_jax.tasks.summary import farewell, summary
 
 STEPS = 6  # three epochs of two steps
 
@@ -240,6 +240,32 @@ def test_a_look_that_shows_overfitting():
     assert "kNN accuracy has fallen by 20.0 points since epoch 1, while the loss fell from 98 to 97.5" in said
     assert method.overfitting_advice in said and "barlow_twins.mixed=4" in said
     assert all(len(line) <= 120 for line in said.splitlines())
+
+
+@pytest.mark.parametrize("name", ["knn_accuracy", "rankme"])
+@pytest.mark.parametrize(
+    ("first", "weights", "words"), [(0, "", " untrained"), (0, "a run", " before training"), (3, "", None)]
+)
+def test_what_was_before_training(name, first, weights, words):
+    """Is the look at step 0, of given weights or of an untrained network; a run that began without a monitor has none."""
+    config = config_lib.default()
+    config.init_from = weights
+    history = [{"step": step, name: 0.25 + step / 12, "dead_features": 0} for step in (first, 6)]
+    history.insert(1, {"step": 5, "loss": 1.0})
+    setup = types.SimpleNamespace(
+        facts=types.SimpleNamespace(total_steps=6),
+        method=small_method(),
+        workdir=epath.Path("run"),
+        config=config.to_dict(),
+    )
+    reporter = types.SimpleNamespace(history=lambda: history)
+    run = types.SimpleNamespace(setup=setup, reporter=reporter, seconds=lambda: 2.0, seconds_of_this_start=lambda: 1.0)
+    result = task._result(config, run, None)
+    assert result[f"{name}_after"] == 0.75 and result.get(f"{name}_before") == (None if first else 0.25)
+    said = farewell(setup, result)
+    assert "75.0% with the trained encoder" in said if name == "knn_accuracy" else "RankMe         0.8 of " in said
+    shown = "25.0%" if name == "knn_accuracy" else "0.2"
+    assert f", {shown}{words}" in said if words else "untrained" not in said and "before training" not in said
 
 
 def test_views_made_on_the_device(small_run, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from recipes import no_room_for
 
 from bt_jax import config as config_lib
 from bt_jax.data.feed import make_feed
@@ -19,6 +20,7 @@ from bt_jax.errors import UserError
 from bt_jax.methods.barlow_twins import BarlowTwins
 from bt_jax.models import resnet
 from bt_jax.runtime import mesh as mesh_lib
+from bt_jax.tasks import report as task
 from bt_jax.tasks import watch
 from bt_jax.tasks.pretrain import prepare, pretrain
 from bt_jax.tasks.report import report, write_comparison, write_report
@@ -242,6 +244,16 @@ def test_without_matplotlib(finished, run, tmp_path, monkeypatch, capsys):
     result, said = again(finished, tmp_path, monkeypatch, capsys)
     assert result["step"] == 8 and said.count("report.html needs matplotlib") == 1 and "done in" in said
     assert not (tmp_path / "again" / "report.html").exists()
+
+
+def test_a_page_that_cannot_be_written(run, monkeypatch):
+    """A sentence, for the task as for the command; the page of before stays."""
+    before = text_of(write_report(run))
+    no_room_for(monkeypatch, task, "report.html")
+    for write in (lambda: report(None, str(run)), lambda: write_comparison([run, run], run / "report.html")):
+        with pytest.raises(UserError, match=r"report.html cannot be written \(No space left on device\); make room"):
+            write()
+    assert text_of(run / "report.html") == before
 
 
 def test_a_failure_never_ends_a_run(finished, tmp_path, monkeypatch, capsys):

@@ -22,6 +22,8 @@ def run(
 def test_a_good_run_has_none():
     assert warnings_of(run(spread=0.9, input_wait=0.02), **KNOWN) == []
     assert warnings_of([], **KNOWN) == [] and warnings_of([{"step": 3}]) == []
+    late = [r for r in run(looks=((0.4, 20, 0), (0.5, 20, 0), (0.49, 21, 0))) if r["step"]]
+    assert warnings_of(late, **KNOWN) == [], "its first look was of a trained network"
 
 
 @pytest.mark.parametrize(

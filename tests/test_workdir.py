@@ -14,7 +14,7 @@ from etils import epath
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
 from bt_jax.runtime import workdir as workdir_lib
-from bt_jax.runtime.workdir import claim_workdir, held
+from bt_jax.runtime.workdir import check_config, held, write_config
 
 
 @pytest.fixture
@@ -24,19 +24,19 @@ def workdir(tmp_path):
 
 def test_same_config_goes_on(workdir):
     config = config_lib.default()
-    claim_workdir(config, workdir, write=True)
-    claim_workdir(config, workdir, write=True)
+    write_config(config, workdir)
+    check_config(config, workdir)
     assert config_lib.from_json((workdir / "config.json").read_text()).to_dict() == config.to_dict()
 
 
 def test_another_config_is_refused_by_field(workdir):
     """The fields that differ are named, with both values, and nothing is written."""
     config = config_lib.default()
-    claim_workdir(config, workdir, write=True)
+    write_config(config, workdir)
     before = (workdir / "config.json").read_text()
     config.optimizer.weight_decay, config.barlow_twins.projector = 1e-4, (64, 64)
     with pytest.raises(UserError) as error:
-        claim_workdir(config, workdir, write=True)
+        check_config(config, workdir)
     assert "optimizer.weight_decay was 1e-06 and is now 0.0001" in str(error.value)
     assert "barlow_twins.projector was (8192, 8192, 8192) and is now (64, 64)" in str(error.value)
     assert "epochs" not in str(error.value)
@@ -45,9 +45,9 @@ def test_another_config_is_refused_by_field(workdir):
 
 def test_what_changes_no_weight_may_differ(workdir):
     config = config_lib.default()
-    claim_workdir(config, workdir, write=True)
+    write_config(config, workdir)
     config.log.every_steps, config.mesh.data, config.checkpoint.keep = 7, 8, 9
-    claim_workdir(config, workdir, write=True)
+    check_config(config, workdir)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_unreadable_config(workdir, content):
     with pytest.raises(
         UserError, match="config.json is not the config of a run .*; remove it if the run has a checkpoint"
     ):
-        claim_workdir(config_lib.default(), workdir, write=True)
+        check_config(config_lib.default(), workdir)
     assert (workdir / "config.json").read_bytes() == content
 
 
@@ -82,27 +82,27 @@ def test_an_odd_config(workdir, task):
             (changed if len(place) == 1 else changed[place[0]])[place[-1]] = odd
             (workdir / "config.json").write_text(json.dumps(changed))
             with contextlib.suppress(UserError):
-                claim_workdir(config, workdir, write=False)
+                check_config(config, workdir)
 
 
 def test_workdir_that_cannot_be_written(tmp_path):
     """A file where the folder should be; root may write anywhere, so permissions cannot be tried."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        claim_workdir(config_lib.default(), epath.Path(os.fspath(tmp_path / "file" / "run")), write=True)
+        write_config(config_lib.default(), epath.Path(os.fspath(tmp_path / "file" / "run")))
 
 
 def test_a_config_older_than_a_field(workdir):
     """A run whose config was written before a field existed resumes: it had the default."""
     config = config_lib.default()
-    claim_workdir(config, workdir, write=True)
+    write_config(config, workdir)
     old = json.loads((workdir / "config.json").read_text())
     del old["barlow_twins"]["form"], old["seed"]
     (workdir / "config.json").write_text(json.dumps(old))
-    claim_workdir(config, workdir, write=False)
+    check_config(config, workdir)
     config.seed = 1
     with pytest.raises(UserError, match="seed was 0 and is now 1"):
-        claim_workdir(config, workdir, write=False)
+        check_config(config, workdir)
 
 
 HOLD = """

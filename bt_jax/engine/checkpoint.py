@@ -284,11 +284,6 @@ def _unsealed(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in ("sealed", "sha256")}
 
 
-def steps_on_disk(workdir: epath.Path) -> list[int]:
-    """The steps with a complete checkpoint, in increasing order."""
-    return steps_in(workdir / "checkpoints")
-
-
 def restore_networks(
     workdir: epath.Path, encoder: Any, step: int | None = None, *, target: bool = False
 ) -> tuple[dict[str, Any], int]:

@@ -1,4 +1,4 @@
-"""Fingerprints: a number for every array of a state, to compare what is read with what was saved."""
+"""Fingerprints: a number for every array of a state, to compare what is read with what was saved; and which arrays are not finite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +31,18 @@ def compare(expected: Mapping[str, int], found: Mapping[str, int]) -> None:
     for name, value in found.items():
         if name in expected and expected[name] != value:
             raise ValueError(f"{name} differs from what was saved: its fingerprint is {value}, not {expected[name]}")
+
+
+def not_finite(state: Any) -> list[str]:
+    """The paths of the arrays with a NaN or an infinity; all processes must call it together, and all get the same."""
+    leaves = [x for x in jax.tree_util.tree_leaves_with_path(state) if jnp.issubdtype(x[1].dtype, jnp.inexact)]
+    finite = jax.device_get(_are_finite([leaf for _, leaf in leaves]))
+    return [_name(path) for (path, _), is_finite in zip(leaves, finite, strict=True) if not is_finite]
+
+
+@jax.jit
+def _are_finite(arrays: list[jax.Array]) -> jax.Array:
+    return jnp.array([jnp.all(jnp.isfinite(x)) for x in arrays], bool)
 
 
 @jax.jit

@@ -18,11 +18,12 @@ from bt_jax import console
 from bt_jax.data.views.spec import batch_spec
 from bt_jax.engine.dispatch import Program, make_program
 from bt_jax.engine.due import due
+from bt_jax.engine.fingerprints import not_finite
 from bt_jax.engine.run import Run
 from bt_jax.engine.setup import Setup
 from bt_jax.engine.state import TrainState, abstract_state
 from bt_jax.engine.step import jit_step, make_train_step
-from bt_jax.errors import NotFinite, UserError
+from bt_jax.errors import NotFinite, UserError, some
 from bt_jax.reporting.bad_images import BadImages
 from bt_jax.reporting.profile import Profiler, flops_of
 
@@ -53,7 +54,8 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
       The state after the last step.
 
     Raises:
-      UserError: the loss is not finite (the last good checkpoint is kept), or the workdir can no longer be written.
+      UserError: the loss or the weights are not finite (the last good checkpoint is kept), or the workdir can no longer be
+        written.
       Preempted: the process was asked to stop, and the step is saved.
     """
     setup, preemption, reporter = run.setup, run.session.preemption, run.reporter
@@ -65,8 +67,10 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
     )
     profiler = Profiler(setup.profile, setup.workdir, setup.dtype, reporter.say)
     program = profiler.wrap(_program(setup), lambda: _flops_of_a_step(setup))
-    if (cadence.look_first and before == 0) or not run.start.notes.looked:
-        preemption.finished(lambda: looks.take(state, before))
+    look_is_due = (cadence.look_first and before == 0) or not run.start.notes.looked
+    if look_is_due and not preemption.finished(lambda: looks.take(state, before)):
+        # Even after the last step: without this look the result would be that of the one before.
+        preemption.leave("nothing new was to be saved")
     if before == facts.total_steps:
         return state
     if preemption.signal and jax.process_count() == 1:  # several agree at a step
@@ -85,11 +89,12 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
             waiting = (step, metrics)
             now = due(before, step, facts, cadence)
             before = step
-            leaving = not now.last and preemption.reached(step)
+            leaving = not now.last and preemption.reached()
             if now.save or now.look or leaving:
                 # First, because a state that is not finite must not be saved.
                 _report(run, watch, *waiting, at_once=True)
                 waiting = None
+                _check_finite(run, state, step)
             looked = not now.look or (not leaving and preemption.finished(functools.partial(looks.take, state, step)))
             leaving = leaving or not looked
             if now.save or leaving:
@@ -165,18 +170,27 @@ def _report(
         rates = {f"learning_rate_{name}": float(np.asarray(schedule(step - 1))) for name, schedule in schedules.items()}
         run.reporter.step(step, values, rates, timed=i == count - 1, at_once=at_once)
         if not all(map(math.isfinite, values.values())):
-            raise _not_finite(run, step, values)
+            found = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise _not_finite(run, f"the loss is not finite at step {step} ({found})")
         watch.see(step, values)
 
 
-def _not_finite(run: Run, step: int, values: Mapping[str, float]) -> UserError:
+def _check_finite(run: Run, state: TrainState, step: int) -> None:
+    """Raises NotFinite for a state that must not be saved.
+
+    The loss of a step is that of the weights before its update, so it is finite where only the gradient is not.
+    """
+    if names := not_finite(dataclasses.replace(state, method_state=None)):  # a method may keep an infinity of its own
+        raise _not_finite(run, f"the update is not finite at step {step} ({some(names)}), though its loss is")
+
+
+def _not_finite(run: Run, sentence: str) -> UserError:
     run.checkpoints.wait()
     good = run.checkpoints.steps()
     kept = f"the last good checkpoint is step {good[-1]} in {run.checkpoints.folder}" if good else (
         "no checkpoint had been saved yet"
     )  # fmt: skip
-    found = ", ".join(f"{name} {value:g}" for name, value in values.items())
-    return NotFinite(f"the loss is not finite at step {step} ({found}); {kept}. {run.setup.advice}")
+    return NotFinite(f"{sentence}; {kept}. {run.setup.advice}")
 
 
 def _program(setup: Setup) -> Program:

@@ -183,12 +183,20 @@ class Evaluation:
                 self._say_start(protocol, seeds)
                 yield held
             return
-        if self.is_first:
+        problem = ""
+        try:
             check_config(self.config, self.workdir)
-            self.workdir.mkdir(parents=True, exist_ok=True)
-        self._say_start(protocol, seeds)
-        if self.is_first:
-            write_config(self.config, self.workdir)
+            if self.is_first:
+                self.workdir.mkdir(parents=True, exist_ok=True)
+            self._say_start(protocol, seeds)
+            if self.is_first:
+                write_config(self.config, self.workdir)
+        except UserError as error:
+            problem = str(error)
+        # Before the work, as a run goes on without this evaluation and the others would wait for this process in it.
+        processes.agree("folders of an evaluation", {str(self.workdir): problem})
+        if problem:
+            raise UserError(problem)
         yield self._within
 
     def _say_start(self, protocol: str, seeds: str) -> None:

@@ -125,12 +125,13 @@ def _loss(records: Sequence[Record], start: float | None, floor: float | None) -
 
 
 def _worse(records: Sequence[Record]) -> Warned | None:
-    accuracy = _values(records, "knn_accuracy")
-    if len(accuracy) < 2 or accuracy[-1] >= accuracy[0]:
+    before = _values([r for r in records if r["step"] == 0], "knn_accuracy")
+    accuracy = _values(records, "knn_accuracy", after=0)
+    if not before or not accuracy or accuracy[-1] >= before[0]:
         return None
     return Warned(
         "Training has made the features worse",
-        f"kNN accuracy is {accuracy[-1]:.1%}, and was {accuracy[0]:.1%} before training.",
+        f"kNN accuracy is {accuracy[-1]:.1%}, and was {before[0]:.1%} before training.",
         "Look at the views below: do they leave what tells your classes apart? Then lower the learning rate.",
     )
 

@@ -168,12 +168,18 @@ def write_parquet(
             columns = {"path": names, "features": pyarrow.FixedSizeListArray.from_arrays(flat, width)}
             if class_names:
                 columns["label"] = pyarrow.array(piece["labels"])
-                columns["class_name"] = [_utf8(class_names[label]) for label in piece["labels"].tolist()]
+                classes = [_name_of_class(label, class_names) for label in piece["labels"].tolist()]
+                columns["class_name"] = pyarrow.array(classes, pyarrow.string())  # also where no image has a class
             table = pyarrow.table(columns)
             writer = writer or parquet.ParquetWriter(file, table.schema)
             writer.write_table(table)
         if writer is not None:
             writer.close()
+
+
+def _name_of_class(label: int, class_names: Sequence[str]) -> str | None:
+    """None for a label that is none of the classes, such as -1 in a test split whose labels are not public."""
+    return _utf8(class_names[label]) if 0 <= label < len(class_names) else None
 
 
 def _utf8(text: str) -> str:

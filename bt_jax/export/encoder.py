@@ -22,6 +22,7 @@ from bt_jax.export.torch_files import read_torch
 from bt_jax.export.torch_weights import see_sound, weights_of_state_dict
 from bt_jax.export.weights import EncoderWeights, check_description, sha256_of
 from bt_jax.import_path import is_import_path
+from bt_jax.models.encoders import in_dtype
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime.paths import as_path
@@ -52,13 +53,16 @@ class Encoder:
         self._mesh = jax.make_mesh((jax.local_device_count(),), (mesh_lib.DATA_AXIS,), (jax.sharding.AxisType.Auto,),
                                    devices=jax.local_devices())  # fmt: skip
 
-        def encode(variables, images):
+        def encode(variables, images, dtype):
+            module, inputs = self.module, weights.inputs()
+            if dtype is not None:
+                module, inputs = in_dtype(module, dtype), dataclasses.replace(inputs, dtype=dtype)
             if images.dtype == weights.pixels.dtype:
-                images = weights.inputs().normalize(images)
-            features: Any = self.module.apply(variables, images, train=False)
+                images = inputs.normalize(images)
+            features: Any = module.apply(variables, images, train=False)
             return features.astype(jnp.float32)
 
-        self._encode = jax.jit(encode, out_shardings=mesh_lib.everywhere(self._mesh))
+        self._encode = jax.jit(encode, static_argnums=2, out_shardings=mesh_lib.everywhere(self._mesh))
         self._placed = jax.device_put(self.variables, mesh_lib.everywhere(self._mesh))
 
     @property
@@ -109,13 +113,17 @@ class Encoder:
             self._check_normalised(images)
         return self._in_blocks(images, int(block))
 
-    def features_of_levels(self, levels: np.ndarray, *, block: int = 256) -> np.ndarray:
-        """Like `features`, for levels (N, H, W, C) as `pixels` has them: uint8, or uint16 with a declared range."""
-        return self._in_blocks(levels, block)
+    def features_of_levels(self, levels: np.ndarray, *, block: int = 256, dtype: Any = None) -> np.ndarray:
+        """Like `features`, for levels (N, H, W, C) as `pixels` has them: uint8, or uint16 with a declared range.
 
-    def _in_blocks(self, images: np.ndarray, block: int) -> np.ndarray:
+        Args:
+          dtype: that the network computes in, in place of the encoder's own.
+        """
+        return self._in_blocks(levels, block, None if dtype is None else jnp.dtype(dtype))
+
+    def _in_blocks(self, images: np.ndarray, block: int, dtype: Any = None) -> np.ndarray:
         block = -(-min(block, max(len(images), 1)) // self._mesh.size) * self._mesh.size
-        return np.concatenate([np.zeros((0, self.width), np.float32), *self._blocks(images, block)])
+        return np.concatenate([np.zeros((0, self.width), np.float32), *self._blocks(images, block, dtype)])
 
     def _check_normalised(self, images: np.ndarray) -> None:
         """Raises UserError for floats that clearly are unnormalised pixels: normalised ones include negative numbers."""
@@ -130,14 +138,14 @@ class Encoder:
             "unchanged."
         )
 
-    def _blocks(self, images: np.ndarray, block: int) -> Iterator[np.ndarray]:
+    def _blocks(self, images: np.ndarray, block: int, dtype: Any) -> Iterator[np.ndarray]:
         sharding = mesh_lib.over_batch(self._mesh)
         for start in range(0, len(images), block):
             part = images[start : start + block]
             padded = np.pad(
                 part, ((0, block - len(part)), (0, 0), (0, 0), (0, 0))
             )  # one shape, so that it compiles once
-            yield np.asarray(self._encode(self._placed, jax.device_put(padded, sharding)))[: len(part)]
+            yield np.asarray(self._encode(self._placed, jax.device_put(padded, sharding), dtype))[: len(part)]
 
 
 def host_images(images: Any, pixels: Pixels = PHOTOGRAPHS) -> np.ndarray:

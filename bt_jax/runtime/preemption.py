@@ -9,6 +9,7 @@ service, which has its own handler for SIGTERM, informs the others and picks the
 as SIGTERM. That service does not run with a single process.
 """
 
+import itertools
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from bt_jax.errors import Preempted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)  # stay ignored if they were: nohup, `&` in a script
+_asks = itertools.count(1)  # of this process, in all its trainings
 _WORDS = {"SIGINT": "Ctrl-C", "SIGHUP": "SIGHUP, as when the terminal is closed"}
 
 
@@ -77,14 +79,15 @@ class Preemption:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
 
-    def reached(self, step: int) -> bool:
-        """Whether to save and exit now; all processes must ask at every step, and all get the same answer.
+    def reached(self) -> bool:
+        """Whether to save and exit now; all processes must ask at the same steps, and all get the same answer.
 
-        Args:
-          step: the number of updates made so far.
+        The service stops the processes at one more than the largest number that any of them has passed, 0 before the first,
+        and at no other. So they pass how often they have asked: a training's steps may begin anywhere, rise by several, and
+        begin again in the next training.
         """
         if self._several:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(next(_asks))
         return bool(self.signal)
 
     def finished(self, work: Callable[[], None]) -> bool:

@@ -156,9 +156,9 @@ def _explicit(config: ConfigDict) -> dict[str, Any]:
     Without this check JAX ends the process with a C++ stack trace.
     """
     host, _, port = config.coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(
-            f"mesh.coordinator is {config.coordinator!r}, but must be a host and a port, such as 10.0.0.1:1234."
+            f"mesh.coordinator is {config.coordinator!r}, but must be a host and a port from 1 to 65535, such as 10.0.0.1:1234."
         )
     if config.process_index == 0:
         try:

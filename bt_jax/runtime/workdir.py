@@ -19,20 +19,6 @@ from bt_jax.errors import UserError, first_line
 from bt_jax.runtime.files import errors_of_files, read_object, write_whole
 
 
-def claim_workdir(config: ConfigDict, workdir: epath.Path, *, write: bool) -> None:
-    """Compares the config with the workdir's `config.json`, and writes it there.
-
-    Args:
-      write: whether this process writes; the others only compare.
-
-    Raises:
-      UserError: the workdir holds a run with another config (the differing fields are named), or cannot be written.
-    """
-    check_config(config, workdir)
-    if write:
-        write_config(config, workdir)
-
-
 def check_config(config: ConfigDict, workdir: epath.Path) -> None:
     """Compares the config with the workdir's `config.json`, if there is one.
 

@@ -173,7 +173,7 @@ class _Embedding:
                         self._pieces.write(piece, _joined(parts))
                     parts = []
                     bad_images.tell(epoch_ends=images == len(source))
-                    if images < len(source) and held.preemption.reached(piece):
+                    if images < len(source) and held.preemption.reached():
                         self._leave(held)
             except NotFiniteFeatures as error:
                 raise UserError(

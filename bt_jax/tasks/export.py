@@ -37,7 +37,8 @@ def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
     wanted, folder = config.export, as_folder(workdir, "--workdir")
     weights = read_weights(config.init_from, target=wanted.target)
     see_sound(weights)
-    weights = weights.without(name for name in weights.heads if not wanted.get(name, True))
+    left_out = [n for n in weights.heads if not (wanted.classifier if n == "classifier" else wanted.projector)]
+    weights = weights.without(left_out)
     for name in ("hub", "detectron2"):
         if wanted[name]:
             check_standard(vars(weights), f"export.{name}")

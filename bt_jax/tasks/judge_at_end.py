@@ -16,6 +16,7 @@ from bt_jax import config as config_lib
 from bt_jax.engine.session import Session
 from bt_jax.errors import UserError
 from bt_jax.runtime import processes
+from bt_jax.runtime.workdir import check_config
 from bt_jax.tasks.finetune import evaluate_finetune
 from bt_jax.tasks.linear import evaluate_linear
 
@@ -52,6 +53,9 @@ def judge_at_end(
         derived = _derived(config, workdir, task, batch)
         if task == "finetune":
             derived.finetune.update(per_class=per_class, **fields)
+        if session.is_first:
+            _remove_other_judgement(derived, workdir / name)
+        processes.agree("judgements", {what: "to begin"})  # none reads what is being removed
         found, problem = {}, ""
         try:
             evaluate = evaluate_linear if task == "linear" else evaluate_finetune
@@ -92,6 +96,31 @@ def _derived(config: ConfigDict, workdir: epath.Path, task: str, batch: int) -> 
     derived.checkpoint.every_epochs = judge.epochs
     derived.log.update(tensorboard=False, wandb=False, mlflow=False)
     return derived
+
+
+def _remove_other_judgement(derived: ConfigDict, folder: epath.Path) -> None:
+    """Removes a judgement with other fields of `judge` or on other devices: those of this start could not resume it.
+
+    It is made anew from the run. An evaluation that a user has put there is not removed.
+    """
+    try:
+        check_config(derived, folder)
+    except UserError:
+        if _is_judgement(folder):
+            # The config is removed last, so that the next start removes what is left if this one is stopped.
+            for path in [path for path in folder.iterdir() if path.name != "config.json"]:
+                path.rmtree() if path.is_dir() else path.unlink()
+            folder.rmtree()
+
+
+def _is_judgement(folder: epath.Path) -> bool:
+    """Whether the config in the folder has what only `_derived` gives it."""
+    try:
+        there = config_lib.flatten(config_lib.from_json((folder / "config.json").read_text()))
+    except (OSError, ValueError):
+        return False
+    saved, looked, epochs = (there.get(n) for n in ("checkpoint.every_epochs", "sgd.evaluate_every_epochs", "epochs"))
+    return saved == looked == epochs and not any(there.get(f"log.{n}") for n in ("tensorboard", "wandb", "mlflow"))
 
 
 def _silent(_: str) -> None:

@@ -48,14 +48,12 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
     if not config.pod.topology:
         raise UserError(f"pod.topology is empty, but must name a slice when task is 'pod_plan': {known()}.")
     topology = parse_topology(config.pod.topology)
-    images, classes = config.pod.images, config.pod.num_classes
+    images, classes, found = config.pod.images, config.pod.num_classes, f"pod.images is {config.pod.images}"
     if not images:
         source = make_source(config.data, "train")
-        images, classes = len(source), source.num_classes
+        images, classes, found = len(source), source.num_classes, f"{source.name} has {len(source)} images"
     if images < config.batch_size:
-        raise UserError(
-            f"pod.images is {images}, fewer than a batch of {config.batch_size}; set batch_size to at most {images}."
-        )
+        raise UserError(f"{found}, fewer than a batch of {config.batch_size}; set batch_size to at most {images}.")
     console.say(f"compiling {config.model.arch} for {topology.devices} devices of {topology.name}; this takes minutes")
     mesh = mesh_lib.make_mesh(config.mesh, devices_of(topology))
     mesh_lib.check_batch_size(mesh, config.batch_size)

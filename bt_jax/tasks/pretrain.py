@@ -12,7 +12,7 @@ A start, or a restart, goes through these stages:
 import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ from bt_jax.runtime import processes
 from bt_jax.runtime.files import write_whole
 from bt_jax.runtime.paths import as_folder
 from bt_jax.tasks.judge_at_end import judge_at_end
-from bt_jax.tasks.summary import farewell, summary
+from bt_jax.tasks.summary import at_the_start, farewell, summary
 from bt_jax.tasks.watch import Watch
 
 
@@ -52,7 +52,7 @@ def pretrain(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Pre-trains an encoder according to `config`, or resumes the run in `workdir`.
 
     Returns:
-      The content of WORKDIR/pretrain.json: the last metrics, kNN accuracy before and after, steps, seconds.
+      The content of WORKDIR/pretrain.json: the last metrics, kNN accuracy before (if it was measured) and after, steps, seconds.
 
     Raises:
       UserError: bad input; the loss is not finite (the last good checkpoint is kept); another run holds the workdir, or it
@@ -182,8 +182,7 @@ def _looker(config: ConfigDict, run: Run, monitor: FeatureMonitor, watch: Watch)
 
     def look(state, step) -> Look:
         found = monitor.report(state.encoder_variables())
-        start = "before training" if config.init_from else "untrained"
-        when = start if step == 0 else f"after epoch {step // setup.facts.steps_per_epoch}"
+        when = at_the_start(config.init_from) if step == 0 else f"after epoch {step // setup.facts.steps_per_epoch}"
         dead = f", {found['dead_features']} dead" if found["dead_features"] else ""
         rank = f"RankMe {found['rankme']:.1f} of {setup.method.encoder.num_features}"
         if "knn_accuracy" in found:
@@ -207,12 +206,8 @@ def _result(config: ConfigDict, run: Run, monitor: FeatureMonitor | None) -> dic
     for record in history:
         last |= record
     result = {"task": "pretrain", "method": config.method, "step": run.setup.facts.total_steps, "metrics": last}
-    knn = [record["knn_accuracy"] for record in history if "knn_accuracy" in record]
-    if knn:  # the records are on process 0 only
-        result |= {"knn_accuracy_before": knn[0], "knn_accuracy_after": knn[-1]}
-    ranks = [record["rankme"] for record in history if "rankme" in record]
-    if ranks and not knn:
-        result |= {"rankme_before": ranks[0], "rankme_after": ranks[-1]}
+    # The records are on process 0 only.
+    result |= _before_and_after(history, "knn_accuracy") or _before_and_after(history, "rankme")
     if isinstance(monitor, KnnMonitor) and config.data.image_size <= 64:  # all processes take part
         result["knn_accuracy_raw_pixels"] = monitor.raw_pixels()
     if config.monitor.judge_at_end:
@@ -221,6 +216,13 @@ def _result(config: ConfigDict, run: Run, monitor: FeatureMonitor | None) -> dic
         "seconds": round(run.seconds(), 1),
         "seconds_of_last_start": round(run.seconds_of_this_start(), 1),
     }
+
+
+def _before_and_after(history: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    """The first and the last number of a name; the first only of a look before the first step, which a run may not have taken."""
+    found = [(record["step"], record[name]) for record in history if name in record]
+    before = {f"{name}_before": value for step, value in found[:1] if step == 0}
+    return before | {f"{name}_after": value for _, value in found[-1:]}
 
 
 def _judgement(config: ConfigDict, run: Run) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 from bt_jax import config as config_lib
 from bt_jax import console
+from bt_jax.errors import UserError, first_line
 from bt_jax.evaluation.verdict import warnings_of
 from bt_jax.facts import Facts
 from bt_jax.parts import import_part
 from bt_jax.reporting.report.run import RunFiles, read_run
-from bt_jax.runtime.files import write_whole
+from bt_jax.runtime.files import errors_of_files, write_whole
 from bt_jax.runtime.paths import as_folder
 
 NAME = "report.html"
@@ -49,8 +50,7 @@ def write_report(workdir: epath.Path, out: epath.Path | None = None) -> epath.Pa
 
     run = read_run(workdir)
     out = workdir / NAME if out is None else out
-    write_whole(out, page(run, **_judged(run)))
-    return out
+    return _written(out, page(run, **_judged(run)))
 
 
 def write_comparison(workdirs: Sequence[epath.Path], out: epath.Path) -> epath.Path:
@@ -58,7 +58,17 @@ def write_comparison(workdirs: Sequence[epath.Path], out: epath.Path) -> epath.P
     check_report_parts()
     from bt_jax.reporting.report.comparison import comparison
 
-    write_whole(out, comparison([read_run(workdir) for workdir in workdirs]))
+    return _written(out, comparison([read_run(workdir) for workdir in workdirs]))
+
+
+def _written(out: epath.Path, page: str) -> epath.Path:
+    try:
+        write_whole(out, page)
+    except errors_of_files() as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(
+            f"{out} cannot be written ({why}); make room, or write it elsewhere: python -m bt_jax.report RUN --out=PAGE.html."
+        ) from error
     return out
 
 

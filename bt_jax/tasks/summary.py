@@ -45,6 +45,11 @@ def summary(config: ConfigDict, setup: Setup, start: Start) -> str:
     return "\n".join(text)
 
 
+def at_the_start(init_from: str) -> str:
+    """How the encoder is before the first step, in words that follow a number."""
+    return "before training" if init_from else "untrained"
+
+
 def described_views(groups: Any) -> str:
     """`two views of 48×48`, or `two views of 224×224 and six of 96×96`."""
     parts: list[str] = []
@@ -66,14 +71,17 @@ def farewell(setup: Setup, result: dict[str, Any], report: str = "") -> str:
       report: the path of its report; "" if there is none.
     """
     lines, workdir = [f"\ndone in {duration(result['seconds_of_last_start'])}"], setup.workdir
+    start = at_the_start(setup.config.get("init_from", ""))
     if "knn_accuracy_after" in result:
-        before, after = result["knn_accuracy_before"], result["knn_accuracy_after"]
+        after, before = result["knn_accuracy_after"], result.get("knn_accuracy_before")
+        was = "" if before is None else f", {before:.1%} {start}"
         raw = result.get("knn_accuracy_raw_pixels")
         pixels = "" if raw is None else f", {raw:.1%} on raw pixels"
-        lines.append(f"kNN accuracy   {after:.1%} with the trained encoder, {before:.1%} untrained{pixels}")
+        lines.append(f"kNN accuracy   {after:.1%} with the trained encoder{was}{pixels}")
     if "rankme_after" in result:
         metrics, width = result["metrics"], setup.method.encoder.num_features
-        lines.append(f"RankMe         {result['rankme_after']:.1f} of {width}, {result['rankme_before']:.1f} untrained")
+        was = f", {result['rankme_before']:.1f} {start}" if "rankme_before" in result else ""
+        lines.append(f"RankMe         {result['rankme_after']:.1f} of {width}{was}")
         measures = [f"{name} {metrics[name]:.3f}" for name in ("alignment", "uniformity") if name in metrics]
         measures.append(f"{metrics['dead_features']} of {width} features dead")
         lines.append(f"geometry       {', '.join(measures)}")

@@ -11,7 +11,7 @@ from bt_jax.reporting.report.run import RunFiles
 
 _FIGURES = (("loss", "Loss"), ("knn_accuracy", "kNN accuracy"), ("rankme", "RankMe"), ("dead_features", "Dead features"),
             ("alignment", "Alignment"), ("uniformity", "Uniformity"), ("images_per_second", "Images per second"))  # fmt: skip
-_RESULTS = (("kNN", "knn_accuracy_after"), ("untrained", "knn_accuracy_before"), ("linear", "linear_top1"))
+_RESULTS = (("kNN", "knn_accuracy_after"), ("kNN before training", "knn_accuracy_before"), ("linear", "linear_top1"))
 _LOSSES = "Of several methods, whose losses have no common scale: only the course of each says something."
 
 

@@ -104,12 +104,12 @@ def _data(run: RunFiles) -> str:
 
 def _result(run: RunFiles) -> str:
     result = run.result
-    _, knn = run.series("knn_accuracy")
-    _, rank = run.series("rankme")
+    epochs, knn = run.series("knn_accuracy")
+    epochs_of_rank, rank = run.series("rankme")
     parts = []
     if len(knn):
         text = f"kNN accuracy on test images is {knn[-1]:.1%}"
-        if len(knn) > 1:
+        if len(knn) > 1 and epochs[0] == 0:
             text += f", and was {knn[0]:.1%} before training"
         raw = result.get("knn_accuracy_raw_pixels")
         parts.append(text + (f" ({raw:.1%} on raw pixels)" if raw is not None else ""))
@@ -121,8 +121,9 @@ def _result(run: RunFiles) -> str:
             f"{result.get('from_scratch_top1', float('nan')):.1%} from scratch"
         )
     if not parts and len(rank):
+        was = f", and was {rank[0]:.1f} before training" if len(rank) > 1 and epochs_of_rank[0] == 0 else ""
         parts.append(
-            f"Without labels no accuracy is measured; the features' effective rank (RankMe) is {rank[-1]:.1f}, and was {rank[0]:.1f} before training"
+            f"Without labels no accuracy is measured; the features' effective rank (RankMe) is {rank[-1]:.1f}{was}"
         )
     if not parts:
         return "No look of the monitor is recorded, so there are only the loss and its rates (monitor.every_epochs sets how often it looks)."

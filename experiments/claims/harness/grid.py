@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,7 @@ NEEDED_BYTES = 500 * 2**20  # for the workdirs of the runs that are begun
 INTERRUPTED = 75  # main.py's status after it has saved
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 GUESSING = 10.0  # % of ten classes
+_NOT_FINITE = re.compile(r"the (loss|update) is not finite")
 
 
 @dataclasses.dataclass
@@ -354,8 +356,8 @@ def _records(run: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _diverged(folder: pathlib.Path) -> bool:
-    """Whether a loss was not finite: the run's last line says so, as such a step is not among those that are reported."""
-    return "the loss is not finite" in (folder / "log.txt").read_text(errors="replace")
+    """Whether a loss or an update was not finite: the run's last line says so, as such a step is not among those that are reported."""
+    return bool(_NOT_FINITE.search((folder / "log.txt").read_text(errors="replace")))
 
 
 def _found(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
