@@ -81,9 +81,12 @@ def _scale_by_trust_ratio(
             state = optax.ScaleByScheduleState(optax.safe_increment(state.count))
         return jax.tree.map(scaled, updates, params), state
 
-    if callable(clip_by):
-        return optax.GradientTransformation(lambda _: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)
-    return optax.GradientTransformation(optax.scale_by_trust_ratio().init, update)
+    def init(params):
+        if callable(clip_by):
+            return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+        return optax.scale_by_trust_ratio().init(params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _weights(params: optax.Params) -> optax.Params:
