@@ -8,11 +8,11 @@ Data:      TFDS `cifar10`; --config.data.download=True lets TFDS fetch its 163 M
 Hardware:  2 CPU cores.
 Expected:  Barlow Twins: kNN accuracy (10 000 train and 5000 test images) 22.5 % untrained, 34.5 % on raw pixels, 40.9 % after
            six epochs in 10 minutes. Measured with JAX 0.10.2; curves of an earlier version in experiments/results/cifar10_cpu/.
-           SimCLR 46.5 %, VICReg 44.1 %, BYOL 35.9 %, SwAV 34.1 %, PIRL 28.4 %, one seed each (experiments/results/methods.md).
-           Supervised: not measured.
+           SimCLR 46.5 %, VICReg 44.1 % (with crops of 8 % and more, and a gradient divisor of 10, which it no longer has), BYOL 35.9 %,
+           SwAV 34.1 %, PIRL 28.4 %, one seed each (experiments/results/methods.md). Supervised: not measured.
 
-The stem has stride 2, so that feature maps are 16×16 instead of 32×32, at a quarter of the cost. LARS does not clip its trust ratios:
-so all figures here were measured.
+The stem has stride 2, so that feature maps are 16×16 instead of 32×32, at a quarter of the cost. LARS does not clip its trust ratios,
+as it did not when these were measured.
 """
 
 from configs import resnet18_cifar10
