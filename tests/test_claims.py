@@ -508,7 +508,9 @@ def test_an_unfinished_grid_has_a_page_too(tmp_path):
     (gone, *others) = sorted((tmp_path / "cells").glob("*auto*"))
     gone.unlink()
     text = report(Grid(tmp_path, "cpu"))
-    assert "(1 runs missing)" in text and "## Not begun\n\nAsymmetry" in text
+    assert (
+        "(1 of its runs missing)" in text and "judged by 1 are missing." in text and "## Not begun\n\nAsymmetry" in text
+    )
     for path in others:
         path.unlink()
     with pytest.raises(UserError, match="has no claim that is begun"):
@@ -565,3 +567,17 @@ def test_points_of_one_place_are_drawn_beside_each_other():
         assert len(places) == len(claim.arms) + (3 if name == "batch_size" else 0), (
             "three methods' base arms are of two lines"
         )
+
+
+def test_runs_that_no_statement_is_about_are_not_missing(tmp_path):
+    claim = claims.load("batch_size", "cpu")
+    _write_results(tmp_path, claim, lambda arm, seed: 40.0 + seed)
+    judged = {cell.name for cell in claims.cells("cpu", [claim], judged=True)}
+    for path in (tmp_path / "cells").iterdir():
+        if path.stem not in judged:
+            path.unlink()
+    text = report(Grid(tmp_path, "cpu"))
+    assert (
+        "missing" not in text
+        and f"Of those that are only shown {3 * len(claim.arms) - len(judged)} were not made." in text
+    )

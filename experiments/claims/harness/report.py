@@ -114,8 +114,8 @@ def _head(grid: Grid, judged: list, spent: Spent) -> str:
     ]
     for claim, results, found, hours in judged:
         verdict = overall([outcome.verdict for outcome in results])
-        missing = sum(len(claim.seeds) - len(runs) for runs in found.values())
-        told = f"{verdict}{f' ({missing} runs missing)' if missing else ''}"
+        missing = _missing(claim, found, judged=True)
+        told = f"{verdict}{f' ({missing} of its runs missing)' if missing else ''}"
         lines[-1] += f"\n| [{claim.title}](#{_anchor(claim)}) | {told} | {_effect(results[0])} | {hours:.1f} |"
     return "\n\n".join(lines)
 
@@ -156,16 +156,23 @@ def _section(
 ) -> str:
     parts = [f"## {claim.title}", f"`{claim.name}.py`, {hours:.1f} hours of one core.", f"```\n{claim.text}\n```"]
     if results:
-        missing = sum(len(claim.seeds) - len(runs) for runs in found.values())
+        missing, only_shown = (_missing(claim, found, judged=judged) for judged in (True, False))
         parts.append(
             f"**{overall([outcome.verdict for outcome in results]).capitalize()}.**"
-            + f" {missing} runs are missing." * bool(missing)
+            + f" Of the runs that it is judged by {missing} are missing." * bool(missing)
+            + f" Of those that are only shown {only_shown} were not made." * bool(only_shown)
         )
         parts.append(_verdicts(claim, found, results, scale))
     parts.append(_table(claim, found))
     if picture and page:
         parts.append(f"![{claim.title}: accuracy of each arm]({picture.relative_to(page.parent).as_posix()})")
     return "\n\n".join(parts)
+
+
+def _missing(claim: Claim, found: dict, *, judged: bool) -> int:
+    """How many runs there are not, of the arms that statements are about, or of all others."""
+    about = {name for statement in claim.statements for name in statement.weights}
+    return sum(len(claim.seeds) - len(runs) for name, runs in found.items() if (name in about) == judged)
 
 
 def _verdicts(claim: Claim, found: dict, results: list[Outcome], scale: str) -> str:
