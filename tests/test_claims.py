@@ -511,7 +511,14 @@ def test_an_unfinished_grid_has_a_page_too(tmp_path):
     assert (
         "(1 of its runs missing)" in text and "judged by 1 are missing." in text and "## Not begun\n\nAsymmetry" in text
     )
-    for path in others:
+    (evaluated,) = (arm for arm in claims.load("table2", "cpu").arms if arm.name == "SimCLR, 1 %")
+    run = claims.cell("cpu", evaluated, 0)
+    found = json.loads(others[0].read_text()) | {"settings": run.settings(), "cpu_seconds": 3600.0}
+    path = tmp_path / "cells" / f"{run.name}.json"
+    path.write_text(json.dumps(found))
+    assert "5 runs, 0.8 hours of one core" in text
+    assert "6 runs, 1.8 hours of one core" in report(Grid(tmp_path, "cpu")), "those of claims that have not begun too"
+    for path in (*others, path):
         path.unlink()
     with pytest.raises(UserError, match="has no claim that is begun"):
         report(Grid(tmp_path, "cpu"))

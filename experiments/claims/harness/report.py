@@ -37,14 +37,14 @@ def report(grid: Grid, page: pathlib.Path | None = None) -> str:
         accuracies = {arm: {seed: r["accuracy"] for seed, r in runs.items()} for arm, runs in found.items()}
         results = outcomes(claim, accuracies)
         # One that has only the arms that it shares with others has not begun.
+        hours = spent.add(found)
         if not any(outcome.seeds for outcome in results) and (claim.statements or not any(found.values())):
             waiting.append(claim.title)
             continue
-        minutes = spent.add(found)
         picture = _plot(claim, accuracies, pictures) if pictures else None
-        sections.append(_section(claim, found, results, minutes, grid.scale, picture, page))
+        sections.append(_section(claim, found, results, hours, grid.scale, picture, page))
         if claim.statements:
-            judged.append((claim, results, found, minutes))
+            judged.append((claim, results, found, hours))
     if not sections:
         raise UserError(f"--out={grid.out} has no claim that is begun")
     if waiting:
