@@ -518,8 +518,8 @@ def test_an_unfinished_grid_has_a_page_too(tmp_path):
     path.write_text(json.dumps(found))
     assert "5 runs, 0.8 hours of one core" in text
     assert "6 runs, 1.8 hours of one core" in report(Grid(tmp_path, "cpu")), "those of claims that have not begun too"
-    for path in (*others, path):
-        path.unlink()
+    for result in (*others, path):
+        result.unlink()
     with pytest.raises(UserError, match="has no claim that is begun"):
         report(Grid(tmp_path, "cpu"))
 
