@@ -15,34 +15,23 @@ import hashlib
 import io
 import json
 import os
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from bt_jax.data.sources.base import LARGEST_IMAGE
-from bt_jax.data.sources.listing import IMAGE_ENDINGS, Paths, is_hidden, is_image
+from bt_jax.data.sources.listing import IMAGE_ENDINGS, Paths, is_image
 from bt_jax.data.sources.ranges import Stamp, alone, arrays_of, cache_file, written_whole
 from bt_jax.data.sources.shards import relative_names
+from bt_jax.data.sources.tar_files import Entry, files_of, has_hidden, may_hold_labels
 from bt_jax.errors import UserError, first_line, some
 
 _VERSION = 2
 REPLACED = "replaced"  # the kind of files that a later one in their archive replaces when it is unpacked
 _READERS = 8  # archives in an object store that are read at once
-_BLOCK = 512
-_COMPRESSIONS = {
-    b"\x1f\x8b": ("gzip", "gunzip"),
-    b"BZh": ("bzip2", "bunzip2"),
-    b"\xfd7zXZ": ("xz", "unxz"),
-    b"(\xb5/\xfd": ("zstd", "unzstd"),
-}
 _LABEL_BYTES = 64  # of a .cls; it holds a number
-_LABEL_FILE = 2**24  # bytes of a .cls or .json
-_HEADER = 2**20  # bytes of a long name, or of a PAX header
-_DEPTH = 8  # of archives in archives
 _JSON_LABELS = ("label", "cls")
 NO_LABEL = -1
 
@@ -105,16 +94,6 @@ def tar_index(archives: Sequence[epath.Path]) -> TarIndex:
     return dataclasses.replace(found, changed=changed)
 
 
-@dataclasses.dataclass
-class _Entry:
-    """A file in an archive."""
-
-    name: str
-    start: int
-    size: int
-    content: bytes = b""  # of those with labels
-
-
 def _made(files: list[str], stamps: list[Stamp]) -> TarIndex:
     remote = any("://" in file for file in files)
     with ThreadPoolExecutor(_READERS if remote else 1) as pool:
@@ -150,7 +129,7 @@ def _kinds(passed: dict[str, int]) -> str:
 
 @dataclasses.dataclass
 class _Shard:
-    images: list[tuple[_Entry, int]]
+    images: list[tuple[Entry, int]]
     samples: bool
     passed: collections.Counter[str]
 
@@ -158,20 +137,15 @@ class _Shard:
 def _images_of(file: str) -> _Shard:
     """The images of one archive with their labels, in its order."""
     passed: collections.Counter[str] = collections.Counter()
-    entries: list[_Entry] = []
-    try:
-        with _opened(file) as opened:
-            _check_compression(file, opened)
-            for entry in _files_in(file, opened, 0, opened.seek(0, os.SEEK_END), ""):
-                base = entry.name.rpartition("/")[2]
-                if _has_hidden(entry.name):
-                    passed["hidden"] += 1
-                elif is_image(base) or base.lower().endswith((".cls", ".json")):
-                    entries.append(entry)
-                else:
-                    passed[os.path.splitext(base)[1].lower() or "without an ending"] += 1
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror or error}); make it readable.") from None
+    entries: list[Entry] = []
+    for entry in files_of(file):
+        base = entry.name.rpartition("/")[2]
+        if has_hidden(entry.name):
+            passed["hidden"] += 1
+        elif is_image(base) or may_hold_labels(base):
+            entries.append(entry)
+        else:
+            passed[os.path.splitext(base)[1].lower() or "without an ending"] += 1
     if any(entry.name.lower().endswith(".cls") for entry in entries) or _has_pairs(entries):
         return _Shard(_samples(file, entries, passed), True, passed)
     passed[".json"] += sum(not is_image(entry.name) for entry in entries)
@@ -181,135 +155,7 @@ def _images_of(file: str) -> _Shard:
     return _Shard([(entry, NO_LABEL) for entry in last.values()], False, +passed)
 
 
-def _has_hidden(name: str) -> bool:
-    """Whether a file or a folder on the way to it is hidden."""
-    return any(map(is_hidden, name.split("/")))
-
-
-def _opened(file: str) -> Any:
-    return epath.Path(file).open("rb") if "://" in file else open(file, "rb")
-
-
-def _check_compression(file: str, opened: BinaryIO) -> None:
-    begin = opened.read(8)
-    opened.seek(0)
-    for magic, (name, tool) in _COMPRESSIONS.items():
-        if begin.startswith(magic):
-            raise UserError(
-                f"{file} is compressed by {name}, and so cannot be read at random places; decompress it, such as by {tool} (images "
-                "are compressed already)."
-            )
-
-
-class _Headers:
-    """A file of which tarfile reads headers: what they claim to be long is refused, as tarfile would allocate it."""
-
-    def __init__(self, where: str, opened: BinaryIO):
-        self._where, self._opened = where, opened
-        self.seek, self.tell = opened.seek, opened.tell
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _HEADER:
-            raise UserError(
-                f"{self._where} is damaged: at byte {self.tell()} a header claims to have {size} bytes; make it again."
-            )
-        return self._opened.read(size)
-
-
-def _files_in(file: str, opened: BinaryIO, start: int, stop: int, inside: str, depth: int = 0) -> Iterator[_Entry]:
-    """The files in the archive that lies from `start` to `stop`, and in the archives in it, which `inside` names.
-
-    Raises:
-      UserError: it is no tar archive, is truncated, or holds links or paths that lead out of it.
-    """
-    where = f"{inside[:-1][-200:]} in {file}" if inside else file
-    if depth > _DEPTH:
-        raise UserError(f"{where} is an archive within {depth} others; unpack some of them.")
-    opened.seek(start)
-    before = start - 1
-    try:
-        # tarfile only calls these three methods
-        with tarfile.TarFile(fileobj=cast(Any, _Headers(where, opened))) as archive:
-            while (member := archive.next()) is not None:
-                vars(archive)["members"].clear()  # or it keeps all of them
-                if member.size < 0 or archive.offset <= before:  # some versions of tarfile would go round for ever
-                    raise tarfile.ReadError(f"at byte {before} it leads back")
-                before = archive.offset
-                if member.isdir():
-                    continue
-                if member.offset_data + member.size > stop:
-                    raise _truncated(where)
-                name = inside + _plain(where, member.name)
-                if not member.isreg() or member.issparse():
-                    raise _not_a_file(where, member)
-                if name.endswith(".tar") and not _has_hidden(name):
-                    yield from _files_in(
-                        file,
-                        opened,
-                        member.offset_data,
-                        member.offset_data + member.size,
-                        name.removesuffix(".tar") + "/",
-                        depth + 1,
-                    )
-                    continue
-                labels = name.lower().endswith((".cls", ".json"))
-                if member.size > (most := _LABEL_FILE if labels else LARGEST_IMAGE) and (labels or is_image(name)):
-                    raise UserError(
-                        f"{name[-200:]} in {where} has {member.size} bytes, but may have {most} at most; leave it out."
-                    )
-                yield _Entry(name, member.offset_data, member.size, _content(opened, member) if labels else b"")
-            opened.seek(archive.offset)
-            end = opened.read(max(0, min(_BLOCK, stop - archive.offset)))
-    except (UserError, OSError) as error:
-        if isinstance(error, tarfile.ReadError):
-            raise _damaged(where, error) from None
-        raise
-    except Exception as error:  # a damaged header makes tarfile fail anywhere
-        raise _damaged(where, error) from None
-    if len(end) < _BLOCK:
-        raise _truncated(where)
-    if end.strip(b"\0"):
-        raise UserError(f"{where} is damaged: at byte {archive.offset} there is no header of a file; make it again.")
-
-
-def _damaged(where: str, error: Exception) -> UserError:
-    if str(error) == "unexpected end of data":
-        return _truncated(where)
-    return UserError(f"{where} is no tar archive, or a damaged one ({first_line(error)}); make it again.")
-
-
-def _truncated(where: str) -> UserError:
-    return UserError(
-        f"{where} is truncated: it ends without the empty blocks that end a tar archive; copy or make it again."
-    )
-
-
-def _plain(where: str, name: str) -> str:
-    """A path as it is meant, without ./ in front."""
-    parts = name.split("/")
-    if name.startswith("/") or ".." in parts or "\0" in name:
-        raise UserError(
-            f"{where} holds {name!r}, a path that leads out of the archive; make it again with paths inside a folder, as by tar -C."
-        )
-    return "/".join(part for part in parts if part not in ("", "."))
-
-
-def _not_a_file(where: str, member: tarfile.TarInfo) -> UserError:
-    if member.issym() or member.islnk():
-        return UserError(
-            f"{where} holds a link, {member.name!r} to {member.linkname!r}; make it again with the files themselves, by tar "
-            "--dereference --hard-dereference."
-        )
-    kind = "a sparse file" if member.issparse() else "a special file"
-    return UserError(f"{where} holds {kind}, {member.name!r}, which cannot be read as an image; make it again without.")
-
-
-def _content(opened: BinaryIO, member: tarfile.TarInfo) -> bytes:
-    opened.seek(member.offset_data)
-    return opened.read(member.size)
-
-
-def _has_pairs(entries: list[_Entry]) -> bool:
+def _has_pairs(entries: list[Entry]) -> bool:
     """Whether each .json lies beside an image of its name, as in shards without .cls."""
     keys = {_key(entry.name)[0] for entry in entries if is_image(entry.name)}
     described = [_key(entry.name)[0] for entry in entries if entry.name.lower().endswith(".json")]
@@ -323,8 +169,8 @@ def _key(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{key}", ending.lower()
 
 
-def _samples(file: str, entries: list[_Entry], passed: collections.Counter[str]) -> list[tuple[_Entry, int]]:
-    samples: dict[str, dict[str, _Entry]] = {}
+def _samples(file: str, entries: list[Entry], passed: collections.Counter[str]) -> list[tuple[Entry, int]]:
+    samples: dict[str, dict[str, Entry]] = {}
     for entry in entries:
         key, ending = _key(entry.name)
         if ending in samples.setdefault(key, {}):
@@ -356,7 +202,7 @@ def _samples(file: str, entries: list[_Entry], passed: collections.Counter[str])
     return images
 
 
-def _label(file: str, files: dict[str, _Entry]) -> int:
+def _label(file: str, files: dict[str, Entry]) -> int:
     """The number in a sample's .cls, or that named label or cls in its .json; NO_LABEL if there is none."""
     if (entry := files.get("cls")) is not None:
         text = entry.content.decode("utf-8", "replace").strip()
