@@ -39,7 +39,7 @@ Data:      TFDS `imagenet2012_subset/1pct` or `/10pct`, which are SimCLR's lists
            --config.data.source=folder --config.data.data_dir=DIR --config.finetune.chosen_by=list
            --config.finetune.list_file=1percent.txt (from SimCLR's project, imagenet_subsets). PIRL's published numbers are on
            random lists of its own, and Supervised's on its own lists of 13 000 and 128 000 images.
-Encoder:   the run in runs/resnet50_imagenet, or runs/resnet50_imagenet_METHOD; --config.init_from=PATH for another.
+Encoder:   the run in runs/resnet50_imagenet, or runs/resnet50_imagenet-METHOD; --config.init_from=PATH for another.
 Hardware:  one or more GPUs.
 Expected:  top-1 and top-5 with 1 %, then with 10 % (paper, Table 2): Supervised 25.4 and 48.4, 56.4 and 80.4; PIRL only top-5,
            57.2, then 83.8; SimCLR 48.3 and 75.5, 65.6 and 87.8; BYOL 53.2 and 78.4, 68.8 and 89.0; SwAV 53.9 and 78.5, 70.2 and
@@ -70,7 +70,7 @@ def get_config(argument: str = "1percent"):
         )
     name, percent = SUBSETS[subset]
     config = based_on(resnet50_imagenet.get_config(method), "finetune")
-    config.init_from = "runs/resnet50_imagenet" + (f"_{method}" if method != "barlow_twins" else "")
+    config.init_from = "runs/resnet50_imagenet" + (f"-{method}" if method != "barlow_twins" else "")
     config.data.name = f"imagenet2012_subset/{name}"
     config.data.test_split = "validation"
 

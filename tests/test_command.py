@@ -71,6 +71,11 @@ def folder_run(root, workdir, *more):
         (["--config.data.source=photo"], "(did you mean 'photographs'?)"),
         (["--config=configs/nothing.py"], "config file configs/nothing.py does not exist."),
         (["--config=configs/knn.py:foo"], "knn.py:foo is not known"),
+        (["--noconfig.log.tensorbord"], "there is no field 'log.tensorbord' (did you mean 'log.tensorboard'?)"),
+        (["--config=quickstart:simclr", "--config.simclr.temperature=abc"], "simclr.temperature is 'abc', but must be a number."),
+        (["--config=quickstart:supervised", "--config.optimizer.learning_rate=a"], "optimizer.learning_rate is 'a', but must be a number."),
+        (["--config.data.data_dir=DIR"], "data.data_dir is 'DIR', but data.source is 'photographs', which reads no folder"),
+        (["--config.model.stem_stride=2"], "model.stem_stride is 2, but is of the 3×3 stem only; set model.small_images=True too"),
         (["train"], "there is no argument 'train'"),
         (["--config.data=folder"], "data is a group of fields, which are set one by one, as in --config.data.source=VALUE"),
         (["--epochs=2"], "error: there is no option --epochs; fields of the config are changed by --config.epochs=VALUE."),
@@ -231,13 +236,12 @@ def test_a_config_file_that_names_its_own_method(monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_task_on_the_command_line(monkeypatch, tmp_path):
+@pytest.mark.parametrize("chosen", [("--config.task=knn",), ("--config.task", "knn")])
+def test_the_task_on_the_command_line(monkeypatch, tmp_path, chosen):
     """The config of a pre-training works for an evaluation: with its fields, and on the same data."""
     done = []
     monkeypatch.setattr("bt_jax.tasks.knn.knn", lambda config, workdir: done.append(config) or sys.exit("error: done"))
-    run(
-        monkeypatch, "--config.task=knn", "--config.init_from=x", "--config.knn.k=(3,)", f"--workdir={tmp_path / 'run'}"
-    )
+    run(monkeypatch, *chosen, "--config.init_from=x", "--config.knn.k=(3,)", f"--workdir={tmp_path / 'run'}")
     (config,) = done
     assert (config.task, config.knn.k, config.data.source, config.data.image_size) == ("knn", (3,), "photographs", 48)
 

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from bt_jax import config as config_lib
+from bt_jax.config import files
 from bt_jax.config.rules import at_least, between
 from bt_jax.errors import UserError
 
@@ -190,7 +191,8 @@ def test_fine_tuning_by_another_protocol_keeps_the_encoder():
 
     own, common = get_config("1percent,simclr"), get_config("1percent,simclr,barlow_twins")
     assert (own.finetune.protocol, common.finetune.protocol) == ("SimCLR", "Barlow Twins")
-    assert own.init_from == common.init_from == "runs/resnet50_imagenet_simclr"
+    assert own.init_from == common.init_from == "runs/" + files.name_of("resnet50_imagenet:simclr")
+    assert get_config("1percent").init_from == "runs/" + files.name_of("resnet50_imagenet")
     assert own.data == common.data and tuple(common.data.std) == (1.0, 1.0, 1.0)
     field = config_lib.fields_of(own)["finetune.protocol"]
     assert (field.default, field.resume) == ("own settings", "free")

@@ -110,5 +110,21 @@ def test_what_is_no_config(folder, name, sentence):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_paths_with_colons(folder):
+    """What stands before a colon is the file, if there is one; all of it may be one too."""
+    (folder / "d:1").mkdir()
+    for name in ("cfg.py", "odd:name.py"):
+        (folder / "d:1" / name).write_text("def get_config(method='own'):\n    pass\n")
+    for text, expected in {
+        "d:1/cfg.py": ("d:1/cfg.py", ()),
+        "d:1/cfg.py:my.module:Method": ("d:1/cfg.py", ("my.module:Method",)),
+        "d:1/odd:name.py": ("d:1/odd:name.py", ()),
+    }.items():
+        path, argument = files.find(text)
+        assert (path.as_posix(), argument) == expected
+    assert files.name_of("d:1/cfg.py:my.module:Method") == "cfg-my.module-Method"
+    assert files.name_of("d:1/cfg.py") == "cfg"
+
+
 def test_names_of_runs():
     assert files.name_of("configs/quickstart.py:simclr") == files.name_of("quickstart:simclr") == "quickstart-simclr"

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from bt_jax.errors import UserError
-from bt_jax.runtime.paths import absolute, as_folder, as_path
+from bt_jax.runtime.paths import absolute, as_folder, as_path, cache_folder
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +110,16 @@ def test_checkpoints_in_googles_store_need_its_client(monkeypatch):
     ):
         as_folder("gs://b/run", "--workdir")
     assert str(as_path("gs://b/images", "data.data_dir")) == "gs://b/images"
+
+
+def test_the_cache_folder(monkeypatch, tmp_path):
+    """Where the user says, or in the home; without one, as in some containers, nothing can be made, and no folder "~" is."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "bt_jax"
+    assert cache_folder({"XDG_CACHE_HOME": "/elsewhere"}).as_posix() == "/elsewhere/bt_jax"
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(OSError):
+        cache_folder().mkdir(parents=True)
+    with pytest.raises(OSError):
+        (cache_folder() / "a file").read_bytes()

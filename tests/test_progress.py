@@ -1,10 +1,13 @@
 """bt_jax/reporting/progress.py: the lines that are printed, and what goes to the files."""
 
+import itertools
 import json
+import pkgutil
 
 import pytest
 from etils import epath
 
+from bt_jax.methods.make import METHODS
 from bt_jax.reporting.progress import Reporter, duration
 
 METRICS = {"loss": 123.456, "on_diagonal": 60.5, "off_diagonal": 12345.6}
@@ -19,8 +22,10 @@ def reporter(tmp_path, **settings):
     return Reporter(epath.Path(tmp_path), **defaults | settings)
 
 
-def test_plain_lines_fit_eighty_columns(tmp_path, capsys):
+def test_plain_lines_fit_eighty_columns(tmp_path, capsys, monkeypatch):
     """One line every five steps, with loss, parts, rate, speed and ETA."""
+    clock = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     report = reporter(tmp_path)
     for step in range(1, 12):
         report.step(step, METRICS, RATES)
@@ -32,6 +37,24 @@ def test_plain_lines_fit_eighty_columns(tmp_path, capsys):
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == [5, 10]
     assert records[0].items() >= {**METRICS, **RATES, "epoch": 0.2632}.items()
+
+
+@pytest.mark.parametrize(("total", "per_epoch", "rate"), [(234, 39, 7320.0), (625_000, 625, 12_345.6)])
+@pytest.mark.parametrize("name", METHODS)
+def test_lines_of_all_methods_fit(tmp_path, capsys, name, total, per_epoch, rate):
+    """In eighty columns, with the loss and the time left; what has no room is in the files."""
+    method = pkgutil.resolve_name(METHODS[name])
+    metrics = method.metrics if isinstance(method.metrics, tuple) else tuple(METRICS)
+    report = reporter(tmp_path, total_steps=total, steps_per_epoch=per_epoch, short_names=method.short_names)
+    report._rate = rate
+    step = total // 2 // 5 * 5
+    report.step(step, dict.fromkeys(metrics, 1234.567), RATES)
+    report.close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert len(line) < 80 and f" ep {step / per_epoch:.1f} " in line and " loss 1235 " in line
+    assert f" {rate:.0f} images/s ETA " in line
+    (record,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert set(metrics) < set(record)
 
 
 def test_the_first_step_counts_for_no_rate(tmp_path, monkeypatch):

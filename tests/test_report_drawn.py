@@ -22,6 +22,7 @@ def drawn():
         "histogram": figures.histogram([(np.arange(20), "a", "blue")], low=-1, high=1, x_label="correlation"),
         "correlations": figures.correlations(np.eye(12)),
         "confusion": figures.confusion(np.eye(3, dtype=int), ["a", "b<c>", "a very long name of a class"]),
+        "odd names": figures.confusion(np.eye(3, dtype=int), ["$x^$", "猫", "a & b"]),
         "many classes": figures.confusion(np.eye(30, dtype=int), [str(i) for i in range(30)]),
     }
 
@@ -35,6 +36,12 @@ def test_svg(name):
     assert all(colour == "none" or colour.startswith("var(--") for colour in colours), colours
     assert set(re.findall(r"font-size: (\d+)px", svg)) <= {"12"} and "<style" not in svg and "#0101" not in svg
     assert not re.findall(r'id="[a-z]+_\d+"', svg) and len(svg) < 60_000
+
+
+def test_names_of_classes_are_only_text():
+    """A dollar is no formula, and a glyph that matplotlib lacks is left to the browser."""
+    svg = drawn()["odd names"]
+    assert all(name in svg for name in ("$x^$", "猫", "a &amp; b"))
 
 
 @pytest.mark.parametrize(

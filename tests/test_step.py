@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from recipes import (
     SIZES,
     five_steps,
+    pair_method,
     recipe,
     relative,
     small_method,
@@ -22,6 +23,7 @@ from recipes import (
 from bt_jax import config as config_lib
 from bt_jax.engine.state import TrainState, abstract_state, count_parameters, init_state
 from bt_jax.engine.step import jit_step, make_train_step
+from bt_jax.errors import UserError
 from bt_jax.export import from_torch, projector_from_torch, projector_to_torch, to_torch
 from bt_jax.facts import Facts
 from bt_jax.methods import BarlowTwins
@@ -247,3 +249,19 @@ def test_bfloat16_is_near_float32():
         assert floats == {jnp.dtype("float32")}
         losses.append(float(metrics["loss"]))
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["simclr", "vicreg"])
+def test_a_method_that_splits_nothing(name):
+    """An axis "model" would only repeat all its layers; Barlow Twins splits its projector."""
+    mesh = mesh_lib.make_mesh(ConfigDict({"data": 4, "model": 2}))
+    method = pair_method(name, mesh)
+    with pytest.raises(
+        UserError, match=f"mesh.model is 2, but {method.title} has no layers that are split over devices; "
+    ):
+        abstract_state(method, small_optimizer(), spec_of(method), mesh)
+    split = small_method(mesh)
+    specs = [
+        leaf.sharding.spec for leaf in jax.tree.leaves(abstract_state(split, small_optimizer(), spec_of(split), mesh))
+    ]
+    assert sum("model" in spec for spec in specs) > 4

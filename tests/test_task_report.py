@@ -131,6 +131,32 @@ def test_restarts_are_marked(run):
     assert "restart at step 4" in page and "2026-01-01T00:00:00" in page and "Dotted: restarts" in page
 
 
+def test_restarts_at_the_same_step(run):
+    """As of a machine that is taken away twice before the next checkpoint: both are there."""
+    facts = json.loads(text_of(run / "report" / "run.json"))
+    facts["starts"] += [{"step": 4, "at": "2026-01-02"}, {"step": 4, "at": "2026-01-03"}]
+    (run / "report" / "run.json").write_text(json.dumps(facts))
+    assert "2026-01-02; 2026-01-03" in text_of(write_report(run))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_losses(run, count):
+    """As many as there are; a run that has ended will record no more."""
+    lines = [{"step": i + 1, "epoch": i + 1, "loss": 5.5 - i} for i in range(count)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ("No loss is recorded,", "The only loss recorded is 5.5,", "The loss went from 5.5 to 4.5,")
+    assert words[count] in text_of(write_report(run))
+
+
+def test_a_class_whose_name_is_no_text(run):
+    """A folder's name in another encoding, as file systems allow, is escaped in the figure too."""
+    (run / "linear").mkdir(exist_ok=True)
+    names = np.array(["caf\udce9", "$x^$"])
+    watch.write_arrays(run / "linear" / "confusion.npz", {"counts": np.ones((2, 2), int), "names": names})
+    page = text_of(write_report(run))
+    assert page.count("caf\\udce9") >= 3 and "$x^$" in page
+
+
 def test_metrics_of_a_method(run):
     """What are no parts of the loss have figures of their own, with the method's words."""
     facts = json.loads(text_of(run / "report" / "run.json"))

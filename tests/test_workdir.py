@@ -171,6 +171,13 @@ def test_signs_of_life(workdir, monkeypatch):
         workdir_lib.time.sleep(0.2)
 
 
+def test_a_system_without_locks(workdir, monkeypatch):
+    """On Windows one sentence."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(UserError, match="bt_jax runs on Linux and macOS; on Windows run it in WSL"), held(workdir):
+        pass
+
+
 def test_a_holder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="the workdir .* cannot be written"):

@@ -1,6 +1,7 @@
 """Checks of a config: one sentence names everything that is wrong in it."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -54,8 +55,8 @@ def check_overrides(argv: Iterable[str], config: ConfigDict | None = None) -> No
     Raises:
       UserError: names that are not fields of it, or the method, which cannot be changed this way.
     """
-    names = [arg.lstrip("-").partition("=")[0] for arg in argv if arg.startswith(("--config.", "-config."))]
-    check_names([name.removeprefix("config.") for name in names], default() if config is None else config)
+    found = (re.match(r"--?(?:no)?config\.([^=]*)", arg) for arg in argv)  # absl takes --noconfig.NAME for False
+    check_names([name.group(1) for name in found if name], default() if config is None else config)
 
 
 def check_names(names: Iterable[str], config: ConfigDict) -> None:

@@ -2,12 +2,15 @@
 
 import re
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from bt_jax.config import files
 from bt_jax.config.checks import check_overrides
+from bt_jax.config.methods import METHODS
+from bt_jax.config.optimizers import OPTIMIZERS
 from bt_jax.config.schema import based_on, complete, declared
 from bt_jax.config.tasks import TASKS
 from bt_jax.errors import UserError
@@ -29,7 +32,7 @@ class ConfigFileParser(flags.ArgumentParser):
           UserError: as `files.read`, or the command line changes something that is not a field.
         """
         config = files.read(path)
-        task = next((arg.partition("=")[2] for arg in reversed(sys.argv) if _names(arg) == "config.task"), config.task)
+        task = _last("config.task", sys.argv) or config.task
         if task in TASKS and not _same_fields(task, config.task):
             config = based_on(config, task)
             complete(config)
@@ -63,14 +66,20 @@ def _wrong_value(text: str) -> str:
     if not (found := re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)):
         return ""
     name, value = found.groups()
-    for task in TASKS:
-        if (field := declared(task).get(name)) and type(field.default) in _KINDS:
+    groups = [*(method.group for method in METHODS.values()), *OPTIMIZERS.values()]
+    for fields in (*map(declared, TASKS), *(group.named() for group in groups)):
+        if (field := fields.get(name)) and type(field.default) in _KINDS:
             return f"the config is wrong: {name} is {value!r}, but must be {_KINDS[type(field.default)]}."
     return ""
 
 
-def _names(argument: str) -> str:
-    return argument.lstrip("-").partition("=")[0] if argument.startswith("-") else ""
+def _last(name: str, arguments: Sequence[str]) -> str:
+    """The last value that an option is given, after = or as the next argument; "" if none."""
+    for place, argument in reversed([*enumerate(arguments)]):
+        option, equals, value = argument.partition("=")
+        if option in (f"--{name}", f"-{name}"):
+            return value if equals else "".join(arguments[place + 1 : place + 2])
+    return ""
 
 
 def _same_fields(task: str, other: str) -> bool:

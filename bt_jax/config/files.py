@@ -69,7 +69,7 @@ def find(config: str | os.PathLike) -> tuple[pathlib.Path, tuple[str, ...]]:
     Raises:
       UserError: there is no such file; a similar name is suggested.
     """
-    text, colon, argument = os.fspath(config).partition(":")
+    text, colon, argument = _parted(config)
     given = pathlib.Path(os.path.expanduser(text))
     found = given if given.is_file() else None
     if found is None and given.parent in (pathlib.Path(), pathlib.Path("configs")) and given.suffix in ("", ".py"):
@@ -87,7 +87,17 @@ def find(config: str | os.PathLike) -> tuple[pathlib.Path, tuple[str, ...]]:
 
 def name_of(config: str | os.PathLike) -> str:
     """The name of a run of a config: that of the file, and its argument after a hyphen."""
-    return pathlib.Path(config).name.replace(".py", "").replace(":", "-")
+    path, _, argument = _parted(config)
+    return "-".join(filter(None, (pathlib.Path(path).name.replace(".py", ""), argument))).replace(":", "-")
+
+
+def _parted(config: str | os.PathLike) -> tuple[str, str, str]:
+    """(path or name, a colon if there is one after it, the argument); the path of a file may have colons itself."""
+    text = os.fspath(config)
+    for end in (len(text), *(place for place, letter in enumerate(text) if letter == ":")):
+        if os.path.isfile(os.path.expanduser(text[:end])):
+            return text[:end], text[end : end + 1], text[end + 1 :]
+    return text.partition(":")
 
 
 def listed() -> dict[str, str]:

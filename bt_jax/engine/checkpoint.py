@@ -318,7 +318,7 @@ def restore_networks(
         except Exception as error:  # from JSON, tensorstore or the file system
             problem = problem or f"step {number}: {cause_of(error)}"
             if step is None:
-                warnings.warn(f"checkpoint {number} in {folder} cannot be read; trying the previous one", stacklevel=5)
+                warnings.warn(f"checkpoint {number} in {folder} cannot be read; trying the previous one", stacklevel=6)
             continue
         if "encoder" not in networks:
             missing = "target network; only methods with one, such as byol, save it" if target else "encoder"

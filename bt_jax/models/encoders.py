@@ -22,6 +22,7 @@ def make_encoder(
     dtype: Any = jnp.float32,
     width: int = 64,
     stem_stride: int = 1,
+    stem_padding: int = 1,
     patch_size: int = 16,
     zero_init_residual: bool = True,
     remat: bool = False,
@@ -35,6 +36,7 @@ def make_encoder(
       dtype: of the computation; parameters and statistics are float32, or float64 if this is.
       width: channels of a ResNet's first stage; 64 is the standard network, and 128 the papers' "2×".
       stem_stride: of the 3×3 stem; 2 for images of about 64 pixels, or to save time. The 7×7 stem always has stride 2.
+      stem_padding: of the 3×3 stem, on each side; 2 in solo-learn's networks for CIFAR, whose maps are so two pixels larger.
       patch_size: side of a ViT's patches in pixels; its other sizes are those of its name.
       zero_init_residual: whether the last batch-norm scale of each of a ResNet's blocks starts at 0 (Goyal et al. 2017), or at 1.
       remat: keep only the outputs of a ResNet's convolutions for the backward pass, and compute norms, ReLUs, sums and the
@@ -54,6 +56,7 @@ def make_encoder(
         "dtype": dtype,
         "width": width,
         "stem_stride": stem_stride,
+        "stem_padding": stem_padding,
         "zero_init_residual": zero_init_residual,
         "remat": remat,
     }
@@ -148,6 +151,7 @@ def described(encoder: nn.Module, arch: str) -> str:
     """An encoder in words, by what its variables depend on."""
     if isinstance(encoder, ResNet):
         stem = f"3×3 stem of stride {encoder.stem_stride}" if encoder.small_images else "7×7 stem"
+        stem += f", padded by {encoder.stem_padding}" if encoder.small_images and encoder.stem_padding != 1 else ""
         return f"{arch} of width {encoder.width} with a {stem}"
     if isinstance(encoder, ViT):
         return f"{arch} with patches of {encoder.patch_size}×{encoder.patch_size} pixels"

@@ -47,6 +47,7 @@ def make_resnet(
     dtype: Any = jnp.float32,
     width: int = 64,
     stem_stride: int = 1,
+    stem_padding: int = 1,
     zero_init_residual: bool = True,
     remat: bool = False,
 ) -> "ResNet":
@@ -57,6 +58,7 @@ def make_resnet(
         small_images=small_images,
         width=width,
         stem_stride=stem_stride,
+        stem_padding=stem_padding,
         dtype=dtype,
         zero_init_residual=zero_init_residual,
         remat=remat,
@@ -71,6 +73,7 @@ class ResNet(nn.Module):
     small_images: bool = False
     width: int = 64
     stem_stride: int = 1
+    stem_padding: int = 1
     dtype: Any = jnp.float32
     # Neither is a part of what the network computes.
     zero_init_residual: bool = dataclasses.field(default=True, compare=False)
@@ -99,7 +102,7 @@ class ResNet(nn.Module):
         norm = partial(ViewBatchNorm, dtype=self.dtype)
         last_norm = partial(norm, zero_init=self.zero_init_residual)
         if self.small_images:
-            x = conv(self.width, 3, stride=self.stem_stride, name="conv1")(x)
+            x = conv(self.width, 3, stride=self.stem_stride, padding=self.stem_padding, name="conv1")(x)
         else:
             x = conv(self.width, 7, stride=2, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x, views=views, train=train))
@@ -115,18 +118,19 @@ class ResNet(nn.Module):
 
 
 class Conv(nn.Module):
-    """A square convolution without bias, padded by (size - 1) / 2 on each side."""
+    """A square convolution without bias, padded by (size - 1) / 2 on each side, or by `padding`."""
 
     features: int
     size: int
     stride: int = 1
+    padding: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         full = jnp.promote_types(self.dtype, jnp.float32)
         kernel = self.param("kernel", _conv_init, (self.size, self.size, x.shape[-1], self.features), full)
-        pad = (self.size - 1) // 2
+        pad = (self.size - 1) // 2 if self.padding is None else self.padding
         y = convolution(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

@@ -41,7 +41,7 @@ class Reporter:
         """Args:
         tensorboard, wandb, mlflow: whether records are also written there.
         config: the run's, for those that show it.
-        short_names: of metrics, to make the progress line fit 80 columns.
+        short_names: of metrics, for the progress line.
         history: the records up to `start_step` that a checkpoint holds, in case the file has fewer.
         history_is_all: whether other records in the file are dropped.
         active: whether this process reports; on the others all methods do nothing.
@@ -177,16 +177,19 @@ class Reporter:
         return enough
 
     def _line(self, step: int, metrics: dict[str, float], learning_rates: dict[str, float]) -> str:
-        parts = [f"{step:{len(str(self._total))}}/{self._total}", f"ep {step / self._steps_per_epoch:.1f}"]
-        parts += [f"{self._short_names.get(name, name)} {value:.4g}" for name, value in metrics.items()]
-        parts.append(f"lr {next(iter(learning_rates.values())):.3g}")
+        """A line that does not wrap: where there is no room for all values, the last ones are only in the files."""
+        at = f"{step:{len(str(self._total))}}/{self._total} ep {step / self._steps_per_epoch:.1f}"
+        values = [f" {self._short_names.get(name, name)} {value:.4g}" for name, value in metrics.items()]
+        values.append(f" lr {next(iter(learning_rates.values())):.3g}")
+        speed = ""
         if self._rate is not None:
             seconds = (self._total - step) * self._batch_size / self._rate
-            parts += [
-                f"{self._rate:.3g} images/s" if self._rate < 100 else f"{self._rate:.0f} images/s",
-                f"ETA {duration(seconds)}",
-            ]
-        return " ".join(parts)
+            rate = f"{self._rate:.3g}" if self._rate < 100 else f"{self._rate:.0f}"
+            speed = f" {rate} images/s ETA {duration(seconds)}"
+        width = _COLUMNS if self._bar is None else _columns()
+        while len(values) > 1 and len(at) + len(speed) + sum(map(len, values)) > width:
+            values.pop()
+        return at + "".join(values) + speed
 
     def close(self) -> None:
         if self._bar is not None:
@@ -195,6 +198,9 @@ class Reporter:
             self._notebook.end()
         for writer in self._writers:
             writer.close()
+
+
+_COLUMNS = 79  # of a line in a log or a notebook
 
 
 def _columns() -> int:

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from bt_jax.config import flatten
 from bt_jax.errors import UserError
+from bt_jax.runtime.paths import cache_folder
 
 MOST_DEVICES = 8  # by default: XLA divides each one's work among all cores too, and small batches are slow
 CACHE_BYTES = 2 * 2**30
@@ -134,12 +135,11 @@ def keep_programs(environment: Mapping[str, str]) -> None:
     """
     if _jax_config.jax_compilation_cache_dir or not _jax_config.jax_enable_compilation_cache:
         return
-    base = environment.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(base) / "bt_jax" / "xla" / _processor()
+    folder = cache_folder(environment) / "xla" / _processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         prune(folder, CACHE_BYTES)
-    except OSError:  # a read-only home directory: programs are compiled at each start, as ever
+    except OSError:  # a read-only home directory, or none: programs are compiled at each start, as ever
         return
     _jax_config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in environment:

@@ -3,8 +3,9 @@
 import glob
 import importlib.util
 import os
+import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -28,6 +29,18 @@ class _Literal(_Local):
     def glob(self, pattern: str) -> Iterator[epath.Path]:
         for name in glob.iglob(pattern, root_dir=os.fspath(self)):
             yield self / name
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> pathlib.Path:
+    """$XDG_CACHE_HOME/bt_jax, by default ~/.cache/bt_jax.
+
+    Without a home, as some containers have none, it is a path at which nothing can be read or made: all that is tried there is an
+    OSError.
+    """
+    usual = os.path.expanduser("~/.cache")
+    return (
+        pathlib.Path(environment.get("XDG_CACHE_HOME") or (os.devnull if usual.startswith("~") else usual)) / "bt_jax"
+    )
 
 
 def as_path(text: str | os.PathLike, what: str) -> epath.Path:

@@ -1,7 +1,6 @@
 """A run's folder: the config that it belongs to, what may change on resuming, and a lock for one run at a time."""
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -176,6 +175,10 @@ class Holder:
 
 def _kernel_lock(path: epath.Path) -> IO[str] | None:
     """The file, kept open and locked while this process lives; None if the file system has no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        raise UserError("bt_jax runs on Linux and macOS; on Windows run it in WSL, its subsystem for Linux.") from None
     file = open(path, "a")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,10 @@
 """The lines that a pre-training run prints at its start and at its end."""
 
+import shlex
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from bt_jax.engine.run import Start
@@ -95,10 +97,15 @@ def farewell(setup: Setup, result: dict[str, Any], report: str = "") -> str:
         )
     if report:
         lines.append(f"report         {report}, to be opened in a browser")
-    lines += [
-        f"checkpoint     {workdir / 'checkpoints' / str(setup.facts.total_steps)}",
-        f"metrics        {workdir / 'metrics.jsonl'}, {workdir / 'pretrain.json'}",
-        f"to view        tensorboard --logdir {workdir}   (pip install tensorboard)",
-        f"to use         python -c \"import bt_jax; print(bt_jax.load_encoder('{workdir}'))\"",
-    ]
+    lines.append(f"checkpoint     {workdir / 'checkpoints' / str(setup.facts.total_steps)}")
+    lines.append(f"metrics        {workdir / 'metrics.jsonl'}, {workdir / 'pretrain.json'}")
+    if setup.log.tensorboard:
+        lines.append(f"to view        tensorboard --logdir {shlex.quote(str(workdir))}   (pip install tensorboard)")
+    lines.append(f"to use         {to_load(workdir)}")
     return "\n".join(lines)
+
+
+def to_load(path: epath.Path) -> str:
+    """A command for the shell that loads an encoder."""
+    code = f"import bt_jax; print(bt_jax.load_encoder({str(path)!r}))"
+    return f"python -c {shlex.quote(code)}" if set(code) & set('"$`\\!') else f'python -c "{code}"'

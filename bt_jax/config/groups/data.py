@@ -27,6 +27,16 @@ def _files_need_a_place(source, data_dir):
     return None
 
 
+@contradiction("data.source", "data.data_dir")
+def _photographs_are_in_no_folder(source, data_dir):
+    if source == "photographs" and data_dir != "":
+        return (
+            f"data.data_dir is {data_dir!r}, but data.source is 'photographs', which reads no folder; set data.source "
+            "too, as in --config.data.source=folder"
+        )
+    return None
+
+
 @contradiction("data.source", "data.labels", "data.test_fraction", "data.exif_orientation")
 def _only_files_have_these(source, labels, test_fraction, exif_orientation):
     given = {"labels": labels != "auto", "test_fraction": test_fraction != 0, "exif_orientation": exif_orientation}
@@ -197,6 +207,7 @@ DATA = Group(
     (
         _tfds_needs_a_name,
         _files_need_a_place,
+        _photographs_are_in_no_folder,
         _only_files_have_these,
         _resize_before_the_crop,
         _only_embeddings_take_the_encoders_size,

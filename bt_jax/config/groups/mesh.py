@@ -26,7 +26,10 @@ MESH = Group(
             resume="free",
         ),
         "model": Field(
-            1, at_least(1), "Devices that share each of a method's large layers and its optimizer state", resume="free"
+            1,
+            at_least(1),
+            "Devices that share each layer of Barlow Twins' projector and its momentum, or what a method of one's own splits by `partition`",
+            resume="free",
         ),
         "cpu_devices": Field(
             0,

@@ -12,21 +12,26 @@ VITS = ("vit_tiny", "vit_small", "vit_base")
     "model.width",
     "model.small_images",
     "model.stem_stride",
+    "model.stem_padding",
     "model.zero_init_residual",
     "model.patch_size",
 )
-def _each_kind_has_its_own(arch, width, small_images, stem_stride, zero_init_residual, patch_size):
+def _each_kind_has_its_own(arch, width, small_images, stem_stride, stem_padding, zero_init_residual, patch_size):
     if arch not in VITS and patch_size != 16:
         return f"model.patch_size is {patch_size}, but is of ViTs only, and model.arch is {arch!r}; leave it at 16"
     of_resnets = {
         "width": (width, 64),
         "small_images": (small_images, False),
         "stem_stride": (stem_stride, 1),
+        "stem_padding": (stem_padding, 1),
         "zero_init_residual": (zero_init_residual, True),
     }
     for name, (value, default) in of_resnets.items():
         if arch in VITS and value != default:
             return f"model.{name} is {value}, but is of ResNets only, and model.arch is {arch!r}; leave it at {default}"
+    for name, value in (("stem_stride", stem_stride), ("stem_padding", stem_padding)):
+        if arch in RESNETS and value != 1 and not small_images:
+            return f"model.{name} is {value}, but is of the 3×3 stem only; set model.small_images=True too, or leave it at 1"
     return None
 
 
@@ -60,6 +65,9 @@ MODEL = Group(
         ),
         "stem_stride": Field(
             1, between(1, 2), "Stride of that 3×3 convolution; 2 for images of about 64 pixels, or to save time"
+        ),
+        "stem_padding": Field(
+            1, between(1, 2), "Padding of that 3×3 convolution on each side; solo-learn's networks for CIFAR have 2"
         ),
         "zero_init_residual": Field(
             True,

@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from bt_jax.errors import UserError
+from bt_jax.runtime.paths import cache_folder
 
 IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff",
@@ -262,9 +263,8 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def _cache_file(place: str) -> pathlib.Path:
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     name = hashlib.sha256(os.fsencode(os.path.abspath(place))).hexdigest()[:32]
-    return cache / "bt_jax" / "listings" / f"{name}.npz"
+    return cache_folder() / "listings" / f"{name}.npz"
 
 
 def _rules() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from etils import epath
 from bt_jax.data.sources.base import unreachable
 from bt_jax.errors import UserError
 from bt_jax.runtime.files import errors_of_files
+from bt_jax.runtime.paths import cache_folder
 
 _OPEN = 256  # files at once, which every system allows
 _READERS = 16  # of files in an object store, which answers many requests at once
@@ -134,10 +135,9 @@ def _at(handle: int, start: int, size: int) -> bytes:
 
 
 def cache_file(kind: str, identity: Sequence[str], ending: str) -> pathlib.Path:
-    """A file in the user's cache folder, $XDG_CACHE_HOME/bt_jax/<kind>, by default in ~/.cache, for what has this identity."""
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    """A file in the user's cache folder for what has this identity; there may be no such folder (`cache_folder`)."""
     name = hashlib.sha256(os.fsencode("\0".join(identity))).hexdigest()[:32]
-    return cache / "bt_jax" / kind / f"{name}{ending}"
+    return cache_folder() / kind / f"{name}{ending}"
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ large as it says. Figures are drawn without pyplot, which keeps its state in glo
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ _STYLE = {
     "legend.fontsize": _TEXT,
     "legend.labelcolor": _INK["text"],
     "path.simplify": True,
+    "text.parse_math": False,  # a class may have $ in its name
 }
 
 
@@ -247,7 +249,10 @@ def _svg(
         box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
         draw(figure.add_axes(box))
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings():
+            # The text stays text, which the browser draws in a font that has the glyph.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return _for_a_page(file.getvalue(), width, height)
 
 

@@ -63,8 +63,13 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["jpeg"] = _jpeg
     environment.filters["breakable"] = _breakable
-    environment.filters["plain"] = lambda text: str(text).encode("utf-8", "backslashreplace").decode()
+    environment.filters["plain"] = _plain
     return environment
+
+
+def _plain(text: Any) -> str:
+    """As UTF-8 can have it: what is not of a file's name in another encoding is escaped."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def _breakable(name: str) -> Markup:
@@ -132,7 +137,12 @@ def _result(run: RunFiles) -> str:
 
 def _verdict(run: RunFiles, warnings: Sequence[Any]) -> str:
     _, loss = run.series("loss")
-    fell = f"The loss went from {loss[0]:.4g} to {loss[-1]:.4g}" if len(loss) > 1 else "No loss is recorded yet"
+    if len(loss) > 1:
+        fell = f"The loss went from {loss[0]:.4g} to {loss[-1]:.4g}"
+    elif len(loss):
+        fell = f"The only loss recorded is {loss[0]:.4g}"
+    else:
+        fell = "No loss is recorded" + ("" if run.result else " yet")
     if not warnings:
         return f"{fell}, and nothing in the metrics calls for a warning."
     names = "; ".join(w.title[0].lower() + w.title[1:] for w in warnings)
@@ -199,7 +209,7 @@ def _confusion(run: RunFiles) -> dict[str, Any] | None:
     """The confusion matrix, and the pairs of classes that are most often confused."""
     if run.confusion is None or "counts" not in run.confusion:
         return None
-    counts, names = run.confusion["counts"], [str(name) for name in run.confusion["names"].tolist()]
+    counts, names = run.confusion["counts"], [_plain(name) for name in run.confusion["names"].tolist()]
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
     order = np.argsort(-wrong, axis=None, kind="stable")[:10]
     totals = counts.sum(axis=1)
@@ -250,5 +260,6 @@ def _described(run: RunFiles) -> dict[str, str]:
     }
     for start in charts.restarts(run):
         since = f", after its last line at {start['stopped']}" if start.get("stopped") else ""
-        lines[f"restart at step {start['step']}"] = f"{start.get('at')}{since}"
+        title, others = f"restart at step {start['step']}", lines.get(f"restart at step {start['step']}")
+        lines[title] = f"{others}; {start.get('at')}{since}" if others else f"{start.get('at')}{since}"
     return lines
