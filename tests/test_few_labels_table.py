@@ -11,7 +11,7 @@ from bt_jax.evaluation.few_labels_table import HEADER, PAPER, few_labels_table, 
 from bt_jax.evaluation.results import make_result, write_result
 
 
-def result_of(argument, *, method="same", classes=1000, seeds=(0,), top1=0.5, labels=12_811, **changes):
+def result_of(argument, *, method="same", classes=1000, seeds=(0,), top1=0.5, labels=None, **changes):
     """A made-up result with the config of semi_supervised_imagenet.py:ARGUMENT."""
     from configs.semi_supervised_imagenet import get_config
 
@@ -23,6 +23,7 @@ def result_of(argument, *, method="same", classes=1000, seeds=(0,), top1=0.5, la
         "test": f"TFDS {config.data.name}, validation",
         "test_images": 50000,
     }
+    labels = labels or (12_811 if argument.startswith("1percent") else 128_116)
     data |= {"classes": classes, "labels": labels, "percent": None if chosen.per_class else chosen.percent}
     data |= {"per_class": chosen.per_class or None, "chosen_by": chosen.chosen_by}
     checkpoint = {"source": "x", "step": 312_500, "sha256": "ab" * 32, "arch": "resnet50", "width": 64}
@@ -73,6 +74,20 @@ def test_another_data_set_stands_apart():
 def test_another_share_stands_apart(changes):
     rows, _, _ = printed(result_of("1percent", **changes))
     assert len(rows) == 13 and rows[0][4:6] == ["—", "—"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "labels", "belongs"),
+    [
+        ("1percent", 12_811, True), ("1percent,supervised", 13_000, True), ("10percent", 128_116, True),
+        ("10percent", 128_000, True), ("1percent", 1_281_167, False), ("1percent", 128_116, False), ("10percent", 12_811, False),
+    ],
+)  # fmt: skip
+def test_the_labels_are_counted(argument, labels, belongs):
+    """Whatever the config says of their share: all labels of ImageNet are not 1 %."""
+    rows, notes, _ = printed(result_of(argument, labels=labels))
+    (own,) = [row for row in rows if row[6] == "1"]
+    assert own[0].endswith("of ImageNet") == belongs == (own[4] != "—") and f"{labels} labels" in notes[0]
 
 
 def test_methods():

@@ -66,6 +66,13 @@ def test_all_of_it_by_name():
     assert found["alignment"] == 0 and found["uniformity"] == uniformity(z[:9])
 
 
+def test_features_that_are_all_zero():
+    """A collapse too, which a run must be able to report."""
+    found = health(np.zeros((9, 4)), (np.zeros((9, 4)),) * 2)
+    assert found["rankme"] == 0 and found["dead_features"] == 4 and np.isfinite(list(found.values())).all()
+    assert rank_in_words(found["rankme"], 4).startswith("the features have collapsed to about 0.0 of 4")
+
+
 @pytest.mark.parametrize("bad", [np.ones(3), np.ones((0, 3)), np.array([[np.nan, 1.0], [1, 1]])])
 def test_bad_input(bad):
     with pytest.raises(ValueError, match="features"):

@@ -97,3 +97,23 @@ def test_what_cannot_be_judged_is_told(run, monkeypatch):
     assert [d.task for d in given] == ["linear", "finetune", "finetune"]
     assert [d.finetune.from_scratch for d in given[1:]] == [False, True]
     assert {d.batch_size for d in given} == {16} and {d.finetune.per_class for d in given[1:]} == {9}
+
+
+def test_a_problem_of_one_process_alone(run, monkeypatch):
+    """The others may wait for it in the middle of the work: it ends with what is wrong, not with how long it waited."""
+    copied, config, mesh = run
+    waits = []
+
+    def agree(what, facts, seconds=300):
+        waits.append(seconds)
+        if seconds == 60:
+            raise UserError("process 1 waited 60 seconds for the others")
+
+    def linear(*_, **__):
+        raise UserError("image 3 cannot be read.")
+
+    monkeypatch.setattr(processes, "agree", agree)
+    monkeypatch.setattr(at_end, "evaluate_linear", linear)
+    with pytest.raises(UserError, match=r"^image 3 cannot be read\.$"):
+        at_end.judge_at_end(config, Session(copied, Preemption()), mesh)
+    assert waits == [300, 60]

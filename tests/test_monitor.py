@@ -72,8 +72,11 @@ def test_accuracy_of_classes_that_can_be_told_apart(tmp_path, mesh):
     assert found.keys() == {"knn_accuracy", "rankme", "mean_correlation", "dead_features", "alignment", "uniformity"}
     assert 1 <= found["rankme"] <= 8 and 0 < found["alignment"] < 4 and found["uniformity"] < 0
     assert monitor.report(variables) == found, "the same views each time"
+    # Of the twenty, numbers 0 and 10 are left, both dark, so that all test images count as dark.
     config.monitor.train_examples, config.monitor.k = 2, 200
-    assert 0 <= monitor.raw_pixels() <= 1
+    assert monitor.raw_pixels() == 0.4
+    config.monitor.test_examples = 2  # numbers 0 and 2, a dark one and a bright one
+    assert monitor.raw_pixels() == 0.5
 
 
 @pytest.mark.parametrize(("pairs", "batch_size", "count"), [(0, 8, 0), (12, 8, 12), (99, 8, 16), (99, 24, 0)])
@@ -95,6 +98,24 @@ def test_bad_input(tmp_path, mesh, train, test, sentence):
     if "batch_size" in sentence:
         config.monitor.batch_size = 12
     with pytest.raises(UserError, match=sentence):
+        monitor_of(config, mesh)
+
+
+def test_a_test_split_without_labels(tmp_path, mesh, monkeypatch):
+    """As of the test images of ImageNet in TFDS, whose labels are known only when they are read."""
+    config = config_of(tmp_path, [0, 1] * 10, [0, 1])
+    monitor = monitor_of(config, mesh)
+    features = np.eye(4, dtype=np.float32)
+    with pytest.raises(UserError, match=r"has no labels \(all are -1\); name a labelled split"):
+        monitor._accuracy((features, np.array([0, 1, 0, 1])), (features, np.full(4, -1)))
+    with pytest.raises(UserError, match="has no labels"):
+        monitor._accuracy((features, np.full(4, -1)), (features, np.array([0, 1, 0, 1])))
+
+
+def test_the_same_images_in_both_splits(tmp_path, mesh):
+    config = config_of(tmp_path, [0, 1] * 10, [0, 1])
+    config.data.test_split = "train"
+    with pytest.raises(UserError, match="all test images .* are also train images"):
         monitor_of(config, mesh)
 
 

@@ -47,8 +47,14 @@ def test_equal_images_are_neighbours():
 @pytest.mark.parametrize(
     ("features", "more", "sentence"),
     [
-        (features_of(5), {"k": 5}, "k is 5; it must be at least 1 and at most 4, the number of other images"),
+        (
+            features_of(5),
+            {"k": 5},
+            "k is 5; it must be an integer, at least 1 and at most 4, the number of other images",
+        ),
         (features_of(5), {"k": 0}, "k is 0"),
+        (features_of(5), {"k": 2.5}, "k is 2.5; it must be an integer"),
+        (features_of(5), {"k": True}, "k is True"),
         (features_of(5), {"queries": features_of(2, 3), "k": 5}, r"features is \(5, 16\) and queries \(2, 3\)"),
         (features_of(5)[0], {}, r"features is \(16,\)"),
         (np.full((5, 3), np.nan), {"k": 1}, "some features are not finite"),

@@ -1,6 +1,7 @@
 """bt_jax/evaluation/rate_search.py: which images are held out, the grid, the choice, and resuming."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from bt_jax.data.sources.base import ArraySource
 from bt_jax.errors import UserError
 from bt_jax.evaluation.classifier import ClassifierTraining
 from bt_jax.evaluation.few_labels_table import few_labels_table
-from bt_jax.evaluation.rate_search import grid, split
+from bt_jax.evaluation.rate_search import RateSearch, grid, split
 from bt_jax.tasks.finetune import finetune
 
 
@@ -104,3 +105,15 @@ def test_a_rate_whose_loss_is_not_finite_is_not_chosen(config, tmp_path):
     config.finetune.search_head = (1e38,)
     with pytest.raises(UserError, match="not finite with any of the learning rates; lower those in sgd"):
         finetune(config, str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("loss", [None, float("inf"), float("nan")])
+def test_a_held_out_loss_that_is_not_finite(config, loss):
+    """Counts as no accuracy, be it fresh or None, as a record of an earlier start has it; the other rate is chosen."""
+    search = RateSearch.__new__(RateSearch)
+    search._grid = [{"encoder": 1.0, "classifier": c} for c in (1.0, 2.0)]
+    search._held = range(5)
+    ends = iter([{"top1": 0.9, "loss": loss}, {"top1": 0.8, "loss": 1.0}])
+    search._training = lambda _: types.SimpleNamespace(run=lambda _: {"final": next(ends)})
+    chosen, found = search.run(None, lambda _: None)
+    assert chosen == search._grid[1] and [point["top1"] for point in found["tried"]] == [0.0, 0.8]

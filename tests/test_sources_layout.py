@@ -199,7 +199,8 @@ def test_labels_of_a_file(tmp_path):
         (["a/1.png"], "test", {"use": "test"}, r"no image folder .*/test \(.* holds a\) for the test images.* set data.test_fraction"),
         (["1.png"], "train", {"test_fraction": 0.999}, "data.test_fraction is 0.999, which leaves .* with 1 images no train part"),
         (["train/1.png", "car/2.png"], "train", {}, "holds images beside car, which do so too, .* set data.train_split to '.'"),
-        (["test/a/1.png", "b/2.png"], "train", {}, "set data.train_split to '.' to train on all images of"),
+        (["test/a/1.png", "b/2.png"], "train", {}, r"set data.train_split to '.' to train on all images of .*[^y]\.$"),
+        (["test/a/1.png", "b/2.png"], "train", {"other": "test"}, "train on all images of .*, those of test too, with data.test_split empty"),
         (["training/a/1.png"], "train", {}, "or set data.train_split to 'training'"),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """bt_jax/data/subsets.py: which labels may be used, from a seed or a list."""
 
 import pathlib
+import tarfile
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from bt_jax import config as config_lib
 from bt_jax.data.eval_batches import eval_batches
 from bt_jax.data.sources.base import ArraySource, StreamSource
 from bt_jax.data.sources.folder import FolderSource
-from bt_jax.data.subsets import check_labels, fingerprint, labels_of, listed, stratified, take
+from bt_jax.data.sources.make import make_source
+from bt_jax.data.subsets import check_apart, check_labels, fingerprint, labels_of, listed, stratified, take
 from bt_jax.errors import UserError
 
 
@@ -105,6 +107,81 @@ def test_listed(folder, tmp_path):
         listed(Stream(folder), str(path))
 
 
+def test_listed_in_classes_with_folders(tmp_path):
+    """As much of the path as it takes: the class and the name are not enough if classes have folders of the same names."""
+    for i, place in enumerate(["cat/a/0", "cat/b/0", "dog/a/0", "dog/a/1", "0"]):
+        path = tmp_path / "set" / "train" / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(path)
+    source = FolderSource(str(tmp_path / "set"), "train", labels="none")
+    chosen = tmp_path / "list.txt"
+
+    def names_of(*lines):
+        chosen.write_text("\n".join(lines))
+        return [source.relative[i] for i in listed(source, str(chosen))]
+
+    assert names_of("dog/a/0.png", "cat/b/0.png", "1.png") == ["cat/b/0.png", "dog/a/0.png", "dog/a/1.png"]
+    assert names_of("b/0.png", "0.png") == ["0.png", "cat/b/0.png"], "all of a path comes before the end of others"
+    with pytest.raises(
+        UserError, match=r"1 of the 2 files .* in more than one folder of .*: cat/a/0.png and dog/a/0.png; name"
+    ):
+        names_of("a/0.png", "1.png")
+    with pytest.raises(UserError, match=r"more than once: dog/a/1.png"):
+        names_of("1.png", "a/1.png")
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "count"),
+    [
+        (["test/0", "a/1", "b/2"], {"train_split": ".", "labels": "none"}, "all"),
+        (["0", "1", "holdout/2", "holdout/3"], {"test_split": "holdout", "labels": "none"}, "all"),
+        (["train/a/0", "train/b/1"], {"test_split": "train"}, "all"),
+        (["train/a/0", "train/b/1", "test/a/0", "test/b/1"], {}, ""),
+        (["a/0", "a/1", "a/2", "b/3", "b/4", "b/5"], {"test_fraction": 0.5}, ""),
+    ],
+)
+def test_test_images_among_train_images(tmp_path, files, settings, count):
+    """Where one split lies within the other; the parts of one folder have no image in common."""
+    for i, place in enumerate(files):
+        path = tmp_path / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(path)
+    data = config_lib.default().data
+    data.update(source="folder", data_dir=str(tmp_path), **settings)
+    train, test = make_source(data, "train"), make_source(data, "test")
+    if not count:
+        check_apart(train, test)
+        return
+    with pytest.raises(
+        UserError, match=f"^{count} test images .* are also train images .*; name splits without common"
+    ):
+        check_apart(train, test)
+
+
+def test_test_images_among_train_images_elsewhere(tmp_path):
+    """Arrays that are the same; images that archives of both splits hold, by their places in them."""
+    images, labels = np.arange(4 * 48, dtype=np.uint8).reshape(4, 4, 4, 3), np.array([0, 1, 0, 1])
+    one, same = (ArraySource(name, images, labels) for name in ("one", "the same"))
+    check_apart(one, ArraySource("another", images + 1, labels))
+    with pytest.raises(UserError, match=r"all test images \(the same\) are also train images \(one\)"):
+        check_apart(one, same)
+    for name, numbers in (("a", (0, 1)), ("b", (2, 3))):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for number in numbers:
+                Image.fromarray(images[number]).save(tmp_path / f"{number}.png")
+                archive.add(tmp_path / f"{number}.png", f"{number}.png")
+    data = config_lib.default().data
+    found = {}
+    for name, pattern in (("all", "{a,b}.tar"), ("a", "a.tar"), ("b", "b.tar")):
+        data.update(source="tar", data_dir=str(tmp_path / pattern), train_split=".", test_split="")
+        found[name] = make_source(data, "train")
+    check_apart(found["a"], found["b"])
+    with pytest.raises(UserError, match="all test images"):
+        check_apart(found["all"], found["b"])
+    with pytest.raises(UserError, match="2 of the 4 test images"):
+        check_apart(found["b"], found["all"])
+
+
 def test_listed_names_that_stand_in_two_classes(tmp_path):
     """Refused, with both named; with their classes they are distinct. Names may contain spaces."""
     for name in ("cat", "dog"):
@@ -114,7 +191,7 @@ def test_listed_names_that_stand_in_two_classes(tmp_path):
     source, path = FolderSource(str(tmp_path), "train"), tmp_path / "list.txt"
     path.write_text("1.png\nmy dog.png\n")
     with pytest.raises(
-        UserError, match="1 of the 2 files .* more than one class of .*: cat/1.png and dog/1.png; name them as"
+        UserError, match="1 of the 2 files .* more than one folder of .*: cat/1.png and dog/1.png; name them as"
     ):
         listed(source, str(path))
     path.write_text("dog/1.png\n./cat/1.png\nmy dog.png\n")

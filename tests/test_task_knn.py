@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from recipes import evaluation_of, no_room_for
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -45,6 +46,27 @@ def test_against_scikit_learn_on_real_features(judged, tmp_path, capsys):
     with pytest.raises(UserError, match="knn.k has 61, but must be at most 60"):
         knn(config, str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+def test_an_image_that_does_not_decode(judged, tmp_path, capsys):
+    """It is named, and does not count."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for name in ("a", "b"):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(
+                    tmp_path / "set" / split / name / f"{i}.png"
+                )
+    (tmp_path / "set" / "test" / "a" / "1.png").write_bytes(b"no image")
+    config = evaluation_of(judged[1], "knn")
+    config.data.update(source="folder", data_dir=str(tmp_path / "set"))
+    config.features.batch_size = 24
+    config.knn.update(k=(1,), pairs=8)
+    run = knn(config, str(tmp_path / "run"))["runs"][0]
+    said = capsys.readouterr().out
+    assert "test/a/1.png cannot be read as an image" in said and "1 of 8 images in" in said
+    assert run["health"]["alignment"] > 0, "of a set smaller than features.batch_size too"
 
 
 def test_a_full_disk(judged, tmp_path, monkeypatch, capsys):

@@ -67,7 +67,7 @@ def single_seed(seed: int, epoch: int) -> int:
 
 
 def evenly(n: int, limit: int | None) -> np.ndarray:
-    """At most `limit` of 0 … n-1, evenly spread, increasing, int64: a subset that needs no seed and favours no class."""
+    """At most `limit` of 0 … n-1, evenly spread, increasing, int64: without a seed; of a set that is sorted or shuffled, it favours no class."""
     if limit is None or n <= limit:
         return np.arange(n, dtype=np.int64)
     return np.arange(limit, dtype=np.int64) * n // limit

@@ -105,6 +105,16 @@ def check_labels(labels: np.ndarray, source: Source, *, all_classes: bool = True
         )
 
 
+def check_apart(train: Source, test: Source) -> None:
+    """Raises UserError if test images are among the train images, as the accuracy would then say nothing of new images."""
+    if count := train.shared_with(test):
+        which = "all" if count == len(test) else f"{count} of the {len(test)}"
+        raise UserError(
+            f"{which} test images ({test.name}) are also train images ({train.name}); name splits without common images in "
+            "data.train_split and data.test_split."
+        )
+
+
 def with_checked_labels(batches: Iterable[dict[str, Any]], source: Source) -> Iterator[dict[str, Any]]:
     """The batches unchanged, with their labels checked: labels in records are not known before they are read.
 
@@ -164,14 +174,14 @@ def stratified(
 
 
 def listed(source: Source, list_file: str) -> np.ndarray:
-    """The examples whose files a list names, one per line: `name`, as in SimCLR's `1percent.txt`, or `class/name`.
+    """The examples whose files a list names, one per line: `name`, as in SimCLR's `1percent.txt`, `class/name`, or more of the path.
 
     Returns:
       (m,) int64, increasing.
 
     Raises:
       UserError: the list cannot be read or is empty, names a file twice, names files that are missing (the message says how
-        many), or names without its class a file that several classes have; or the source is not an image folder.
+        many), or gives a name that files in several folders have; or the source is not an image folder.
     """
     if not isinstance(source, FolderSource | PackedSource):
         raise UserError(
@@ -187,30 +197,36 @@ def listed(source: Source, list_file: str) -> np.ndarray:
         ) from None
     if not names:
         raise UserError(f"the list {path} is empty; it must name one image file per line.")
-    paths = source.paths
+    paths = source.paths if isinstance(source, PackedSource) else source.relative
     if isinstance(source, PackedSource):  # shards have other endings than the files that they were made of
         names, paths = [os.path.splitext(name)[0] for name in names], [os.path.splitext(name)[0] for name in paths]
-    numbers = {"/".join(file.split("/")[-2:]): number for number, file in enumerate(paths)}
-    of_base: dict[str, list[str]] = {}  # class/name of each file name
-    for file in numbers:
-        of_base.setdefault(os.path.basename(file), []).append(file)
-    clash = [name for name in names if len(of_base.get(name, ())) > 1]
+    found: dict[str, list[int]] = {name: [] for name in names}  # the files whose paths end so
+    whole: dict[str, int] = {}
+    for number, file in enumerate(paths):
+        parts = file.split("/")
+        for depth in range(1, len(parts) + 1):
+            if (numbers := found.get("/".join(parts[-depth:]))) is not None:
+                numbers.append(number)
+        if file in found:
+            whole[file] = number
+    missing = [name for name, numbers in found.items() if not numbers]
+    clash = [name for name, numbers in found.items() if len(numbers) > 1 and name not in whole]
     if clash:
         raise UserError(
-            f"{len(clash)} of the {len(names)} files that {path} names are in more than one class of {source.name}: "
-            f"{some([' and '.join(of_base[name]) for name in clash])}; name them as class/name."
+            f"{len(clash)} of the {len(names)} files that {path} names are in more than one folder of {source.name}: "
+            f"{some([' and '.join(paths[number] for number in found[name][:2]) for name in clash])}; name them as class/name, or by "
+            "all of the path."
         )
-    files = [of_base.get(name, [name])[0] for name in names]
-    missing = [name for name, file in zip(names, files, strict=True) if file not in numbers]
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(names)} files that {path} names are missing in {source.name}: {some(missing)}; "
             "all of them must exist."
         )
-    twice = [file for file, count in Counter(files).items() if count > 1]
+    chosen = [whole.get(name, found[name][0]) for name in names]
+    twice = [paths[number] for number, count in Counter(chosen).items() if count > 1]
     if twice:
         raise UserError(f"the list {path} names {len(twice)} file(s) more than once: {some(twice)}; name each once.")
-    return np.sort(np.array([numbers[file] for file in files], np.int64))
+    return np.sort(np.array(chosen, np.int64))
 
 
 def fingerprint(examples: np.ndarray) -> str:

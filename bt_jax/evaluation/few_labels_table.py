@@ -25,6 +25,7 @@ NAMES = {
 }
 SIMCLR_LISTS = (12_811, 128_116)  # lines of 1percent.txt and 10percent.txt
 IMAGENET_CLASSES = 1000
+IMAGENET_IMAGES = 1_281_167
 HEADER = ["labels", "method", "top-1", "top-5", "paper's top-1", "paper's top-5", "note"]
 ABOUT_THE_PAPER = (
     "The paper's numbers are for ResNet-50 on ImageNet, each by its own protocol; not measured with bt_jax. PIRL and Supervised "
@@ -65,11 +66,16 @@ def method_of(result: Result) -> str:
 
 
 def paper_percent(result: Result) -> int | None:
-    """1 or 10 if the paper has numbers for this share of ImageNet; None for others, and for a number of labels per class."""
+    """1 or 10 if the paper has numbers for this share of ImageNet; None for others, and for a number of labels per class.
+
+    The labels are counted too: a share that comes with the data or a list is only what the config says. Lists differ by a few.
+    """
     data = result["data"]
     if data["classes"] != IMAGENET_CLASSES or data["percent"] not in (1, 10):
         return None
-    return int(data["percent"])
+    percent = int(data["percent"])
+    expected = IMAGENET_IMAGES * percent / 100
+    return percent if abs(data["labels"] - expected) < expected / 10 else None
 
 
 def label_list(result: Result) -> str:

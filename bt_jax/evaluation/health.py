@@ -100,7 +100,7 @@ def health(features: np.ndarray, views: tuple[np.ndarray, ...] | None = None) ->
       views: two (m, F), of two training views of m images; needed for alignment and uniformity.
     """
     found = {
-        "rankme": rankme(features),
+        "rankme": rankme(features) if np.any(features) else 0.0,  # a collapse, which is to be reported
         "mean_correlation": mean_correlation(features),
         "dead_features": int(is_dead(features).sum()),
     }

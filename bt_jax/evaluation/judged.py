@@ -20,7 +20,7 @@ from bt_jax.data.eval_batches import check_reader, check_tensorflow, eval_batche
 from bt_jax.data.order import evenly
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
-from bt_jax.data.subsets import check_labels
+from bt_jax.data.subsets import check_apart, check_labels
 from bt_jax.data.views.spec import ViewGroup, ViewSpec
 from bt_jax.engine.session import Session, session
 from bt_jax.errors import UserError
@@ -32,6 +32,7 @@ from bt_jax.models import ViT, check_encoder, make_encoder
 from bt_jax.models.encoders import described, in_dtype, takes_any_size
 from bt_jax.models.inputs import Inputs
 from bt_jax.pixels import Pixels
+from bt_jax.reporting.bad_images import BadImages
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
 from bt_jax.runtime.machine import more_cores
@@ -84,6 +85,8 @@ def judged_encoder(config: ConfigDict, mesh: Mesh) -> Judged:
         )
     facts = {"source": encoder.source, "step": encoder.step, "sha256": encoder.sha256}
     facts |= {"arch": encoder.arch, "width": model.width, "features": encoder.width, "method": encoder.method}
+    # A run that init_from names may have saved another step meanwhile.
+    processes.agree("encoder", {"init_from": [facts["source"], facts["sha256"]]})
     host = jax.tree.map(np.asarray, encoder.variables)
     placed = jax.device_put(host, mesh_lib.everywhere(mesh))
     inputs = Inputs(config.data.image_size, tuple(encoder.mean), tuple(encoder.std), dtype, encoder.pixels)
@@ -140,6 +143,9 @@ class Evaluation:
         self.say = say or (console.say if self.is_first else lambda _: None)
         self.train, self.test = (self._source(split) for split in ("train", "test"))
         self._check_splits()
+        # Each process reports those that it has met itself.
+        tell = self.say if self.is_first or within is not None else console.say
+        self._bad_images = {source.name: BadImages([source], tell) for source in (self.train, self.test)}
         for source in (self.train, self.test):
             check_reader(source, config.data)
         counts = {f"split {i}": [f"{len(s)} images", s.fingerprint] for i, s in enumerate((self.train, self.test))}
@@ -151,6 +157,7 @@ class Evaluation:
 
     def _check_splits(self) -> None:
         train, test = self.train, self.test
+        check_apart(train, test)
         for source, all_classes in ((train, True), (test, False)):
             if source.num_classes < 2:
                 if not source.num_classes:
@@ -229,6 +236,7 @@ class Evaluation:
             features, labels = self._extract(self.judged.variables, batches, size)
         except NotFiniteFeatures as error:
             raise self._explained(error, source, limit) from None
+        self._bad_images[source.name].tell(epoch_ends=True)
         self._check_labels(labels, source)
         return features, labels
 
@@ -278,7 +286,8 @@ class Evaluation:
             tuple(range(views)),
             seed=config.seed,
             count=count,
-            batch_size=config.features.batch_size,
+            # One that a small set fills, as there is no part of a batch.
+            batch_size=min(config.features.batch_size, max(1, len(self.train) // self.mesh.size) * self.mesh.size),
             mesh=self.mesh,
         )
         return pairs.features(self._extract, self.judged.variables)

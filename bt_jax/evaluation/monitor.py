@@ -12,6 +12,7 @@ from bt_jax.data.eval_batches import eval_batches
 from bt_jax.data.order import evenly
 from bt_jax.data.sources.base import Source
 from bt_jax.data.sources.make import make_source
+from bt_jax.data.subsets import check_apart, check_labels
 from bt_jax.errors import UserError
 from bt_jax.evaluation.features import FeatureExtractor, frozen, raw_pixels
 from bt_jax.evaluation.health import health
@@ -135,6 +136,7 @@ class KnnMonitor(FeatureMonitor):
         test = make_source(data, "test") if test is None else test
         super().__init__(settings, data, encoder=encoder, inputs=inputs, source=test, pairs=pairs, mesh=mesh)
         self.test, self._train = test, train
+        check_apart(train, test)
         for source in (train, test):
             if source.num_classes < 2:
                 has = f"{source.num_classes} class(es)" if source.num_classes else "no labels"
@@ -173,5 +175,7 @@ class KnnMonitor(FeatureMonitor):
 
     def _accuracy(self, train: Labelled, test: Labelled) -> float:
         settings, mesh = self._settings, self._mesh
+        for (_, labels), source in ((train, self._train), (test, self.test)):
+            check_labels(labels, source, all_classes=False)  # those in records are known only now
         k, temperature = min(settings.k, len(train[0])), settings.temperature
         return knn_accuracy(*train, *test, num_classes=self._train.num_classes, k=k, temperature=temperature, mesh=mesh)

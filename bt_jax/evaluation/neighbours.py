@@ -7,6 +7,7 @@ OUT is the workdir of a task `embed`, or its embeddings.npz; PATH is one of its 
 """
 
 import argparse
+import numbers
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -45,9 +46,9 @@ def neighbours(
     queries = features if queries is None else np.asarray(queries)
     if features.ndim != 2 or queries.ndim != 2 or features.shape[1] != queries.shape[1]:
         raise UserError(f"features is {features.shape} and queries {queries.shape}; both must be (n, F).")
-    if not 1 <= k <= len(features) - own:
+    if isinstance(k, bool) or not isinstance(k, numbers.Integral) or not 1 <= k <= len(features) - own:
         raise UserError(
-            f"k is {k}; it must be at least 1 and at most {len(features) - own}, the number of other images."
+            f"k is {k!r}; it must be an integer, at least 1 and at most {len(features) - own}, the number of other images."
         )
     if not (np.isfinite(features).all() and np.isfinite(queries).all()):
         raise UserError("some features are not finite; the encoder's weights or its input must be wrong.")

@@ -21,6 +21,7 @@ from bt_jax.evaluation.judged import Judged
 from bt_jax.evaluation.results import Result
 
 Rates = Mapping[str, float]
+_NOT_FINITE = {"top1": 0.0, "loss": math.inf}
 _NONE = -1  # no place in the grid, as an integer that processes can send
 
 
@@ -61,6 +62,12 @@ def split(part: Source, fraction: float, seed: int) -> tuple[Source, Source]:
     return take(part, kept, f"{len(kept)} images of {part.name}"), take(
         part, held, f"{len(held)} held-out images of {part.name}"
     )
+
+
+def _finite(final: Mapping[str, Any]) -> dict[str, float]:
+    """The accuracy and the loss on held-out images; no accuracy if the loss is not finite, which a record has as None."""
+    loss = final["loss"]
+    return {"top1": final["top1"], "loss": loss} if loss is not None and math.isfinite(loss) else _NOT_FINITE
 
 
 class RateSearch:
@@ -105,10 +112,9 @@ class RateSearch:
         tried: list[dict[str, Any]] = []
         for place, rates in enumerate(self._grid):
             try:
-                final = self._training(place).run(session).get("final", {"top1": 0.0, "loss": 0.0})
-                found = {"top1": final["top1"], "loss": final["loss"] if math.isfinite(final["loss"]) else math.inf}
+                found = _finite(self._training(place).run(session).get("final", {"top1": 0.0, "loss": 0.0}))
             except NotFinite:
-                found = {"top1": 0.0, "loss": math.inf}
+                found = _NOT_FINITE
             tried.append({"rates": rates, **found})
             say(
                 f"encoder {rates['encoder']:g}, head {rates['classifier']:g}: top-1 {found['top1']:.2%} of {len(self._held)} "

@@ -19,6 +19,7 @@ from bt_jax.evaluation.judged import Evaluation, run_task
 from bt_jax.evaluation.rate_search import RateSearch
 from bt_jax.evaluation.results import Result, make_result, write_result
 from bt_jax.optim.make import described_schedule
+from bt_jax.runtime import processes
 from bt_jax.tasks.linear import described_seeds, farewell
 
 
@@ -47,6 +48,9 @@ def evaluate_finetune(
     config = evaluation.config
     seeds = range(config.seed, config.seed + config.repeats)
     parts = [labelled_part(evaluation.train, config.finetune, seed) for seed in seeds]
+    processes.agree(
+        "labels", {f"those of seed {seed}": fingerprint(part[1]) for seed, part in zip(seeds, parts, strict=True)}
+    )
 
     def training(seed: int, part: Source, rates: dict[str, float]) -> ClassifierTraining:
         return ClassifierTraining(

@@ -62,7 +62,11 @@ def judge_at_end(
             found = evaluate(derived, workdir / name, mesh, within=session, say=_silent)
         except UserError as error:
             problem = str(error)
-        processes.agree("judgements", {what: problem}, seconds=600)  # all continue, or none
+        try:  # all continue, or none
+            processes.agree("judgements", {what: problem}, seconds=60 if problem else 600)
+        except UserError as error:
+            # The others may wait for this one in the middle of it: only its end, with what is wrong, frees them.
+            raise UserError(problem) if problem else error from None
         if problem:
             say(f"{what} is left out: {problem}")
             return None

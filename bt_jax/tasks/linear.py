@@ -4,6 +4,7 @@ Trained by SGD on augmented images as in the official evaluate.py, or, with `lin
 computed once.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 
@@ -163,7 +164,8 @@ def _confusion(probe: CachedProbe, classifier: Classifier, features: np.ndarray,
 def farewell(result: Result, workdir: epath.Path) -> str:
     """The last lines of an evaluation that measures top-1."""
     many = result["data"]["classes"] > 5
-    lines = [f"top-1, final  {mean_and_spread(result, 'final.top1')} of {result['data']['test_images']} test images"]
+    images = result["runs"][0]["final"].get("images", result["data"]["test_images"])  # without those that do not decode
+    lines = [f"top-1, final  {mean_and_spread(result, 'final.top1')} of {images} test images"]
     if many:
         lines.append(f"top-5, final  {mean_and_spread(result, 'final.top5')}")
     if "best.top1" in result["mean"]:
@@ -172,5 +174,5 @@ def farewell(result: Result, workdir: epath.Path) -> str:
             f"top-1, best   {mean_and_spread(result, 'best.top1')}, epoch {epochs}; biased, as it is chosen on test images"
         )
     lines.append(f"result        {workdir / (result['task'] + '.json')}")
-    lines.append(f"as a table    python -m bt_jax.evaluation.table {workdir}")
+    lines.append(f"as a table    python -m bt_jax.evaluation.table {shlex.quote(str(workdir))}")
     return "\n".join(lines)

@@ -162,9 +162,9 @@ def _pairs(config: ConfigDict, method: Method, source: Source, mesh: Mesh) -> Pa
         return None
     name, first, second = method.alignment
     group = next(group for group in method.view_groups if group.name == name)
-    # A set that is smaller than a batch has no pairs; without labels there would be little else to see.
+    # A set that is smaller than a batch has no pairs, so the batch is as large as such a set allows.
     small = len(source) // mesh.size * mesh.size
-    size = config.monitor.batch_size if source.num_classes or not small else min(config.monitor.batch_size, small)
+    size = min(config.monitor.batch_size, small) if small else config.monitor.batch_size
     return Pairs(
         source,
         config.data,

@@ -92,6 +92,10 @@ class Source:
         """An example's name in files of results: a path relative to `data.data_dir`, or its number where there are no files."""
         return str(example)
 
+    def shared_with(self, other: "Source") -> int:
+        """How many of the other source's images are among these; only where they are known by name, or all are the same."""
+        return len(other) if self.fingerprint == other.fingerprint else 0
+
     def check_there(self) -> None:
         """Raises UserError if the images as a whole are no longer where they were: then no single image is bad."""
 

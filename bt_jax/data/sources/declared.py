@@ -37,7 +37,7 @@ def check_declared(source: Source) -> None:
     """
     if not isinstance(source, (EncodedSource, StreamSource)):
         return
-    looked_at = list(values_of(source, LOOKED_AT))
+    looked_at = list(values_of(source, LOOKED_AT, source.pixels))
     values, problems = [], []
     for place, found in looked_at:
         try:
@@ -55,14 +55,16 @@ def check_declared(source: Source) -> None:
         source.notices += _seen(source.name, f"{len(values)} images that were looked at", values, source.pixels)
 
 
-def values_of(source: EncodedSource | StreamSource, count: int) -> Iterator[tuple[str, np.ndarray | str]]:
+def values_of(
+    source: EncodedSource | StreamSource, count: int, pixels: Pixels | None = None
+) -> Iterator[tuple[str, np.ndarray | str]]:
     """Of at most `count` images, evenly spread, or of a stream the first: the place in words, and the values (H, W, C) or why there
-    are none."""
+    are none; as stored, or as `pixels` are declared (`read_values`)."""
     from bt_jax.data.values import read_values
 
     for place, encoded in _encoded(source, count):
         try:
-            yield place, read_values(encoded)[0]
+            yield place, read_values(encoded, pixels)[0]
         except ValueError as error:
             yield place, str(error)
 

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from bt_jax.data.order import evenly
-from bt_jax.data.sources.base import BytesCache, EncodedSource, unreachable
+from bt_jax.data.sources.base import BytesCache, EncodedSource, Source, unreachable
 from bt_jax.data.sources.layout import find_images, roots_of
 from bt_jax.errors import UserError
 from bt_jax.runtime.files import errors_of_files
@@ -62,6 +62,16 @@ class FolderSource(EncodedSource):
         if "://" not in self.name:
             some_paths = [self.paths[i] for i in evenly(len(self), min(len(self), _SIZED))]
             yield repr([os.stat(path).st_size if os.path.exists(path) else None for path in some_paths]).encode()
+
+    def shared_with(self, other: Source) -> int:
+        if not isinstance(other, FolderSource):
+            return 0
+        # Only one within the other, or both of a list, can share files; the folders of splits beside each other cannot.
+        places = [[str(place) for place in source._places] for source in (self, other)]
+        if not any(f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/") for a in places[0] for b in places[1]):
+            return 0
+        theirs = set(other.paths)
+        return sum(path in theirs for path in self.paths)
 
     def check_there(self) -> None:
         for place in self._places:

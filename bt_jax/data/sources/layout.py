@@ -139,7 +139,8 @@ def _place(top: epath.Path, train: str, test: str, use: str, test_fraction: floa
         if use == "test" and not hint:
             raise _no_test(folder, found)
         if use == "train":
-            hint += f"{hint and ', or '}set data.train_split to '.' to train on all images of {top}"
+            theirs = f", those of {test} too, with data.test_split empty" if test and _is_place(top / test) else ""
+            hint += f"{hint and ', or '}set data.train_split to '.' to train on all images of {top}{theirs}"
     else:
         hint, found = "", f"{top} is a file" if top.exists() else f"{top} does not exist"
     raise UserError(f"there is no image folder {folder} ({found}); {_EACH_CLASS}{hint and ', or ' + hint}.")

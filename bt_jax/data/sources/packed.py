@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bt_jax.data.sources.base import BytesCache, EncodedSource
+from bt_jax.data.sources.base import BytesCache, EncodedSource, Source
 from bt_jax.data.sources.layout import in_test_part
 from bt_jax.data.sources.ranges import Ranges
 from bt_jax.errors import UserError
@@ -61,6 +61,17 @@ class PackedSource(EncodedSource):
 
     def path(self, example: int) -> str:
         return f"{self._inside[self._file_of[example]]}/{self.paths[example]}"
+
+    def shared_with(self, other: Source) -> int:
+        if not isinstance(other, PackedSource) or not set(self._ranges.files) & set(other._ranges.files):
+            return 0
+        theirs = set(other._positions())
+        return sum(position in theirs for position in self._positions())
+
+    def _positions(self) -> Iterator[tuple[str, int]]:
+        """The file and the first byte of each image."""
+        files = self._ranges.files
+        return ((files[file], start) for file, start in zip(self._file_of.tolist(), self._starts.tolist(), strict=True))
 
     def check_there(self) -> None:
         for file in self._ranges.files:
