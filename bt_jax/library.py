@@ -14,6 +14,7 @@ from PIL import Image
 from bt_jax import config as config_lib
 from bt_jax.config import files
 from bt_jax.data.eval_batches import evaluation_views
+from bt_jax.data.values import levels_of_image
 from bt_jax.engine.session import Session
 from bt_jax.errors import UserError
 from bt_jax.evaluation.judged import run_task
@@ -149,13 +150,20 @@ def embed(
         config.data.data_dir = "."  # of no use
         _changed(config, changes)
         config_lib.check(config)
+        _check_encoder(config, encoder)
         data = embed_task.data_for(config.data, encoder)
         size = config.features.batch_size
         levels = _blocks(images, data, encoder.pixels, max(_BLOCK, size))
-        blocks = (encoder.features_of_levels(block, block=size, dtype=config.dtype) for block in levels)
-        return np.concatenate([np.zeros((0, encoder.width), np.float32), *blocks])
+        found = [np.zeros((0, encoder.width), np.float32)]
+        for block in levels:
+            found.append(encoder.features_of_levels(block, block=size, dtype=config.dtype))
+            if not (finite := np.isfinite(found[-1]).all(axis=1)).all():
+                place = sum(map(len, found[:-1])) + int(np.argmin(finite))
+                raise UserError(f"the features of image {place} are not finite; check the weights of {encoder.source}.")
+        return np.concatenate(found)
     config.data.data_dir = os.fspath(images)
     _changed(config, changes)
+    _check_encoder(config, encoder)
     if workdir is not None:
         run_task(config, os.fspath(workdir), functools.partial(embed_task.embed_images, encoder=encoder))
         return Embeddings(*read_embeddings(os.fspath(workdir)))
@@ -170,6 +178,13 @@ def embed(
         return Embeddings(*read_embeddings(folder))
 
 
+def _check_encoder(config: ConfigDict, encoder: Encoder) -> None:
+    if config.init_from != encoder.source:
+        raise UserError(
+            f"init_from is {config.init_from!r}, but the encoder is given as an argument; leave init_from out."
+        )
+
+
 def _blocks(images: Images, data: ConfigDict, pixels: Pixels, most: int) -> Iterator[np.ndarray]:
     """The images as the encoder sees them, levels (n, S, S, C), at most so many at a time."""
 
@@ -181,25 +196,35 @@ def _blocks(images: Images, data: ConfigDict, pixels: Pixels, most: int) -> Iter
         for start in range(0, len(whole), most):
             yield seen(whole[start : start + most])
         return
+    if isinstance(images, Image.Image) or not isinstance(images, Iterable):
+        what = "a single image" if isinstance(images, Image.Image) else type(images).__name__
+        raise UserError(f"images is {what}; {_are_images(pixels)}.")
     block: list[np.ndarray] = []
-    for image in images:
-        array = image
+    for number, image in enumerate(images):
         if isinstance(image, Image.Image):
-            array = np.asarray(image.convert("RGB") if pixels.are_photographs else image)
-            array = array[..., None] if array.ndim == 2 else array
-        if len(getattr(array, "shape", ())) != 3:
-            what = getattr(array, "shape", None) or type(array).__name__
-            shape = f"H, W, {pixels.channels}"
-            raise UserError(
-                f"one of the images is {what}; images are a folder's name, an array (N, {shape}), or several arrays ({shape}) "
-                "or images of Pillow."
-            )
-        block.append(seen(_levels(array[None], pixels))[0])
+            try:
+                levels = levels_of_image(image, pixels, exif_orientation=data.exif_orientation)
+            except ValueError as error:
+                raise UserError(f"image {number} cannot be used: {error}.") from None
+        elif len(getattr(image, "shape", ())) == 3:
+            try:
+                levels = _levels(image[None], pixels)[0]
+            except UserError as error:
+                raise UserError(f"image {number}: {error}") from None
+        else:
+            what = getattr(image, "shape", None) or type(image).__name__
+            raise UserError(f"image {number} is {what}; {_are_images(pixels)}.")
+        block.append(seen(levels[None])[0])
         if len(block) == most:
             yield np.stack(block)
             block = []
     if block:
         yield np.stack(block)
+
+
+def _are_images(pixels: Pixels) -> str:
+    shape = f"H, W, {pixels.channels}"
+    return f"images are a folder's name, an array (N, {shape}), or a list of arrays ({shape}) or images of Pillow"
 
 
 def _levels(images: Any, pixels: Pixels) -> np.ndarray:

@@ -24,6 +24,7 @@ from bt_jax.export.encoder import read_weights
 from bt_jax.export.folder import write_folder
 from bt_jax.export.safetensors_files import write_safetensors
 from bt_jax.export.torch_files import read_torch
+from bt_jax.export.torch_weights import to_torch
 from bt_jax.facts import Facts
 from bt_jax.methods import make_method
 from bt_jax.methods.supervised import Supervised
@@ -178,6 +179,10 @@ def test_floats_that_are_not_normalised(run):
         floats = np.asarray(normalize(given))
         np.testing.assert_allclose(encoder.features(floats), encoder.features(given), rtol=1e-4, atol=1e-5)
     assert encoder.features(np.zeros((2, 24, 24, 3), np.float32)).shape == (2, 32), "of the mean's colour"
+    floats = np.array(normalize(images))
+    floats[1, 2, 3, 0] = np.nan
+    with pytest.raises(bt_jax.UserError, match="images has NaN or infinite values, first in image 1"):
+        encoder.features(floats)
 
 
 def test_a_damaged_checkpoint_is_stepped_over(run, tmp_path):
@@ -387,6 +392,35 @@ def test_a_file_of_weights_that_are_not_finite(tmp_path, ending):
         write_safetensors(path, tensors | {"bn1.running_var": np.full(2, value, np.float32)}, {})
         with pytest.raises(bt_jax.UserError, match=f"x.{ending} are damaged, or their training diverged: .*{sentence}"):
             bt_jax.load_encoder(path)
+
+
+def test_what_a_file_does_not_say_is_stated(run, tmp_path):
+    """The normalisation, the size, and the stem's stride and padding, of weights of other programs only."""
+    module = make_encoder("resnet18", width=4, small_images=True)
+    variables = jax.jit(lambda: module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))()
+    path = tmp_path / "x.safetensors"
+    write_safetensors(epath.Path(path), to_torch(jax.device_get(variables), "resnet18"), {})
+    stated = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": 24, "stem_stride": 2, "stem_padding": 2}
+    encoder = bt_jax.load_encoder(path, **stated)
+    assert (encoder.mean, encoder.std, encoder.input_size) == ((0.5,) * 3, (0.25,) * 3, 24)
+    images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
+    own = module.clone(stem_stride=2, stem_padding=2)
+    expected = own.apply(variables, (images / np.float32(255) - 0.5) / 0.25, train=False)
+    np.testing.assert_allclose(encoder.features(images), expected, rtol=1e-4, atol=1e-4)
+    assert bt_jax.load_encoder(path).mean == (0.485, 0.456, 0.406)
+    for given, arguments, sentence in (
+        (
+            path,
+            {"means": [0.5] * 3},
+            "there is no argument 'means'; what can be stated is mean, std, input_size, stem_stride, stem_p",
+        ),
+        (path, {"mean": [0.5]}, r"mean is \[0.5\], but must be three numbers"),
+        (path, {"input_size": "24"}, "input_size is '24', but must be an integer from 1"),
+        (run[0], {"mean": [0.5] * 3}, "says itself what its mean is; leave out the argument"),
+        (None, {}, "the path of an encoder is NoneType; it must be"),
+    ):
+        with pytest.raises(bt_jax.UserError, match=sentence):
+            bt_jax.load_encoder(given, **arguments)
 
 
 def test_official_checkpoint():

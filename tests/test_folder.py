@@ -417,7 +417,14 @@ def test_weights_that_are_not_finite_are_not_exported(weights, tmp_path):
 )  # fmt: skip
 def test_how_torchvision_takes_it(fields, line):
     """The summary names a network of torchvision only if the tensors fit it."""
-    known = {"arch": "resnet50", "width": 64, "small_images": False, "stem_stride": 1, "classes": None}
+    known = {
+        "arch": "resnet50",
+        "width": 64,
+        "small_images": False,
+        "stem_stride": 1,
+        "stem_padding": 1,
+        "classes": None,
+    }
     known |= {"patch_size": 16, "input_size": 48, "channels": 3, **fields}
     found = _in_torch(known, epath.Path("out/encoder.safetensors"))
     assert line in found and ("load_file('out/encoder.safetensors')" in found) == (known["width"] == 64)

@@ -78,6 +78,12 @@ def test_what_is_said(other, monkeypatch):
     ]  # fmt: skip
     _, notices = start_from(config, fresh(small_method()))
     assert len(notices) == 1, "a head that the run has no place for is not spoken of"
+    config.model.stem_stride, config.data.range = 2, (0.0, 4095.0)
+    _, notices = start_from(config, fresh(small_method()))
+    assert notices[1:] == [
+        "it was trained with model.stem_stride=1, and this run has 2, which is another network",
+        "it was trained with data.range=(), and this run has (0.0, 4095.0)",
+    ]
     config.init_from = ""
     assert start_from(config, state := fresh(small_method())) == (state, [])
 

@@ -12,6 +12,11 @@ from PIL import Image
 import bt_jax
 from bt_jax import library
 from bt_jax.config import flatten
+from bt_jax.data.decode import decode
+from bt_jax.data.values import levels_of_image
+from bt_jax.pixels import Pixels
+
+IMAGE = np.zeros((16, 16, 3), np.uint8)
 
 
 @pytest.fixture
@@ -134,8 +139,12 @@ def test_embed_keeps_its_files_in_a_workdir(judged, folder, tmp_path):
     [
         (np.zeros((2, 16, 16, 3), np.float32), r"images is float32; it must be uint8"),
         (np.zeros((16, 16, 3), np.uint8), r"images is \(16, 16, 3\); it must be \(N, H, W, 3\)"),
-        ([np.zeros((16, 16), np.uint8)], r"one of the images is \(16, 16\); images are a folder's name, an array \(N, H, W, 3\)"),
-        (["a.png", "b.png"], "one of the images is str; images are a folder's name"),
+        ([np.zeros((16, 16), np.uint8)], r"image 0 is \(16, 16\); images are a folder's name, an array \(N, H, W, 3\)"),
+        ([IMAGE, np.zeros((16, 16, 3), np.float32)], r"image 1: images is float32; it must be uint8"),
+        (["a.png", "b.png"], "image 0 is str; images are a folder's name"),
+        (Image.new("RGB", (16, 16)), "images is a single image; images are a folder's name, an array"),
+        (None, "images is NoneType; images are"),
+        ([IMAGE, Image.new("F", (16, 16))], "image 1 cannot be used: its pixels are of mode F, 32 bits"),
         ("nowhere", "nowhere"),
     ],
 )  # fmt: skip
@@ -145,11 +154,75 @@ def test_what_cannot_be_embedded(judged, tmp_path, monkeypatch, images, sentence
         bt_jax.embed(images, judged[0], features={"batch_size": 8})
 
 
+def test_images_of_pillow_are_those_of_their_files(tmp_path):
+    """Of any mode and depth, for photographs and for one channel; turned if that is asked for."""
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8))
+    deep = Image.fromarray(rng.integers(0, 2**16, (12, 9), np.uint16))
+    turned = rgb.copy()
+    turned.getexif()[274] = 6
+    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    images = {
+        "rgb": rgb,
+        "deep": deep,
+        "palette": rgb.quantize(8),
+        "grey": rgb.convert("L"),
+        "alpha": rgb.convert("RGBA"),
+    }
+    for name, image in images.items():
+        image.save(tmp_path / f"{name}.png")
+    for pixels, names in ((Pixels(), [*images, "turned"]), (Pixels(1), ["rgb", "palette", "grey", "alpha"])):
+        for name in names:
+            path, exif = tmp_path / f"{name}.png", name == "turned"
+            with Image.open(path) as image:
+                found = levels_of_image(image, pixels, exif_orientation=exif)
+            expected = decode(path.read_bytes(), pixels, exif_orientation=exif).numpy()
+            np.testing.assert_array_equal(found, expected, err_msg=f"{name} {pixels}")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:-60])
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(ValueError, match="truncated"):
+        levels_of_image(image, Pixels())
+
+
+def test_features_that_are_not_finite(judged):
+    encoder = bt_jax.load_encoder(judged[0])
+    encoder.features_of_levels = lambda levels, **_: np.where(
+        np.arange(len(levels))[:, None] == 3, np.nan, np.zeros((len(levels), 8))
+    )
+    with pytest.raises(
+        bt_jax.UserError, match="the features of image 3 are not finite; check the weights of step 7 of"
+    ):
+        bt_jax.embed(np.zeros((5, 16, 16, 3), np.uint8), encoder)
+
+
+def test_embed_takes_its_encoder_as_an_argument(judged):
+    with pytest.raises(bt_jax.UserError, match="init_from is 'other', but the encoder is given as an argument; leave"):
+        bt_jax.embed(np.zeros((2, 16, 16, 3), np.uint8), judged[0], init_from="other")
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_resize_that_is_smaller_than_the_image(judged, folder, in_memory):
+    place, images = folder
+    with pytest.raises(
+        bt_jax.UserError, match="data.eval_resize is 100, but must be 0 or at least 224, from which it is scaled"
+    ):
+        bt_jax.embed(images if in_memory else place, judged[0], data={"eval_resize": 100})
+
+
+def test_a_damaged_file_of_embeddings_is_made_again(judged, folder, tmp_path):
+    place, _ = folder
+    first = bt_jax.embed(place, judged[0], workdir=tmp_path / "out", features={"batch_size": 8})
+    path = tmp_path / "out" / "embeddings.npz"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    again = bt_jax.embed(place, judged[0], workdir=tmp_path / "out", features={"batch_size": 8})
+    np.testing.assert_array_equal(first.features, again.features)
+
+
 def test_importing_the_package_imports_neither_flax_nor_tensorflow():
     """They come with the first function that needs them; `dir` shows all."""
     code = (
         "import sys, bt_jax; print(sorted({'flax', 'orbax', 'tensorflow', 'absl.flags', 'ml_collections'} & set(sys.modules)))\n"
-        "print('pretrain' in dir(bt_jax), set(bt_jax.__all__) <= set(dir(bt_jax)))"
+        "print('pretrain' in dir(bt_jax), set(bt_jax.__all__) <= set(dir(bt_jax)))\n"
+        "print(bt_jax.optim.lars.__name__, bt_jax.models.make_encoder.__name__, bt_jax.export.from_torch.__name__, 'optim' in dir(bt_jax))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.splitlines() == ["[]", "True True"]
+    assert done.stdout.splitlines() == ["[]", "True True", "lars make_encoder from_torch True"]

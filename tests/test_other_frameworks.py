@@ -1,5 +1,6 @@
 """bt_jax/export/other_frameworks.py: names of Detectron2, and the folder for timm and the hub; loaded there if it is installed."""
 
+import dataclasses
 import json
 import pickle
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from etils import epath
 
+import bt_jax
 from bt_jax import config as config_lib
 from bt_jax.errors import UserError
-from bt_jax.export.other_frameworks import detectron2_names, model_card
+from bt_jax.export.encoder import read_weights
+from bt_jax.export.other_frameworks import check_standard, detectron2_names, detectron2_settings, model_card
 from bt_jax.export.safetensors_files import read_safetensors, write_safetensors
 from bt_jax.export.torch_weights import to_torch
 from bt_jax.export.weights import encoder_shapes
@@ -72,9 +75,12 @@ def test_an_export_for_both(tmp_path, capsys):
     tensors, description = exported(tmp_path)
     hub = tmp_path / "out" / "hub"
     found, metadata = read_safetensors(epath.Path(hub / "model.safetensors"))
-    assert metadata == {"format": "pt"} and found.keys() == tensors.keys()
+    assert metadata.keys() == {"format", "bt_jax"} and metadata["format"] == "pt" and found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor)
+    assert bt_jax.load_encoder(hub / "model.safetensors").sha256 == description["sha256"]
+    with pytest.raises(UserError, match="is a folder for timm and the hub; name the file in it, .*model.safetensors"):
+        bt_jax.load_encoder(hub)
     config = json.loads((hub / "config.json").read_text())
     assert (config["architecture"], config["num_classes"], config["num_features"]) == (
         "resnet18",
@@ -92,7 +98,36 @@ def test_an_export_for_both(tmp_path, capsys):
     np.testing.assert_array_equal(saved["model"]["res2.0.conv1.weight"], tensors["layer1.0.conv1.weight"])
     said = capsys.readouterr().out
     assert "in timm   timm.create_model('local-dir:" in said
+    assert "MODEL.RESNETS.RES2_OUT_CHANNELS '64'" in said, "without which Detectron2 refuses a resnet18"
     assert "MODEL.PIXEL_MEAN '[123.675,116.28,103.53]'" in said and "MODEL.RESNETS.STRIDE_IN_1X1 'False'" in said
+
+
+def test_rounded_weights_are_those_of_the_export(tmp_path):
+    """The hub's file has the hash on its card, and the normalisation of the export."""
+    write_safetensors(epath.Path(tmp_path / "in.safetensors"), tensors_of("resnet18"), {})
+    weights = dataclasses.replace(read_weights(str(tmp_path / "in.safetensors")), mean=(0.5, 0.5, 0.5), heads={
+        "classifier": {"params": {"other": {"kernel": np.ones((3, 3), np.float32)}}}  # another method's, without classes
+    })  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bt_jax.tasks.export.read_weights", lambda *_, **__: weights)
+        config = config_lib.default("export")
+        config.init_from = "in"
+        config.export.update(hub=True, program=False, dtype="bfloat16")
+        description = export(config, str(tmp_path / "out"))
+    encoder = bt_jax.load_encoder(tmp_path / "out" / "hub" / "model.safetensors")
+    assert encoder.sha256 == description["sha256"] != weights and encoder.mean == (0.5, 0.5, 0.5)
+    assert description["sha256"][:16] in (tmp_path / "out" / "hub" / "README.md").read_text()
+    assert bt_jax.load_encoder(tmp_path / "out").sha256 == encoder.sha256
+
+
+def test_a_network_that_detectron2_does_not_have():
+    standard = {"arch": "resnet200", "width": 64, "small_images": False, "channels": 3, "range": ()}
+    check_standard(standard, "export.hub")
+    with pytest.raises(UserError, match="the encoder is a resnet200, of which Detectron2 has none"):
+        check_standard(standard, "export.detectron2")
+    assert "MODEL.RESNETS.RES2_OUT_CHANNELS" not in detectron2_settings(
+        standard | {"arch": "resnet50", "mean": (), "std": ()}
+    )
 
 
 def test_a_card_has_the_runs_numbers():

@@ -193,6 +193,39 @@ def test_files_of_solo_learn_and_lightly(state, left_out):
     jax.tree.map(np.testing.assert_array_equal, weights.variables, expected)
 
 
+def test_the_stem_of_solo_learn_is_padded_by_two():
+    """In its networks for small images, which torchvision's names do not tell; lightly's and others' are padded by one."""
+    beside = {"classifier.weight": ZEROS, "classifier.bias": ZEROS[0]}
+    shallow = small(small_images=True)
+    ours = {f"backbone.{name}": value for name, value in shallow.items()}
+    found = weights_of_state_dict(ours | beside, "here")
+    assert (found.small_images, found.stem_padding) == (True, 2)
+    assert weights_of_state_dict(shallow, "here").stem_padding == 1
+    assert weights_of_state_dict(small("backbone.") | beside, "here").stem_padding == 1, "of 7 × 7"
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    wide = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    one = weights_of_state_dict(shallow, "here").module()
+    np.testing.assert_allclose(
+        found.module().apply(found.variables, images, train=False),
+        one.apply(found.variables, wide, train=False),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_the_own_resnet_of_lightly():
+    """Its children have other numbers, and the downsampling is a shortcut."""
+    numbers = {"conv1": "0", "bn1": "1", "layer1": "2", "layer2": "3", "layer3": "4", "layer4": "5"}
+    parts = {name.partition("."): value for name, value in small(small_images=True).items()}
+    state = {
+        f"backbone.{numbers[a]}.{b.replace('downsample', 'shortcut')}": value for (a, _, b), value in parts.items()
+    }
+    found = weights_of_state_dict(state | {"projection_head.layers.0.weight": ZEROS}, "here")
+    expected = weights_of_state_dict(small(small_images=True), "here")
+    assert (found.arch, found.small_images, found.stem_padding) == (expected.arch, True, 1)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
+
+
 def test_unknown_networks_in_one_line():
     """Not a list of all their tensors."""
     known, shape = to_torch(variables_of("resnet50", width=4), "resnet50"), (8, 2, 3, 3)

@@ -8,7 +8,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from bt_jax import config as config_lib
 from bt_jax.data.decode import decode
+from bt_jax.data.sources.make import make_source
 from bt_jax.data.values import decode_levels, read_values
 from bt_jax.pixels import Pixels
 
@@ -236,3 +238,14 @@ def test_damaged_arrays():
     ):
         with pytest.raises(ValueError):
             read_values(encoded)
+
+
+def test_a_folder_of_coloured_images_as_grey(tmp_path):
+    """They are looked at before a run as they will be decoded."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "train" / name / "0.png")
+    config = config_lib.default().data
+    config.update(source="folder", data_dir=str(tmp_path), channels=1, mean=(0.5,), std=(0.5,))
+    assert make_source(config, "train").pixels == Pixels(1)

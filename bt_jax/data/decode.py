@@ -18,10 +18,9 @@ import PIL.features
 import PIL.Image
 
 from bt_jax.data.tensorflow_import import tf
-from bt_jax.data.values import decode_levels, is_dicom, is_npy, turned
+from bt_jax.data.values import decode_levels, in_8_bits, is_dicom, is_npy, turned
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _ORIENTATION = 274  # a tag of EXIF
 _FEATURES = {
     b"ftypavif": "avif",
@@ -108,7 +107,7 @@ def _by_pillow(encoded: bytes | np.ndarray, *, exif_orientation: bool = False) -
         return decode_levels(encoded, PHOTOGRAPHS)
     try:
         with PIL.Image.open(io.BytesIO(encoded)) as image:
-            pixels = _in_8_bits(image)
+            pixels = in_8_bits(image)
             # A TIFF was turned when its pixels were loaded, and its tag is gone then.
             orientation = image.getexif().get(_ORIENTATION, 1) if exif_orientation else 1
             return turned(pixels, orientation)
@@ -122,19 +121,3 @@ def _by_pillow(encoded: bytes | np.ndarray, *, exif_orientation: bool = False) -
         raise ValueError(f"no known image format: {what}") from None
     except Exception as error:  # on damaged files Pillow raises nearly anything
         raise ValueError(f"{type(error).__name__}: {error}") from None
-
-
-def _in_8_bits(image: PIL.Image.Image) -> np.ndarray:
-    """Its pixels as RGB, (H, W, 3) uint8."""
-    # Pillow scales portable grey maps of more than 8 bits to 16, but gives them the mode of 32.
-    of_16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-    if not of_16:
-        if image.mode in ("I", "F"):
-            raise ValueError(f"its pixels are of mode {image.mode}, 32 bits; declare data.channels and data.range")
-        return np.asarray(image.convert("RGB"))
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
-    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    levels = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white, which Pillow inverts in 8 bits only
-        levels = 255 - levels
-    return np.repeat(levels[..., None], 3, axis=-1)

@@ -20,7 +20,8 @@ _NPY = b"\x93NUMPY"
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 274  # a tag of TIFF and EXIF
-_WHITE_IS_ZERO = 0  # of TIFF's tag for photometric interpretation
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_WHITE_IS_ZERO = 0  # of the second
 _AS_STORED = ("L", "LA", "RGB", "RGBA", "CMYK", "I", "F")  # modes of Pillow
 
 
@@ -30,13 +31,57 @@ def decode_levels(encoded: bytes, pixels: Pixels, *, exif_orientation: bool = Fa
     Raises:
       ValueError: in words for a sentence: it is no image, is cut off, or does not have such pixels; a package is missing.
     """
-    values, orientation = read_values(encoded)
-    if pixels.channels == 1 and not pixels.range and values.dtype == np.uint8 and values.shape[-1] in (3, 4):
-        if values.shape[-1] == 4 and _is_cmyk(encoded):  # inks are no red, green and blue
-            inks = PIL.Image.frombytes("CMYK", values.shape[1::-1], values.tobytes())
-            values = np.asarray(inks.convert("RGB"))
-        values = np.asarray(PIL.Image.fromarray(values[..., :3]).convert("L"))[..., None]
+    values, orientation = read_values(encoded, pixels)
     return turned(pixels.levels(values), orientation if exif_orientation else 1)
+
+
+def in_8_bits(image: PIL.Image.Image) -> np.ndarray:
+    """An image's pixels as RGB, (H, W, 3) uint8; of 16 bits the high ones.
+
+    Raises:
+      ValueError: in words for a sentence: it has 32 bits or floats, whose levels have no known range.
+    """
+    # Pillow scales portable grey maps of more than 8 bits to 16, but gives them the mode of 32.
+    of_16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if not of_16:
+        if image.mode in ("I", "F"):
+            raise ValueError(f"its pixels are of mode {image.mode}, 32 bits; declare data.channels and data.range")
+        return np.asarray(image.convert("RGB"))
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    levels = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow inverts in 8 bits only
+        levels = 255 - levels
+    return np.repeat(levels[..., None], 3, axis=-1)
+
+
+def levels_of_image(image: PIL.Image.Image, pixels: Pixels, *, exif_orientation: bool = False) -> np.ndarray:
+    """The levels (H, W, C) of an image of Pillow, as of its file (`decode`).
+
+    Raises:
+      ValueError: in words for a sentence: it is cut off, or does not have such pixels.
+    """
+    try:
+        if pixels.are_photographs:
+            levels = in_8_bits(image)
+        else:
+            values = _values_of_image(image)
+            levels = pixels.levels(
+                as_declared(values if values.ndim == 3 else values[..., None], image.mode == "CMYK", pixels)
+            )
+    except OSError as error:  # it is decoded only now
+        raise ValueError(first_line(error)) from None
+    return turned(levels, image.getexif().get(_ORIENTATION, 1) if exif_orientation else 1)
+
+
+def as_declared(values: np.ndarray, is_cmyk: bool, pixels: Pixels) -> np.ndarray:
+    """The values (H, W, C) of an image; those of a coloured one of 8 bits as grey, if one channel without a range is declared."""
+    if pixels.channels != 1 or pixels.range or values.dtype != np.uint8 or values.shape[-1] not in (3, 4):
+        return values
+    if values.shape[-1] == 4 and is_cmyk:  # inks are no red, green and blue
+        inks = PIL.Image.frombytes("CMYK", values.shape[1::-1], values.tobytes())
+        values = np.asarray(inks.convert("RGB"))
+    return np.asarray(PIL.Image.fromarray(values[..., :3]).convert("L"))[..., None]
 
 
 def _is_cmyk(encoded: bytes) -> bool:
@@ -49,8 +94,12 @@ def _is_cmyk(encoded: bytes) -> bool:
         return False
 
 
-def read_values(encoded: bytes) -> tuple[np.ndarray, int]:
-    """The values (H, W, C) of an image file's bytes, as stored, and its EXIF orientation, 1 to 8; raises as `decode_levels`."""
+def read_values(encoded: bytes, pixels: Pixels | None = None) -> tuple[np.ndarray, int]:
+    """The values (H, W, C) of an image file's bytes, as stored, and its EXIF orientation, 1 to 8; raises as `decode_levels`.
+
+    Args:
+      pixels: that are declared, if any: the values are then as `as_declared` gives them.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of libraries, on odd metadata
@@ -64,7 +113,10 @@ def read_values(encoded: bytes) -> tuple[np.ndarray, int]:
         raise ValueError(f"{type(error).__name__}: {first_line(error)}") from None
     if not values.size:
         raise ValueError("it has no pixels")
-    return (values if values.ndim == 3 else values[..., None]), orientation
+    values = values if values.ndim == 3 else values[..., None]
+    if pixels is not None:
+        values = as_declared(values, values.shape[-1] == 4 and _is_cmyk(encoded), pixels)
+    return values, orientation
 
 
 def is_dicom(encoded: bytes) -> bool:
@@ -152,7 +204,10 @@ def _deep_png(encoded: bytes) -> tuple[np.ndarray, int]:
 def _by_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
     with PIL.Image.open(io.BytesIO(encoded)) as image:
         orientation = image.getexif().get(_ORIENTATION, 1)
-        if image.mode in _AS_STORED or image.mode.startswith("I;16"):
-            return np.asarray(image), orientation
-        to = {"1": "L", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGB")
-        return np.asarray(image.convert(to)), orientation
+        return _values_of_image(image), orientation
+
+
+def _values_of_image(image: PIL.Image.Image) -> np.ndarray:
+    if image.mode in _AS_STORED or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    return np.asarray(image.convert({"1": "L", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGB")))

@@ -23,6 +23,7 @@ from bt_jax.export.torch_weights import see_sound, weights_of_state_dict
 from bt_jax.export.weights import EncoderWeights, check_description, sha256_of
 from bt_jax.import_path import is_import_path
 from bt_jax.models.encoders import in_dtype
+from bt_jax.models.vit import VITS
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime.paths import as_path
@@ -126,7 +127,10 @@ class Encoder:
         return np.concatenate([np.zeros((0, self.width), np.float32), *self._blocks(images, block, dtype)])
 
     def _check_normalised(self, images: np.ndarray) -> None:
-        """Raises UserError for floats that clearly are unnormalised pixels: normalised ones include negative numbers."""
+        """Raises UserError for floats that are not finite, or clearly are unnormalised pixels: normalised ones include negative numbers."""
+        if not np.isfinite(images).all():
+            first = int(np.argmax(~np.isfinite(images).all(axis=(1, 2, 3))))
+            raise UserError(f"images has NaN or infinite values, first in image {first}; replace them.")
         low, high = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)
         largest = max((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
         if low < 0 or low == high or not (high <= 1 or high > 2 * largest):
@@ -204,7 +208,7 @@ def levels_of(images: np.ndarray, pixels: Pixels) -> np.ndarray:
         raise UserError(f"images cannot be used: {error}.") from None
 
 
-def load_encoder(path: str, *, target: bool = False) -> Encoder:
+def load_encoder(path: str, *, target: bool = False, **stated: Any) -> Encoder:
     """The encoder of a run, of an export, or of weights from PyTorch.
 
     Args:
@@ -216,15 +220,49 @@ def load_encoder(path: str, *, target: bool = False) -> Encoder:
         and checkpoint.pth, files of the official evaluate.py, or of solo-learn and lightly, from which only the encoder is
         read (`source` says what was left out); or with timm's names, for a ViT. No code in a .pth is run.
       target: of a run with a target network (`byol`) that network's encoder, in place of the online one.
+      **stated: of a .pth or .safetensors of other programs, what such files do not say: `mean` and `std` of each channel, on a scale of 0
+        to 1, by default ImageNet's (of other than three channels 0 and 1); `input_size` in pixels, by default 224, or 32 with a 3×3 stem;
+        `stem_stride` and `stem_padding` of a 3×3 stem, by default 1, or of solo-learn's files a padding of 2.
 
     Raises:
-      UserError: the path is none of these, or is damaged, incomplete or inconsistent; it has no target network.
+      UserError: the path is none of these, or is damaged, incomplete or inconsistent; it has no target network; it says itself
+        what is stated.
     """
-    return Encoder(read_weights(path, target=target))
+    return Encoder(read_weights(path, target=target, **stated))
 
 
-def read_weights(path: str, *, target: bool = False) -> EncoderWeights:
+_UNSAID = ("mean", "std", "input_size", "stem_stride", "stem_padding")  # by files of other programs
+
+
+def read_weights(path: str, *, target: bool = False, **stated: Any) -> EncoderWeights:
     """The weights for `load_encoder`; arguments and errors as there."""
+    if unknown := stated.keys() - set(_UNSAID):
+        raise UserError(f"there is no argument {min(unknown)!r}; what can be stated is {', '.join(_UNSAID)}.")
+    weights, is_bare = _read(path, target)
+    if not stated:
+        return weights
+    if not is_bare:
+        raise UserError(f"{path} says itself what its {' and '.join(stated)} is; leave out the argument.")
+    if weights.arch in VITS and stated.get("input_size", weights.input_size) != weights.input_size:
+        raise UserError(
+            f"input_size is {stated['input_size']!r}, but the position embedding in {path} is for images of {weights.input_size}."
+        )
+    stated = {name: tuple(value) if name in ("mean", "std") else value for name, value in stated.items()}
+    weights = dataclasses.replace(weights, **stated)
+    try:
+        check_description(weights)
+    except ValueError as error:
+        raise UserError(str(error).replace("its field ", "", 1) + ".") from None
+    return weights
+
+
+def _read(path: str, target: bool) -> tuple[EncoderWeights, bool]:
+    """The weights, and whether they are of another program, which says nothing of the images."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(
+            f"the path of an encoder is {type(path).__name__}; it must be the workdir of a run, an export folder, or a .pth or "
+            ".safetensors file."
+        )
     text = os.fspath(path)
     scheme = text.partition("://")[0] if "://" in text else ""
     if scheme == "file":
@@ -237,16 +275,20 @@ def read_weights(path: str, *, target: bool = False) -> EncoderWeights:
     if target and ((place / "encoder.json").exists() or not place.is_dir()):
         raise UserError(f"{place} is not a run or one of its checkpoints, and only those can have a target network.")
     if (place / "encoder.json").exists():
-        return read_folder(place)
+        return read_folder(place), False
+    if (place / "model.safetensors").exists() and not (place / "checkpoints").exists():
+        raise UserError(
+            f"{place} is a folder for timm and the hub; name the file in it, {place / 'model.safetensors'}."
+        )
     if place.exists() and not place.is_dir():
         with place.open("rb") as file:
             start = file.read(9)
         if place.suffix == ".safetensors" or start[8:] == b"{":
-            weights = read_exported_safetensors(place)
+            weights, is_bare = read_exported_safetensors(place)
         else:
-            weights = weights_of_state_dict(read_torch(place), str(place))
+            weights, is_bare = weights_of_state_dict(read_torch(place), str(place)), True
         see_sound(weights)
-        return weights
+        return weights, is_bare
     if place.parent.name == "checkpoints" and not place.exists() and (steps := steps_in(place.parent)):
         raise UserError(
             f"{place} is neither the workdir of a run nor one of its checkpoints; {place.parent} has those of "
@@ -257,8 +299,8 @@ def read_weights(path: str, *, target: bool = False) -> EncoderWeights:
             f"{place} is not the workdir of a run; name {place.parent}, or a checkpoint, {place / str(steps[-1])}."
         )
     if place.parent.name == "checkpoints" and place.name.isdigit() and place.exists():
-        return _of_run(place.parent.parent, int(place.name), target)
-    return _of_run(place, None, target)
+        return _of_run(place.parent.parent, int(place.name), target), False
+    return _of_run(place, None, target), False
 
 
 def _of_run(workdir: epath.Path, step: int | None, target: bool) -> EncoderWeights:
@@ -290,6 +332,7 @@ def _of_run(workdir: epath.Path, step: int | None, target: bool) -> EncoderWeigh
             width=model.width,
             small_images=model.small_images,
             stem_stride=model.stem_stride,
+            stem_padding=model.get("stem_padding", 1),
             patch_size=model.get("patch_size", 16),  # which runs of before ViTs lack
             dtype=config.dtype,
             input_size=data.image_size,

@@ -48,7 +48,7 @@ FORMAT = 1  # of encoder.json; increases when older versions cannot read it
 
 # The fields of `EncoderWeights` that encoder.json has, with their types.
 _FIELDS: dict[str, tuple[type, ...]] = {
-    "arch": (str,), "width": (int,), "small_images": (bool,), "stem_stride": (int,), "patch_size": (int,), "dtype": (str,),
+    "arch": (str,), "width": (int,), "small_images": (bool,), "stem_stride": (int,), "stem_padding": (int,), "patch_size": (int,), "dtype": (str,),
     "input_size": (int,), "mean": (list,), "std": (list,), "channels": (int,), "range": (list,), "step": (int, type(None)), "source": (str,),
     "config_hash": (str, type(None)), "method": (str, type(None)),
 }  # fmt: skip
@@ -89,16 +89,16 @@ def write_folder(
         raise UserError(f"{folder} already has an export; choose another --workdir, or remove it first.")
     if (folder / "config.json").exists() or (folder / "checkpoints").exists():
         raise UserError(f"{folder} is the workdir of a run; choose another --workdir for the export.")
-    kept = {name: _cast(tree, dtype) for name, tree in {"encoder": weights.variables, **weights.heads}.items()}
+    kept = {name: cast(tree, dtype) for name, tree in {"encoder": weights.variables, **weights.heads}.items()}
     files = {name: name for name in kept}
     in_torch = {name: tensors for name, tree in kept.items() if (tensors := _in_torch(name, tree, weights.arch))}
     description = {name: getattr(weights, name) for name in _FIELDS} | {
         "format": FORMAT,
         "features": weights.module().num_features,
         "weights_dtype": dtype,
-        "sha256": sha256_of(_cast(kept["encoder"], "float32")),
+        "sha256": sha256_of(cast(kept["encoder"], "float32")),
         "heads": sorted(weights.heads),
-        "heads_sha256": {name: sha256_of(_cast(kept[name], "float32")) for name in sorted(weights.heads)},
+        "heads_sha256": {name: sha256_of(cast(kept[name], "float32")) for name in sorted(weights.heads)},
         "projector": list(projector_sizes(kept["projector"])) if "projector" in in_torch else None,
         "classes": len(kept["classifier"]["params"]["linear"]["bias"]) if "classifier" in in_torch else None,
     }
@@ -172,7 +172,7 @@ def read_folder(folder: epath.Path) -> EncoderWeights:
     if not isinstance(heads, (list, tuple)) or not all(isinstance(name, str) for name in heads):
         raise UserError(f"{path} is not the description of an export (its field heads is no list of names).")
     parts = {name: _inside(folder, files[name]) for name in ("encoder", *heads) if name in files}
-    trees = {name: _cast(_read_tree(part), "float32") for name, part in parts.items()}
+    trees = {name: cast(_read_tree(part), "float32") for name, part in parts.items()}
     found = jax.tree.map(lambda x: (x.shape, x.dtype), trees["encoder"])
     if found != jax.tree.map(lambda x: (x.shape, x.dtype), shapes):
         raise UserError(f"{parts['encoder']} does not have the variables of the {weights.arch} that {path} describes.")
@@ -185,8 +185,9 @@ def read_folder(folder: epath.Path) -> EncoderWeights:
     return _described(description, trees)
 
 
-def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
-    """The weights in a .safetensors file with torchvision's or timm's names; an export's file also has their description.
+def read_exported_safetensors(path: epath.Path) -> tuple[EncoderWeights, bool]:
+    """The weights in a .safetensors file with torchvision's or timm's names, and whether they are without the description that an
+    export's file has.
 
     Raises:
       UserError: as `read_safetensors` and `weights_of_state_dict`.
@@ -196,7 +197,7 @@ def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
     ours = {name: text for name, text in metadata.items() if name == "bt_jax" or '"config_hash": ' in str(text)}
     weights = weights_of_state_dict(tensors, str(path))
     if not ours:
-        return weights
+        return weights, True
     try:
         description = json.loads(ours["bt_jax"])
         described = _described(description, {})
@@ -214,7 +215,7 @@ def read_exported_safetensors(path: epath.Path) -> EncoderWeights:
         raise UserError(f"{path} describes a {described.arch}, but has the weights of a {weights.arch}.")
     trees = {"encoder": weights.variables, **weights.heads}
     _check_hashes(trees, description, path, dict.fromkeys(trees, path))
-    return _described(description, trees)
+    return _described(description, trees), False
 
 
 def _check_hashes(trees: dict[str, Tree], description: dict, path: epath.Path, parts: dict[str, epath.Path]) -> None:
@@ -263,7 +264,7 @@ def portable_program(weights: EncoderWeights, variables: Tree, platforms: Sequen
     with only JAX and flatbuffers.
     """
     module, inputs, size = weights.module(), weights.inputs(), weights.input_size
-    variables = jax.tree.map(np.asarray, _cast(variables, "float32"))
+    variables = jax.tree.map(np.asarray, cast(variables, "float32"))
 
     low, high = (end.astype(np.float32).reshape(1, 1, 1, -1) for end in inputs.pixels.ends)
 
@@ -290,7 +291,7 @@ def _in_torch(name: str, variables: Tree, arch: str) -> dict[str, np.ndarray] | 
     if convert is None:
         return None
     try:
-        return convert(_cast(variables, "float32"))
+        return convert(cast(variables, "float32"))
     except UserError:  # another method's head with that name
         if name == "encoder":
             raise
@@ -323,23 +324,23 @@ def _write_safetensors(folder: epath.Path, in_torch: dict[str, Any], dtype: str,
     if "projector" in in_torch:
         written["projector.safetensors"] = (in_torch["projector"], {})
     for name, (tensors, metadata) in written.items():
-        path, tensors = folder / name, _cast(tensors, dtype)
+        path, tensors = folder / name, cast(tensors, dtype)
         write_safetensors(path, tensors, {"format": "pt", **metadata})  # the transformers library needs "format"
         _check_same(path, read_safetensors(path)[0], tensors)
 
 
-def _cast(tree: Tree, dtype: str) -> Tree:
-    """Floats as `dtype`; integers unchanged."""
+def cast(tree: Tree, dtype: str) -> Tree:
+    """The arrays of a tree, floats as `dtype`, integers unchanged."""
 
-    def cast(leaf):
+    def of_leaf(leaf):
         leaf = np.asarray(leaf)
         return leaf.astype(jnp.dtype(dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    return jax.tree.map(cast, tree)
+    return jax.tree.map(of_leaf, tree)
 
 
 def _described(description: dict, trees: dict[str, Tree]) -> EncoderWeights:
-    later = {"method", "patch_size", "channels", "range"}  # fields that exports of before do not have
+    later = {"method", "patch_size", "channels", "range", "stem_padding"}  # fields that exports of before do not have
     fields = {name: description[name] for name in _FIELDS if name in description or name not in later}
     wrong = [name for name, value in fields.items() if type(value) not in _FIELDS[name]]
     if wrong:

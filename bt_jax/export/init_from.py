@@ -12,6 +12,7 @@ from bt_jax.engine.state import TrainState, shape_differences
 from bt_jax.errors import UserError, some
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.weights import Tree
+from bt_jax.import_path import is_import_path
 from bt_jax.models.vit import VITS
 
 
@@ -50,6 +51,14 @@ def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[
         for name in weights.heads
         if name in state.params and name not in taken
     ]
+    if weights.arch not in VITS and not is_import_path(weights.arch):  # what no shape depends on
+        for name in ("stem_stride", "stem_padding"):
+            if (theirs := getattr(weights, name)) != (own := model.get(name, 1)):
+                notices.append(
+                    f"it was trained with model.{name}={theirs}, and this run has {own}, which is another network"
+                )
+    if weights.range != (own := tuple(data.get("range", ()))):
+        notices.append(f"it was trained with data.range={weights.range}, and this run has {own}")
     if (weights.mean, weights.std) != (tuple(data.mean), tuple(data.std)):
         notices.append(f"it was trained with data.mean={weights.mean} and data.std={weights.std}")
     return state, notices

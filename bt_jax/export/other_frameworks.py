@@ -38,6 +38,8 @@ def check_standard(description: Mapping[str, Any], use: str) -> None:
         why = f"a {arch} of width {width}"
     elif description["small_images"]:
         why = f"a {arch} with a 3×3 stem"
+    elif use == "export.detectron2" and arch == "resnet200":
+        raise UserError("export.detectron2 is True, but the encoder is a resnet200, of which Detectron2 has none.")
     elif use == "export.detectron2" and (description["channels"] != 3 or description["range"]):
         raise UserError(
             "export.detectron2 is True, but the encoder is not for photographs, which Detectron2 takes only."
@@ -74,10 +76,12 @@ def write_detectron2(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> Non
 
 def detectron2_settings(description: Mapping[str, Any]) -> dict[str, Any]:
     """What a Detectron2 config must say for these weights, by dotted name; pixels are from 0 to 255."""
+    depth = int(description["arch"].removeprefix("resnet"))
     return {
         "MODEL.PIXEL_MEAN": [round(255 * value, 3) for value in description["mean"]],
         "MODEL.PIXEL_STD": [round(255 * value, 3) for value in description["std"]],
-        "MODEL.RESNETS.DEPTH": int(description["arch"].removeprefix("resnet")),
+        "MODEL.RESNETS.DEPTH": depth,
+        **({"MODEL.RESNETS.RES2_OUT_CHANNELS": 64} if depth in (18, 34) else {}),
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
         "INPUT.FORMAT": "RGB",
     }
@@ -111,7 +115,7 @@ def write_hub(
         config["model_args"] = {"in_chans": channels}
         # Else timm would convert the first convolution, which it takes for one of three channels.
         config["pretrained_cfg"] |= {"input_size": [channels, side, side], "first_conv": None}
-    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt", "bt_jax": json.dumps(description)})
     write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_whole(folder / "README.md", model_card(description, measured))
 

@@ -143,7 +143,8 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
       UserError: the state dict has no encoder, or more than one, or tensors that belong to none of these; or as
         `from_torch`.
     """
-    state_dict = _by_torchvisions_names(state_dict)
+    renamed = _by_torchvisions_names(state_dict)
+    was_numbered, state_dict = renamed.keys() != state_dict.keys(), renamed
     prefix, is_vit = _place_of_encoder(state_dict, source)
     fc = "head." if is_vit else "fc."
     outer = prefix.rstrip(".").rpartition(".")[0]  # module.backbone. -> module
@@ -170,6 +171,9 @@ def weights_of_state_dict(state_dict: Mapping[str, Any], source: str) -> Encoder
         width, channels, side, _ = np.shape(parts["encoder"]["conv1.weight"])
         settings = {"arch": architecture_of(parts["encoder"], source), "width": width, "small_images": side == 3}
         settings |= {"input_size": 32 if side == 3 else 224, "channels": channels}
+        # solo-learn pads its 3×3 stem by 2 (solo/methods/base.py); its classifier stands beside the encoder.
+        if side == 3 and prefix == "backbone." and "classifier.weight" in state_dict and not was_numbered:
+            settings["stem_padding"] = 2
     if settings["channels"] != 3:  # such files do not say how their images were normalised
         settings |= {"mean": (0.0,) * settings["channels"], "std": (1.0,) * settings["channels"]}
     variables, heads = without_counters(from_torch(parts["encoder"], settings["arch"])), {}
@@ -222,23 +226,29 @@ _BESIDE = re.compile(
     r"(momentum_\w+|\w+_momentum|(online_)?classifier|linear_classifier|predictor|projection_head|prediction_head|prototypes|"
     r"queue\w*|memory_bank|criterion|loss|key_\w+)(\.|$)"
 )
-# torchvision's ResNet as torch.nn.Sequential(*resnet.children()) numbers it; 2, 3 and 8 have no weights.
-_NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# torchvision's ResNet as torch.nn.Sequential(*resnet.children()) numbers it; 2, 3 and 8 have no weights. lightly's own ResNet for small
+# images (lightly/models/resnet.py) has neither ReLU nor max-pool among its children, and calls the downsampling "shortcut".
+_NUMBERED = {
+    "4.0.conv1.weight": {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"},
+    "2.0.conv1.weight": {"0": "conv1", "1": "bn1", "2": "layer1", "3": "layer2", "4": "layer3", "5": "layer4"},
+}
 
 
 def _by_torchvisions_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors, with the layers of numbered encoders renamed to torchvision's names."""
-    ends = ("0.weight", "1.running_mean", "4.0.conv1.weight")
-    prefixes = tuple(
-        prefix for name in state_dict if name.endswith(ends[2])
-        for prefix in [name.removesuffix(ends[2])] if all(f"{prefix}{end}" in state_dict for end in ends)
-    )  # fmt: skip
+    numbers: dict[
+        str, Mapping[str, str]
+    ] = {}  # by the prefix of an encoder; the last kind has the first one's layers too
+    for first, names in _NUMBERED.items():
+        for prefix in [name.removesuffix(first) for name in state_dict if name.endswith(first)]:
+            if all(f"{prefix}{end}" in state_dict for end in ("0.weight", "1.running_mean")):
+                numbers[prefix] = names
     renamed = {}
     for name, value in state_dict.items():
-        for prefix in prefixes:
+        for prefix, names in numbers.items():
             number, dot, rest = name.removeprefix(prefix).partition(".")
-            if name.startswith(prefix) and number in _NUMBERED:
-                name = f"{prefix}{_NUMBERED[number]}{dot}{rest}"
+            if name.startswith(prefix) and number in names:
+                name = f"{prefix}{names[number]}{dot}{rest.replace('.shortcut.', '.downsample.')}"
                 break
         renamed[name] = value
     return renamed

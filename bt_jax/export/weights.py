@@ -33,7 +33,7 @@ class EncoderWeights:
       arch: as for `make_encoder`.
       variables: {"params": …, "batch_stats": …} of float32 arrays.
       source: where they come from, in words.
-      width, small_images, stem_stride, patch_size, dtype: as for `make_encoder`; `dtype` by name.
+      width, small_images, stem_stride, stem_padding, patch_size, dtype: as for `make_encoder`; `dtype` by name.
       input_size: side in pixels of the images that it was trained on.
       mean, std: of each channel, with which those images were normalised, on a scale of 0 to 1.
       channels, range: of those images, as in `Pixels`.
@@ -49,6 +49,7 @@ class EncoderWeights:
     width: int = 64
     small_images: bool = False
     stem_stride: int = 1
+    stem_padding: int = 1
     patch_size: int = 16
     dtype: str = "float32"
     input_size: int = 224
@@ -83,6 +84,7 @@ class EncoderWeights:
             dtype=jnp.dtype(self.dtype),
             width=self.width,
             stem_stride=self.stem_stride,
+            stem_padding=self.stem_padding,
             patch_size=self.patch_size,
         )
 
@@ -112,7 +114,7 @@ def check_description(weights: EncoderWeights) -> None:
     Raises:
       ValueError: no encoder has such a number, or it has the wrong type; in words for a sentence.
     """
-    for name, most in {"width": 2**16, "stem_stride": 16, "patch_size": LARGEST_PATCH, "input_size": 2**16,
+    for name, most in {"width": 2**16, "stem_stride": 16, "stem_padding": 16, "patch_size": LARGEST_PATCH, "input_size": 2**16,
                        "channels": 2**10}.items():  # fmt: skip
         value = getattr(weights, name)
         if type(value) is not int or not 1 <= value <= most:

@@ -6,6 +6,7 @@ after its last whole piece. At the end the pieces become one file.
 
 import json
 import time
+import zipfile
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ from bt_jax.reporting.bad_images import BadImages
 from bt_jax.reporting.counter import Counter
 from bt_jax.runtime import mesh as mesh_lib
 from bt_jax.runtime import processes
-from bt_jax.runtime.files import read_object, write_whole
+from bt_jax.runtime.files import errors_of_files, read_object, write_whole
 from bt_jax.version import __version__
 
 Result = dict[str, Any]
@@ -119,7 +120,7 @@ class _Embedding:
         done = self._workdir / "embed.json"
         self._say(self._summary())
         same_encoder(self._workdir, self._facts, write=self._is_first)
-        if done.exists() and (self._workdir / "embeddings.npz").exists():
+        if done.exists() and _is_whole(self._workdir / "embeddings.npz"):
             result = _finished(done)
             check_same({name: result.get(name) for name in self._about}, self._about, self._workdir)
             wants_more = self._config.embed.parquet and not (self._workdir / "embeddings.parquet").exists()
@@ -234,15 +235,29 @@ class _Embedding:
             console.say(text)
 
 
+def _is_whole(path: epath.Path) -> bool:
+    """Whether the file is there and not cut off: then its directory, which stands at the end, can be read."""
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            return "features.npy" in archive.namelist()
+    except (*errors_of_files(), zipfile.BadZipFile):
+        return False
+
+
 def data_for(data: ConfigDict, encoder: Encoder) -> ConfigDict:
     """`config.data` for an encoder's images: its channels and range, and with image_size 0 its size, to which eval_resize is scaled
     from 224.
 
     Raises:
-      UserError: other channels or another range are declared.
+      UserError: other channels or another range are declared; eval_resize is smaller than the image.
     """
     data = with_pixels(data, encoder.pixels, encoder.source)
     if not data.image_size:
+        if 0 < data.eval_resize < 224:
+            raise UserError(
+                f"data.eval_resize is {data.eval_resize}, but must be 0 or at least 224, from which it is scaled to the encoder's size, "
+                "unless data.image_size is given too."
+            )
         data.eval_resize = round(data.eval_resize * encoder.input_size / 224)
         data.image_size = encoder.input_size
     return data

@@ -9,7 +9,7 @@ from bt_jax import config as config_lib
 from bt_jax import console
 from bt_jax.errors import UserError
 from bt_jax.export.encoder import read_weights
-from bt_jax.export.folder import write_folder
+from bt_jax.export.folder import cast, write_folder
 from bt_jax.export.other_frameworks import check_standard, detectron2_settings, write_detectron2, write_hub
 from bt_jax.export.torch_weights import classifier_to_torch, see_sound, to_torch
 from bt_jax.export.weights import EncoderWeights
@@ -17,6 +17,7 @@ from bt_jax.import_path import is_import_path
 from bt_jax.models.vit import VITS
 from bt_jax.runtime.files import read_object
 from bt_jax.runtime.paths import as_folder, as_path
+from bt_jax.tasks.summary import to_load
 
 
 def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -55,16 +56,20 @@ def export(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def _for_others(wanted: ConfigDict, weights: EncoderWeights, description: dict, folder: epath.Path, run: str) -> None:
-    """Writes the files for other frameworks, from the weights that were exported."""
+    """Writes the files for other frameworks, from the weights that were exported: in float32, rounded as those are."""
     if not (wanted.hub or wanted.detectron2):
         return
-    tensors = to_torch(weights.variables, weights.arch)
+
+    def exported(variables):
+        return cast(cast(variables, wanted.dtype), "float32")
+
+    tensors = to_torch(exported(weights.variables), weights.arch)
     try:
         if wanted.detectron2:
             write_detectron2(folder / "detectron2.pkl", tensors)
         if wanted.hub:
-            classifier = weights.heads.get("classifier")
-            head = classifier_to_torch(classifier) if classifier is not None else {}
+            # Another method's head may have that name; it has no classes.
+            head = classifier_to_torch(exported(weights.heads["classifier"])) if description["classes"] else {}
             write_hub(folder / "hub", tensors | head, description, measured_in(as_path(run, "init_from")))
     except OSError as error:
         raise UserError(
@@ -110,14 +115,14 @@ def _summary(description: dict[str, Any], folder: epath.Path) -> str:
     shown = {"projector": description["projector"], "classifier": description["classes"]}
     if others := [name for name in description["heads"] if not shown.get(name)]:
         lines["heads"] = ", ".join(others)
-    lines["to use"] = f"python -c \"import bt_jax; print(bt_jax.load_encoder('{folder}'))\""
+    lines["to use"] = to_load(folder)
     if "safetensors" in files:
         lines["in torch"] = _in_torch(description, folder / files["safetensors"])
     elif is_import_path(description["arch"]):
         lines["in torch"] = f"no file, as torchvision has no {description['arch']}"
     if "program" in files:
         lines["anywhere"] = (
-            f"jax.export.deserialize(bytearray(open('{folder / files['program']}', 'rb').read())).call(images)"
+            f"jax.export.deserialize(bytearray(open({str(folder / files['program'])!r}, 'rb').read())).call(images)"
         )
     return "\n".join(f"{title:<9} {value}" for title, value in lines.items())
 
@@ -125,7 +130,7 @@ def _summary(description: dict[str, Any], folder: epath.Path) -> str:
 def _in_torch(description: dict[str, Any], path: epath.Path) -> str:
     """Code that loads the tensors into torchvision's or timm's network, or a sentence if they have no such network."""
     arch, width, classes = (description[name] for name in ("arch", "width", "classes"))
-    load = f"model.load_state_dict(safetensors.torch.load_file('{path}'))"
+    load = f"model.load_state_dict(safetensors.torch.load_file({str(path)!r}))"
     if arch in VITS:
         patch, size = description["patch_size"], description["input_size"]
         sizes = "" if (patch, size) == (16, 224) else f"patch_size={patch}, img_size={size}, "
@@ -144,7 +149,7 @@ def _in_torch(description: dict[str, Any], path: epath.Path) -> str:
         steps.append("model.fc = torch.nn.Identity()")
     if description["small_images"]:
         steps.append(
-            f"model.conv1 = torch.nn.Conv2d({description['channels']}, 64, 3, {description['stem_stride']}, 1, bias=False)"
+            f"model.conv1 = torch.nn.Conv2d({description['channels']}, 64, 3, {description['stem_stride']}, {description['stem_padding']}, bias=False)"
         )
         steps.append("model.maxpool = torch.nn.Identity()")
     elif description["channels"] != 3:
