@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from bt_jax.data.order import permutation
 from bt_jax.evaluation.cached_probe import CachedProbe, standardizer
 
 
@@ -54,11 +55,19 @@ def test_the_devices_make_no_difference(probe):
 
 
 def test_l2_is_chosen_on_held_out_train_images(probe):
-    """Random labels have nothing to learn: the strongest l2 wins or ties; what is held out follows from the seed."""
-    x, y = classes(601, 0)
-    noise = CachedProbe(x, np.random.default_rng(5).permutation(y), num_classes=5, mesh=mesh_of(8))
-    _, l2, accuracy = noise.fit_best((1e-6, 10.0), held_out=0.3)
-    assert accuracy[l2] == max(accuracy.values()) and accuracy.keys() == {1e-6, 10.0}
+    """By scikit-learn's accuracies on them when it is fitted on the others; then all are fitted. What is held out follows from the seed."""
+    x, y = classes(150, 0)
+    noisy, l2s = CachedProbe(x, y, num_classes=5, mesh=mesh_of(8)), (1e-6, 0.03, 100.0)
+    classifier, l2, accuracy = noisy.fit_best(l2s, held_out=0.3, seed=4)
+    held = np.isin(np.arange(150), permutation(4, 0, 150)[:45])
+    z, expected = noisy.standardized(x), {}
+    for value in l2s:
+        peer = LogisticRegression(C=1 / (105 * value), tol=1e-10, max_iter=10000).fit(z[~held], y[~held])
+        expected[value] = peer.score(z[held], y[held])
+        assert value > 1 or peer.score(z[~held], y[~held]) > expected[value] + 0.1, "the two parts cannot be confused"
+    assert accuracy == pytest.approx(expected, abs=0.03) and l2 == max(accuracy, key=accuracy.get)
+    assert len(set(accuracy.values())) == 3
+    np.testing.assert_allclose(classifier["kernel"], noisy.fit(l2)["kernel"], atol=3e-3)
     found = [probe.fit_best((1e-3,), seed=seed)[2][1e-3] for seed in (1, 1, 2, 3, 4)]
     assert found[0] == found[1] and len(set(found)) > 1
 

@@ -21,17 +21,19 @@ def reference(train, labels, test, num_classes, k, temperature):
     return np.array(predicted)
 
 
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
 @pytest.mark.parametrize(("n", "m", "k"), [(50, 1, 1), (300, 37, 20), (200, 65, 200)])
-def test_equals_the_reference(n, m, k):
-    """Block sizes that divide the test set and that do not."""
+def test_equals_the_reference(n, m, k, temperature):
+    """Block sizes that divide the test set and that do not; the temperature decides some of the votes."""
     rng = np.random.default_rng(n)
     centres = rng.standard_normal((7, 16))
     labels = rng.integers(0, 7, n).astype(np.int32)
     train = (centres[labels] + 1.5 * rng.standard_normal((n, 16))).astype(np.float32)
     test = (centres[rng.integers(0, 7, m)] + 1.5 * rng.standard_normal((m, 16))).astype(np.float32)
-    expected = reference(train, labels, test, 7, k, 0.1)
+    expected = reference(train, labels, test, 7, k, temperature)
+    assert k < 200 or temperature == 0.1 or (expected != reference(train, labels, test, 7, k, 0.1)).any()
     for block in (16, 64):
-        found = knn_predict(train, labels, test, num_classes=7, k=k, temperature=0.1, block=block)
+        found = knn_predict(train, labels, test, num_classes=7, k=k, temperature=temperature, block=block)
         np.testing.assert_array_equal(found, expected)
 
 

@@ -83,13 +83,13 @@ def prepared(_, item):
     return item
 
 
-def run(workdir, *, look=None, cadence=Cadence(), before=None, method=None, facts=FACTS, together=1):  # noqa: B008
+def run(workdir, *, look=None, cadence=Cadence(), before=None, method=None, facts=FACTS, together=1, keep=(10, 0, 0)):  # noqa: B008
     """One start; returns the state after the last step."""
     mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     setup = Setup(
         workdir=epath.Path(workdir), seed=0, facts=facts, method=method or TwoNumbers(),
         optimizer=make_optimizer(SGD, facts), feed=Batches(mesh, before, together), mesh=mesh, sources=(), cadence=cadence,
-        checkpoint=ConfigDict({"keep": 10, "keep_every_epochs": 0, "keep_best": 0}),
+        checkpoint=ConfigDict(dict(zip(("keep", "keep_every_epochs", "keep_best"), keep, strict=True))),
         log=ConfigDict({"every_steps": 1, "tensorboard": False, "wandb": False, "mlflow": False}), profile=ConfigDict({"steps": 0, "after": 1}),
         dtype="float32", config={}, advice="Lower the rate.",
     )  # fmt: skip
@@ -318,3 +318,52 @@ def test_equal_trainings_share_a_program():
     one = loop._jitted(method, optimizer, 0, 8, mesh, None)
     assert loop._jitted(method, make_optimizer(dict(SGD), FACTS), 0, 8, mesh, None) is one
     assert loop._jitted(method, optimizer, 1, 8, mesh, None) is not one
+
+
+def test_which_checkpoints_are_kept(tmp_path):
+    """The newest, those of every second epoch, and the best by the looks; of two steps an epoch."""
+    facts = Facts(num_examples=16, num_classes=2, batch_size=8, epochs=7)
+    scores = {2: 0.1, 4: 0.2, 6: 0.9, 8: 0.3, 10: 0.4, 12: 0.5, 14: 0.6}
+    cadence = Cadence(save_epochs=1, look_epochs=1)
+
+    def look(_, step):
+        return Look(record={}, sentence="", score=scores.get(step, 0.0))
+
+    run(tmp_path / "epochs", look=look, cadence=cadence, facts=facts, keep=(1, 3, 0))
+    assert saved(tmp_path / "epochs") == [6, 12, 14]
+    run(tmp_path / "best", look=look, cadence=cadence, facts=facts, keep=(1, 0, 2))
+    assert saved(tmp_path / "best") == [6, 14]
+    run(tmp_path / "newest", look=look, cadence=cadence, facts=facts, keep=(2, 0, 0))
+    assert saved(tmp_path / "newest") == [12, 14]
+
+
+class Metric:
+    """A scalar that is being computed: who asks for it is noted."""
+
+    def __init__(self, step, events):
+        self._step, self._events = step, events
+
+    def __array__(self, *_, **__):
+        self._events.append(("read", self._step))
+        return np.float32(1.0)
+
+    def block_until_ready(self):
+        return np.asarray(self)
+
+
+def test_the_next_step_does_not_wait_for_the_last_ones_metrics(tmp_path, monkeypatch):
+    """They are read only once the next step is on its way, so that the device never waits for the host."""
+    events = []
+
+    def program(state, _):
+        step = int(state.step) + 1
+        events.append(("begun", step))
+        return state.replace(step=jnp.int32(step)), {"loss": Metric(step, events)}
+
+    monkeypatch.setattr(loop, "_program", lambda _: program)
+    monkeypatch.setattr(jax, "transfer_guard", lambda _: nullcontext())
+    run(tmp_path, cadence=Cadence(save_epochs=3))
+    order = [f"{what} {step}" for what, step in events]
+    for step in range(1, 5):
+        assert order.index(f"begun {step + 1}") < order.index(f"read {step}")
+    assert order[-1] == "read 6"

@@ -88,6 +88,19 @@ def test_prefetch_keeps_order_and_count():
     assert list(mesh_lib.prefetch_to_mesh(iter(()), mesh, 4)) == []
 
 
+def test_prefetch_is_a_batch_ahead():
+    """The next batch is on its way to the devices while one is used."""
+    drawn = []
+
+    def batches():
+        for i in range(5):
+            drawn.append(i)
+            yield {"x": np.full((4, 1), i)}
+
+    for place, _ in enumerate(mesh_lib.prefetch_to_mesh(batches(), mesh_of(2), 4)):
+        assert drawn[-1] == min(place + 1, 4)
+
+
 def test_share():
     assert mesh_lib.share(mesh_of(-1, 2), 16) == "process 0 of 1: rows 0-15 of 16 on devices 0-7 (cpu)"
     assert mesh_lib._ranges([0, 1, 2, 8, 10, 11]) == "0-2, 8, 10-11"

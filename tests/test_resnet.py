@@ -99,6 +99,17 @@ def test_last_norm_of_a_block_starts_at_zero():
         assert all(block[norm]["scale"].all() for name, block in plain.items() if name.startswith("layer"))
 
 
+def test_convolutions_start_as_torchvisions():
+    """Normal with variance 2 / fan_out, here of layers with many more outputs than inputs and the reverse."""
+    variables = started(make_encoder("resnet18", width=32), jnp.zeros((1, 32, 32, 3)))
+    for layer in ("conv1", ("layer2_0", "conv1"), ("layer3_0", "downsample_conv")):
+        params = variables["params"]
+        for name in (layer,) if isinstance(layer, str) else layer:
+            params = params[name]
+        side, _, _, outputs = params["kernel"].shape
+        assert float(params["kernel"].std()) == pytest.approx(np.sqrt(2 / (side**2 * outputs)), rel=0.05), layer
+
+
 def test_bfloat16_keeps_float32_parameters_and_statistics():
     encoder = make_encoder("resnet18", width=4, small_images=True, dtype=jnp.bfloat16)
     images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))

@@ -17,6 +17,8 @@ from bt_jax.methods.networks import SPREAD_WORDS, PairMethod, collapse_in_words
 from bt_jax.models import MLPHead
 from bt_jax.models.inputs import Inputs
 
+_KERNEL_INIT = nn.initializers.normal(0.01)  # one for all, so that equal methods are equal
+
 
 @dataclasses.dataclass(frozen=True)
 class SimCLR(PairMethod):
@@ -57,7 +59,7 @@ class SimCLR(PairMethod):
                 tuple(settings.projector),
                 bias=False,
                 norm_output=True,
-                kernel_init=nn.initializers.normal(0.01),
+                kernel_init=_KERNEL_INIT,
                 dtype=inputs.dtype,
             ),
             inputs=inputs,
