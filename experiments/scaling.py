@@ -40,6 +40,10 @@ class Model:
         self.chip = parse_topology(plans[0]["topology"]).chip
         self.generation = plans[0]["topology"].partition(":")[0]
         config = plans[0]["config"]
+        if others := {plan["config"]["method"] for plan in plans} - {"barlow_twins"}:
+            raise SystemExit(
+                f"error: plans of {', '.join(sorted(others))} are among these; the loss is Barlow Twins' here."
+            )
         self.d = config.get("barlow_twins", config["model"])["projector"][-1]  # older plans have it under model
         plans = sorted(plans, key=self._images)
         self.images = np.array([self._images(plan) for plan in plans])

@@ -9,6 +9,7 @@ float32 is the third. All predictions are compared.
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -36,12 +37,11 @@ def sharded(train, labels, test, k):
     return knn_predict(train, labels, test, num_classes=CLASSES, k=k, block=BLOCK, mesh=mesh())
 
 
-def all_at_once(train, labels, test, k):
+@functools.cache
+def votes_of(k):
+    """Compiled once, not at each turn."""
     import jax
     import jax.numpy as jnp
-
-    def unit(x):
-        return x / np.linalg.norm(x, axis=1, keepdims=True)
 
     @jax.jit
     def votes(train, labels, rows):
@@ -49,7 +49,16 @@ def all_at_once(train, labels, test, k):
         one_hot = jnp.zeros((len(rows), CLASSES))
         return one_hot.at[jnp.arange(len(rows))[:, None], labels[index]].add(jnp.exp((top - 1) / 0.1)).argmax(axis=1)
 
-    held, y = jnp.asarray(unit(train)), jnp.asarray(labels)
+    return votes
+
+
+def all_at_once(train, labels, test, k):
+    import jax.numpy as jnp
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    votes, held, y = votes_of(k), jnp.asarray(unit(train)), jnp.asarray(labels)
     return np.concatenate([votes(held, y, unit(test[i : i + BLOCK])) for i in range(0, len(test), BLOCK)])
 
 

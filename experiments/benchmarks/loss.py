@@ -55,11 +55,12 @@ def torch_peer(z_a: np.ndarray, z_b: np.ndarray) -> Callable[[], None] | None:
         return None
     inputs = [torch.tensor(z, requires_grad=True) for z in (z_a, z_b)]
     norm = torch.nn.BatchNorm1d(z_a.shape[1], affine=False)
-    others = ~torch.eye(z_a.shape[1], dtype=torch.bool)
+    d = z_a.shape[1]
 
     def turn():
         c = norm(inputs[0]).T @ norm(inputs[1]) / len(z_a)
-        loss = (c.diagonal() - 1).square().sum() + LAMBD * c[others].square().sum()
+        off_diagonal = c.flatten()[:-1].view(d - 1, d + 1)[:, 1:]  # main.py, off_diagonal
+        loss = (c.diagonal() - 1).square().sum() + LAMBD * off_diagonal.square().sum()
         torch.autograd.grad(loss, inputs)
 
     return turn

@@ -39,9 +39,9 @@ print(source.described(), listed - begin, time.perf_counter() - listed, before /
 def tree(folder: str, images: int) -> None:
     """Starts of new processes on a tree of hard links, a thousand in a folder: the first, and the second."""
     root = pathlib.Path(folder)
-    if not root.exists():
+    if not root.exists() or not any(root.iterdir()):
         rng = np.random.default_rng(0)
-        root.mkdir(parents=True)
+        root.mkdir(parents=True, exist_ok=True)
         for number in range(0, images, 50_000):  # file systems limit the links to a file
             Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).save(root.parent / f"{root.name}_{number}.png")
         for number in range(images):

@@ -165,17 +165,25 @@ class Case:
         return [rng.integers(0, 256, (self.batch, 2, self.size, self.size, 3), np.uint8) for _ in range(BATCHES)]
 
 
-def seconds_of(turns: dict, steps: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds per step of each, by name: `repeats` rounds of turns, after one round that does not count."""
-    seconds = {name: [] for name in turns}
+def seconds_of(turns: dict, steps: int, repeats: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """(seconds per step of each, by name: `repeats` rounds of turns, after one round that does not count; why some failed)."""
+    seconds, failed = {name: [] for name in turns}, {}
     for repeat in range(repeats + 1):
         for name, side in turns.items():
+            if name in failed:
+                continue
             rounded = -(-steps // getattr(side, "steps_of_one", 1)) * getattr(side, "steps_of_one", 1)
             begin = time.perf_counter()
-            side.turn(rounded)
+            try:
+                side.turn(rounded)
+            except (
+                Exception
+            ) as error:  # what does not compile, or fit the device, must not cost the numbers of the others
+                failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                continue
             if repeat:
                 seconds[name].append((time.perf_counter() - begin) / rounded)
-    return seconds
+    return seconds, failed
 
 
 def measure(case: Case, dtype: str, arguments: argparse.Namespace) -> dict:
@@ -191,16 +199,23 @@ def measure(case: Case, dtype: str, arguments: argparse.Namespace) -> dict:
     if arguments.peer:
         from train_step_torch import Peer
 
-        turns["torch"] = Peer(
-            case.arch, case.small, case.width, case.projector, batches, rates=[r * case.batch / 256 for r in RATES], dtype=dtype,
-            compile=not arguments.no_compile,
-        )  # fmt: skip
-        turns["torch fwd"] = PeerForward(turns["torch"])
-    seconds = seconds_of(turns, arguments.steps, arguments.turns)
+        rates = [r * case.batch / 256 for r in RATES]
+        try:
+            turns["torch"] = Peer(
+                case.arch, case.small, case.width, case.projector, batches, rates=rates, dtype=dtype, compile=not arguments.no_compile,
+            )  # fmt: skip
+            turns["torch fwd"] = PeerForward(turns["torch"])
+        except Exception as error:  # no room on the device
+            print(f"{case.text:<20} {dtype:<9} torch       failed: {type(error).__name__}: {error}", flush=True)
+    seconds, failed = seconds_of(turns, arguments.steps, arguments.turns)
     kind = jax.devices()[0].device_kind
     peak = peak_flops(kind, dtype)
-    found = {"case": case.text, "dtype": dtype, "device": kind}
+    found = {"case": case.text, "dtype": dtype, "device": kind, "failed": failed}
+    for name, why in failed.items():
+        print(f"{case.text:<20} {dtype:<9} {name:<11} failed: {why}", flush=True)
     for name, side in turns.items():
+        if name in failed:
+            continue
         each = statistics.median(seconds[name])
         memory = side.memory()
         row = {"images_per_second": case.batch / each, "milliseconds": 1e3 * each}
@@ -218,6 +233,9 @@ def measure(case: Case, dtype: str, arguments: argparse.Namespace) -> dict:
             line += f"; views cost {statistics.median(share):+.1%} of the step"
         if name in ("torch", "torch fwd"):
             ours = seconds["step" if name == "torch" else "forward"]
+            if not ours:  # which failed
+                print(line, flush=True)
+                continue
             ratios = [theirs / mine for theirs, mine in zip(seconds[name], ours, strict=True)]
             row |= {"ratio": statistics.median(ratios), "ratios": ratios, "version": turns["torch"].name}
             least = min(seconds[name]) / min(ours)  # what other work on the machine disturbs least

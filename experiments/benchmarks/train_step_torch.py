@@ -123,7 +123,8 @@ class Peer:
             self.device, memory_format=torch.channels_last
         )
         self.optimizer = Lars(self.model.parameters(), *rates)
-        self.forward = torch.compile(self.model) if compile else self.model
+        torch._dynamo.reset()  # or a second case would be compiled for batches of any size, on account of the first
+        self.forward = torch.compile(self.model, dynamic=False) if compile else self.model
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
         self.batches = [
             [torch.tensor(batch[:, v]).permute(0, 3, 1, 2).to(self.device, memory_format=torch.channels_last) for v in range(2)]
