@@ -22,7 +22,7 @@ from bt_jax.export import to_torch
 from bt_jax.export.encoder import read_weights
 from bt_jax.export.weights import sha256_of
 from bt_jax.models import make_encoder, resnet
-from bt_jax.tasks.linear import linear
+from bt_jax.tasks.linear import describe_sgd, linear
 
 
 @pytest.fixture
@@ -60,6 +60,26 @@ def test_cached_with_repeats(config, tmp_path, capsys):
     assert result["spread"]["final.top1"] is not None
     said = capsys.readouterr().out
     assert "L-BFGS" in said and "3 seeds" in said and "best epoch" not in said
+
+
+def test_a_fit_that_stops_early_is_told(config, tmp_path, capsys):
+    config.linear.cached, config.linear.max_iterations = True, 2
+    result = linear(config, str(tmp_path / "run"))
+    assert result["runs"][0]["iterations"] == 2
+    assert "L-BFGS stopped at linear.max_iterations, 2, before it had converged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "momentum 0.9, weight decay 1e-06; crop and flip; in float32"),
+        ({"sgd.nesterov": True, "supervised.view.jitter": 0.8, "dtype": "bfloat16"},
+         "momentum of Nesterov 0.9, weight decay 1e-06; crop, flip and colours; in bfloat16"),
+    ],
+)  # fmt: skip
+def test_the_protocol_says_what_is_done(config, changes, words):
+    config.update_from_flattened_dict(changes)
+    assert describe_sgd(config).endswith(words)
 
 
 def official_files(folder):

@@ -77,3 +77,10 @@ def test_draw_numbers_are_all_different():
     assert len(np.unique(numbers)) == len(numbers)
     assert max(numbers) < 2**15, "as order.draw_seed asks"
     assert [draw_number(0, view) for view in range(3)] == [0, 1, 2]
+
+
+def test_views_in_words():
+    assert ViewSpec(jitter=0, grayscale=0, blur=0).described() == "crop and flip"
+    assert ViewSpec(jitter=0, grayscale=0, blur=0, flip=0).described() == "crop"
+    assert ViewSpec(blur=0.1, solarize=0.2).described() == "crop, flip, colours, grey, blur and solarise"
+    assert ViewSpec(brightness=0, contrast=0, saturation=0, hue=0, grayscale=0, blur=0).described() == "crop and flip"

@@ -214,6 +214,17 @@ def test_transfer_by_svms(judged, devkit, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "transfer.json").read_text())["checkpoint"]["step"] == 7
 
 
+def test_too_few_images_for_the_folds(judged, devkit, tmp_path, monkeypatch):
+    """Are found before any features are computed."""
+    config = evaluation_of(judged[1], "transfer")
+    config.transfer.update(protocol="svm", svm_costs=(0.1, 1.0), svm_folds=50)
+    config.data = data_of(devkit)
+    monkeypatch.setattr("bt_jax.evaluation.voc.VocEvaluation.features", lambda *_: pytest.fail("features"))
+    with pytest.raises(UserError, match="positive or negative train images; 50 folds need that many"):
+        transfer(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_transfer_by_a_linear_classifier(judged, tmp_path):
     """The loop of the task `linear`, under the name of this one."""
     config = evaluation_of(judged[1], "transfer")

@@ -40,7 +40,11 @@ def _parts(features: np.ndarray) -> list[np.ndarray]:
 
 
 class CachedProbe:
-    """Fits classifiers to the features of train images, which are kept on the devices."""
+    """Fits classifiers to the features of train images, which are kept on the devices.
+
+    Attributes:
+      iterations: of L-BFGS in the last fit.
+    """
 
     def __init__(
         self, features: np.ndarray, labels: np.ndarray, *, num_classes: int, mesh: Mesh, max_iterations: int = 1000
@@ -55,7 +59,7 @@ class CachedProbe:
         self._mean, self._deviation = standardizer(features)
         self._features = self._placed(features)
         self._labels = mesh_lib.put_batch(mesh, self._padded(self._n), {"y": self._mine(labels.astype(np.int32))})["y"]
-        self._fit = _compiled_fit(mesh, num_classes, max_iterations)
+        self._fit, self.iterations = _compiled_fit(mesh, num_classes, max_iterations), 0
 
     def fit(self, l2: float, *, counted: np.ndarray | None = None, start: Any = None) -> Classifier:
         """The classifier with the smallest loss.
@@ -73,7 +77,9 @@ class CachedProbe:
             "kernel": np.zeros((width, self._num_classes), np.float32), "bias": np.zeros(self._num_classes, np.float32)
         }  # fmt: skip
         start = jax.device_put(start, mesh_lib.everywhere(self._mesh))
-        return jax.device_get(self._fit(start, self._features, self._labels, weights, np.float32(l2)))
+        found, iterations = jax.device_get(self._fit(start, self._features, self._labels, weights, np.float32(l2)))
+        self.iterations = int(iterations)
+        return found
 
     def fit_best(
         self, l2s: Sequence[float], *, held_out: float = 0.1, seed: int = 0
@@ -146,7 +152,7 @@ def _count(classifier, features, labels, mask):
 
 @functools.lru_cache(maxsize=4)
 def _compiled_fit(mesh: Mesh, num_classes: int, max_iterations: int):
-    """fit(start, features, labels, weights, l2) -> classifier; compiled once for all values of l2."""
+    """fit(start, features, labels, weights, l2) -> (classifier, iterations); compiled once for all values of l2."""
     solver = optax.lbfgs(memory_size=10)
 
     def fit(start, features, labels, weights, l2):
@@ -173,6 +179,7 @@ def _compiled_fit(mesh: Mesh, num_classes: int, max_iterations: int):
             return optax.apply_updates(classifier, updates), state, iteration + 1, jnp.where(gains, 0, stalled + 1)
 
         carry = (start, solver.init(start), jnp.int32(0), jnp.int32(0))
-        return jax.lax.while_loop(goes_on, iterate, carry)[0]
+        classifier, _, iterations, _ = jax.lax.while_loop(goes_on, iterate, carry)
+        return classifier, iterations
 
     return jax.jit(fit, out_shardings=mesh_lib.everywhere(mesh))

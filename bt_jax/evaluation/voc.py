@@ -50,6 +50,9 @@ class VocEvaluation(Evaluation):
                     f"{len(absent)} of the {source.num_classes} classes have no image in {source.name} "
                     f"({', '.join(absent[:3])}), so its labels are missing or incomplete."
                 )
+        _check_folds(
+            self.train.targets, self.train.class_names, self.config.transfer.svm_folds
+        )  # before features take hours
 
     def _check_labels(self, labels: np.ndarray, source: Source) -> None:
         del labels, source  # they are image numbers
@@ -136,10 +139,8 @@ def svm_average_precisions(
     from sklearn.model_selection import StratifiedKFold
 
     train, test = _unit(train), _unit(test)
-    for name, of_train, of_test in zip(class_names, train_targets.T, test_targets.T, strict=True):
-        few = min((of_train > 0).sum(), (of_train < 0).sum())
-        if few < folds:
-            raise UserError(f"class {name} has {few} positive or negative train images; {folds} folds need that many.")
+    _check_folds(train_targets, class_names, folds)
+    for name, of_test in zip(class_names, test_targets.T, strict=True):
         if not (of_test > 0).any():
             raise UserError(f"class {name} has no positive test image, so its average precision is undefined.")
 
@@ -172,6 +173,13 @@ def svm_average_precisions(
         "cost": dict(zip(class_names, (cost for _, cost, _ in found), strict=True)),
         "not_converged": sum(stopped for _, _, stopped in found),
     }
+
+
+def _check_folds(targets: np.ndarray, class_names: Sequence[str], folds: int) -> None:
+    for name, column in zip(class_names, targets.T, strict=True):
+        few = min((column > 0).sum(), (column < 0).sum())
+        if few < folds:
+            raise UserError(f"class {name} has {few} positive or negative train images; {folds} folds need that many.")
 
 
 def _svm(cost: float):

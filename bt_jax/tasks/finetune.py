@@ -18,9 +18,8 @@ from bt_jax.evaluation.classifier import ClassifierTraining
 from bt_jax.evaluation.judged import Evaluation, run_task
 from bt_jax.evaluation.rate_search import RateSearch
 from bt_jax.evaluation.results import Result, make_result, write_result
-from bt_jax.optim.make import described_schedule
 from bt_jax.runtime import processes
-from bt_jax.tasks.linear import described_seeds, farewell
+from bt_jax.tasks.linear import described_seeds, described_training, farewell
 
 
 def finetune(config: ConfigDict, workdir: str) -> Result:
@@ -130,10 +129,10 @@ def _rates(config: ConfigDict) -> dict[str, float]:
 
 
 def _described(config: ConfigDict, count: int) -> str:
-    sgd, rates = config.sgd, _rates(config)
+    rates = _rates(config)
     search = ", times factors that are chosen on held-out train images" if config.finetune.search_rates else ""
     return (
         f"{'from scratch' if config.finetune.from_scratch else 'fine-tuned'} on {count} labels; SGD, {config.epochs} epochs in "
         f"batches of {config.batch_size}, learning rates of encoder {rates['encoder']:g} and head {rates['classifier']:g} × "
-        f"{config.batch_size}/256{search}, {described_schedule(sgd)}, momentum {sgd.momentum:g}, weight decay {sgd.weight_decay:g}; crop and flip"
+        f"{config.batch_size}/256{search}, {described_training(config)}"
     )

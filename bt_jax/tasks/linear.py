@@ -13,6 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bt_jax.data.views.spec import ViewSpec
 from bt_jax.engine.session import Session
 from bt_jax.evaluation.cached_probe import CachedProbe, Classifier
 from bt_jax.evaluation.classifier import ClassifierTraining
@@ -66,18 +67,27 @@ def evaluate_linear(
 
 
 def describe_sgd(config: ConfigDict) -> str:
-    sgd = config.sgd
     return (
         f"frozen encoder; SGD, {config.epochs} epochs in batches of {config.batch_size}, learning rate "
-        f"{sgd.learning_rate_head:g} × {config.batch_size}/256, {described_schedule(sgd)}, momentum {sgd.momentum:g}, weight decay "
-        f"{sgd.weight_decay:g}; crop and flip"
+        f"{config.sgd.learning_rate_head:g} × {config.batch_size}/256, {described_training(config)}"
+    )
+
+
+def described_training(config: ConfigDict) -> str:
+    """The end of a protocol that trains: the schedule, the momentum, what is drawn of an image, and the dtype."""
+    sgd = config.sgd
+    nesterov = " of Nesterov" if sgd.nesterov else ""
+    return (
+        f"{described_schedule(sgd)}, momentum{nesterov} {sgd.momentum:g}, weight decay {sgd.weight_decay:g}; "
+        f"{ViewSpec(**config.supervised.view).described()}; in {config.dtype}"
     )
 
 
 def describe_cached(config: ConfigDict) -> str:
     return (
         "frozen encoder; features once, without augmentation; L-BFGS, l2 of "
-        f"{', '.join(f'{l2:g}' for l2 in config.linear.l2)} chosen on {config.linear.held_out:.0%} of the train images"
+        f"{', '.join(f'{l2:g}' for l2 in config.linear.l2)} chosen on {config.linear.held_out:.0%} of the train images; features in "
+        f"{config.dtype}"
     )
 
 
@@ -139,6 +149,11 @@ def _fits(evaluation: Evaluation) -> Iterator[Result]:
         begin = time.monotonic()
         classifier, l2, held = probe.fit_best(tuple(config.linear.l2), held_out=config.linear.held_out, seed=seed)
         found = probe.count(classifier, test, test_labels).result()
+        stopped = probe.iterations == config.linear.max_iterations
+        if stopped:
+            evaluation.say(
+                f"note      L-BFGS stopped at linear.max_iterations, {probe.iterations}, before it had converged"
+            )
         edge = " (at the edge of linear.l2; extend it)" if l2 in (min(held), max(held)) and len(held) > 1 else ""
         evaluation.say(
             f"seed {seed}: l2 {l2:g}{edge}, {held[l2]:.2%} of the held-out images, {time.monotonic() - begin:.0f} s"
@@ -148,6 +163,7 @@ def _fits(evaluation: Evaluation) -> Iterator[Result]:
             "final": found,
             "l2": l2,
             "held_out_top1": {f"{value:g}": accuracy for value, accuracy in held.items()},
+            "iterations": probe.iterations,
             "train_images": len(labels),
             "seconds_of_fit": round(time.monotonic() - begin, 1),
         } | ({"confusion": _confusion(probe, classifier, test, test_labels)} if seed == config.seed else {})

@@ -43,6 +43,16 @@ class ViewSpec:
         """Whether it takes random numbers besides the `UNIFORMS` of every draw."""
         return self.quarter_turns > 0 or self.drop_bands > 0
 
+    def described(self) -> str:
+        """What is drawn, in words: `crop and flip`, or `crop, flip, colours, grey and blur`."""
+        colours = self.jitter * max(self.brightness, self.contrast, self.saturation, self.hue)
+        drawn = {
+            "flip": self.flip, "turn": self.quarter_turns, "colours": colours, "grey": self.grayscale, "blur": self.blur,
+            "solarise": self.solarize, "dropped bands": self.drop_bands,
+        }  # fmt: skip
+        *first, last = ["crop", *(name for name, chance in drawn.items() if chance > 0)]
+        return f"{', '.join(first)} and {last}" if first else last
+
     def without_colours(self) -> "ViewSpec":
         """Without what only images of red, green and blue can have."""
         return dataclasses.replace(self, saturation=0.0, hue=0.0, grayscale=0.0)
