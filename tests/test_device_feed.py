@@ -1,6 +1,8 @@
 """bt_jax/data/device_feed.py: batches that the device makes, from its memory or from the host."""
 
 import dataclasses
+import gc
+import weakref
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from bt_jax.data.device_feed import CanvasFeed, ResidentFeed, amount
 from bt_jax.data.order import Order
-from bt_jax.data.sources.base import StreamSource
+from bt_jax.data.sources.base import ArraySource, StreamSource
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.views.device import make_views
@@ -34,6 +36,19 @@ def test_nothing_crosses_the_bus_but_numbers():
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(delivery["items"])) == 4 * (BATCH + 1)
     assert feed.resident["image"].sharding.is_fully_replicated
     assert "from the set in its memory (0.0576 MB)" in feed.words
+
+
+def test_a_set_is_in_memory_once():
+    """However many trainings are made of it, as with several seeds or rates; with the source it goes."""
+    config, images, labels = device_config(), noise().images, noise().labels
+    source = ArraySource("noise", images, labels)
+    feeds = [feed_of(source, config), feed_of(source, config, batch_size=4)]
+    assert feeds[0].resident["image"] is feeds[1].resident["image"]
+    assert feed_of(ArraySource("noise", images, labels), config).resident["image"] is not feeds[0].resident["image"]
+    image = weakref.ref(feeds[0].resident["image"])
+    del feeds, source
+    gc.collect()
+    assert image() is None
 
 
 @pytest.mark.parametrize("room", [0, 1])

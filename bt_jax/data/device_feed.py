@@ -17,6 +17,7 @@ The views differ from the host's: the distributions are the same, but the random
 
 import dataclasses
 import os
+import weakref
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -159,11 +160,9 @@ def make_device_feed(
         words = f"made on the device, from the set in its memory ({amount(needs)})"
         if steps_per_dispatch > 1:
             words += f"; {steps} steps at once" if steps > 1 else "; on a CPU one step at a time"
-        everywhere = mesh_lib.everywhere(mesh)
-        loaded = _loaded(source, config)
+        resident = _resident(source, config, mesh)
         if labelled:
-            check_labels(loaded["label"], source, all_classes=False)
-        resident = {name: _placed(array, everywhere) for name, array in loaded.items()}
+            check_labels(np.asarray(resident["label"].addressable_data(0)), source, all_classes=False)
         return ResidentFeed(**common, words=words, resident=resident, steps_per_dispatch=steps)
     why = f"{source.name} needs {amount(needs)} of the memory of each device ({device}), " + (
         "and data.device_bytes must say how much it may take" if streamed else f"of which it may take {amount(room)}"
@@ -176,6 +175,22 @@ def make_device_feed(
         )
     words = f"made on the device; images come from the host:\n{why};\nto keep it there raise data.device_bytes{smaller}"
     return CanvasFeed(**common, words=words)
+
+
+_residents: weakref.WeakKeyDictionary[Source, dict[Any, Arrays]] = weakref.WeakKeyDictionary()
+
+
+def _resident(source: Source, config: ConfigDict, mesh: Mesh) -> Arrays:
+    """All images on the devices, once for all feeds of a source, as trainings with several seeds or rates make them."""
+    of_source = _residents.setdefault(source, {})
+    key = (mesh, canvas_side(config), frozenset(source.bad))
+    if key not in of_source:
+        everywhere = mesh_lib.everywhere(mesh)
+        of_source[key] = {name: _placed(array, everywhere) for name, array in _loaded(source, config).items()}
+        if (found := (mesh, canvas_side(config), frozenset(source.bad))) != key:  # some do not decode
+            of_source[found] = of_source.pop(key)
+            return of_source[found]
+    return of_source[key]
 
 
 def _needs(source: Source, config: ConfigDict) -> int:
