@@ -141,7 +141,7 @@ def embed(
       Preempted: with a workdir, the call was interrupted; whole pieces are kept.
     """
     if not isinstance(encoder, Encoder):
-        encoder = load_encoder(os.fspath(encoder))
+        encoder = load_encoder(encoder)
     config = config_lib.default("embed")
     config.init_from = encoder.source
     if not isinstance(images, (str, os.PathLike)):

@@ -20,7 +20,7 @@ from bt_jax import config as config_lib
 from bt_jax.data.views.spec import ViewSpec
 from bt_jax.engine.checkpoint import Checkpoints
 from bt_jax.engine.state import init_state
-from bt_jax.export.encoder import read_weights
+from bt_jax.export.encoder import host_images, read_weights
 from bt_jax.export.folder import write_folder
 from bt_jax.export.safetensors_files import write_safetensors
 from bt_jax.export.torch_files import read_torch
@@ -31,6 +31,7 @@ from bt_jax.methods.supervised import Supervised
 from bt_jax.models import LinearClassifier, make_encoder
 from bt_jax.models.inputs import Inputs, normalize
 from bt_jax.optim import make_optimizer
+from bt_jax.pixels import Pixels
 from bt_jax.runtime.workdir import write_config
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -160,6 +161,8 @@ def test_images_of_other_kinds(run):
         Tensor(images),
     ):
         np.testing.assert_allclose(encoder.features(given), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(encoder.features(jnp.asarray(floats, jnp.bfloat16)), expected, rtol=5e-2, atol=5e-2)
+    assert host_images(np.ones((1, 4, 4, 1), jnp.bfloat16), Pixels(1, (0.0, 9.0))).dtype == np.float32
 
 
 def test_floats_that_are_not_normalised(run):

@@ -183,6 +183,11 @@ def test_images_of_pillow_are_those_of_their_files(tmp_path):
         levels_of_image(image, Pixels())
 
 
+def test_an_encoder_that_is_none(judged):
+    with pytest.raises(bt_jax.UserError, match="the path of an encoder is NoneType; it must be the workdir of a run"):
+        bt_jax.embed(np.zeros((2, 16, 16, 3), np.uint8), None)
+
+
 def test_features_that_are_not_finite(judged):
     encoder = bt_jax.load_encoder(judged[0])
     encoder.features_of_levels = lambda levels, **_: np.where(

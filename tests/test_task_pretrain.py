@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -257,6 +258,7 @@ def test_what_was_before_training(name, first, weights, words):
         method=small_method(),
         workdir=epath.Path("run"),
         config=config.to_dict(),
+        log=types.SimpleNamespace(tensorboard=True),
     )
     reporter = types.SimpleNamespace(history=lambda: history)
     run = types.SimpleNamespace(setup=setup, reporter=reporter, seconds=lambda: 2.0, seconds_of_this_start=lambda: 1.0)
@@ -266,6 +268,23 @@ def test_what_was_before_training(name, first, weights, words):
     assert "75.0% with the trained encoder" in said if name == "knn_accuracy" else "RankMe         0.8 of " in said
     shown = "25.0%" if name == "knn_accuracy" else "0.2"
     assert f", {shown}{words}" in said if words else "untrained" not in said and "before training" not in said
+
+
+@pytest.mark.parametrize("name", ["runs/plain", "runs/my run", "runs/it's", "runs/$HOME"])
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_the_commands_of_a_farewell(name, tensorboard):
+    """A shell takes them, whatever the path is; and there is something to view."""
+    setup = types.SimpleNamespace(
+        facts=types.SimpleNamespace(total_steps=6), method=small_method(), workdir=epath.Path(name), config={},
+        log=types.SimpleNamespace(tensorboard=tensorboard),
+    )  # fmt: skip
+    lines = {line[:14].strip(): line[15:] for line in farewell(setup, {"seconds_of_last_start": 1.0}).splitlines()}
+    assert ("to view" in lines) == tensorboard
+    if tensorboard:
+        assert shlex.split(lines["to view"].partition("   (")[0]) == ["tensorboard", "--logdir", name]
+    python, option, code = shlex.split(lines["to use"])
+    assert (python, option) == ("python", "-c") and f"load_encoder({name!r})" in code
+    compile(code, "code", "exec")
 
 
 def test_views_made_on_the_device(small_run, tmp_path, monkeypatch, capsys):

@@ -80,6 +80,12 @@ def test_projector_round_trip():
         np.testing.assert_array_equal(again[name], value)
 
 
+def test_variables_that_are_none():
+    """Only the parameters, without their name."""
+    with pytest.raises(UserError, match="these are not the variables of a resnet18: params/conv1 is missing"):
+        to_torch(variables_of("resnet18", width=2)["params"], "resnet18")
+
+
 def test_every_fault_is_listed():
     """Unknown, missing and misshapen, in one sentence."""
     state = to_torch(variables_of("resnet18", width=4), "resnet18")

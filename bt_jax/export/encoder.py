@@ -185,6 +185,8 @@ def host_images(images: Any, pixels: Pixels = PHOTOGRAPHS) -> np.ndarray:
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating) and not integers:
         raise UserError(f"images is {images.dtype}; it must be uint8 (0 to 255), or normalised floats.")
     images = np.asarray(images)
+    if images.dtype.kind == "V":  # bfloat16 and other types that NumPy does not know
+        return images.astype(np.float32)
     if images.dtype.itemsize > 8:  # float128, which JAX does not support
         return images.astype(np.float64)
     return images.astype(images.dtype.newbyteorder("="), copy=False)

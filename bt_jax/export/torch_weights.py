@@ -55,7 +55,7 @@ def to_torch(variables: Mapping[str, Tree], arch: str) -> dict[str, np.ndarray]:
     """
     if arch in VITS:
         return to_timm(variables, arch)
-    params = variables["params"]
+    params = variables.get("params", {})
     if "conv1" not in params:
         raise UserError(f"these are not the variables of a {arch}: params/conv1 is missing.")
     side, _, channels, width = np.shape(params["conv1"]["kernel"])
