@@ -163,7 +163,7 @@ JUDGED = ["--config.init_from=x", "--config.features.batch_size=8"]
 def test_what_is_missing_is_missed_before_anything_is_written(monkeypatch, tmp_path, module, arguments, sentence):
     image_folder(tmp_path)
     images, labels = np.zeros((8, 16, 16, 3), np.uint8), np.arange(8, dtype=np.uint8) % 2
-    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    np.savez(tmp_path / "set.npz", x_train=images, y_train=labels, x_test=images + 1, y_test=labels)
     monkeypatch.setitem(sys.modules, module, None)
     arguments = [argument.format(root=tmp_path) for argument in arguments]
     small = (

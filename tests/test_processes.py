@@ -272,7 +272,7 @@ def test_different_configs(tmp_path):
 
 
 def test_an_error_of_one_process_is_told_to_the_others(tmp_path):
-    images = {f"x_{split}": np.zeros((32, 16, 16, 3), np.uint8) for split in ("train", "test")}
+    images = {f"x_{split}": np.full((32, 16, 16, 3), i, np.uint8) for i, split in enumerate(("train", "test"))}
     np.savez(tmp_path / "set.npz", **images, y_train=np.arange(32) % 2, y_test=np.arange(32) % 2)
     changes = [{"data.source": "arrays", "data.data_dir": str(tmp_path / name)} for name in ("set.npz", "gone.npz")]
     with Processes(tmp_path, "pretrain", tmp_path / "run", changes) as both:

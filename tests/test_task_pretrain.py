@@ -25,6 +25,7 @@ from bt_jax.engine import checkpoint, loop, run
 from bt_jax.engine.checkpoint import Checkpoints, config_text
 from bt_jax.errors import Preempted, UserError
 from bt_jax.export import init_from
+from bt_jax.export.weights import EncoderWeights
 from bt_jax.facts import Facts
 from bt_jax.optim import make_optimizer
 from bt_jax.reporting import progress
@@ -517,9 +518,9 @@ def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
     encoder = {"params": first.params["encoder"], "batch_stats": first.model_state["batch_stats"]["encoder"]}
     projector = {"params": first.params["projector"], "batch_stats": first.model_state["batch_stats"]["projector"]}
 
-    class weights:
-        arch, width, mean, std, source = "resnet18", 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "step 6 of a run"
-        variables, heads = encoder, {"projector": projector}
+    weights = EncoderWeights(
+        "resnet18", encoder, "step 6 of a run", width=4, small_images=True, mean=(0.5,) * 3, std=(0.25,) * 3, heads={"projector": projector}
+    )  # fmt: skip
 
     def fresh():
         _, start = begun(small_run, tmp_path / "second")
@@ -532,11 +533,14 @@ def test_start_from_weights(small_run, tmp_path, monkeypatch, capsys):
     assert (
         "the encoder and the projector start from the weights of step 6 of a run; it was trained with data.mean" in told
     )
-    weights.heads = {"projector": {**projector, "params": {"linear1": {"kernel": np.zeros((8, 3))}}}}
+    other = {"projector": {**projector, "params": {"linear1": {"kernel": np.zeros((8, 3))}}}}
+    weights = dataclasses.replace(weights, heads=other)
     state, told = fresh()
     chex.assert_trees_all_equal(state.params["encoder"], first.params["encoder"])
     assert "the encoder starts from" in told and "its projector does not fit 32-32, which starts at random" in told
-    weights.variables = {**encoder, "params": {"conv1": {"kernel": np.zeros((7, 7, 3, 4))}}}
+    weights = dataclasses.replace(
+        weights, variables={**encoder, "params": {"conv1": {"kernel": np.zeros((7, 7, 3, 4))}}}
+    )
     with pytest.raises(
         UserError, match=r"init_from is 'elsewhere', a resnet18 of width 4, which does not fit .* and \d+ more"
     ):
