@@ -138,6 +138,7 @@ def test_listed_in_classes_with_folders(tmp_path):
         (["train/a/0", "train/b/1"], {"test_split": "train"}, "all"),
         (["train/a/0", "train/b/1", "test/a/0", "test/b/1"], {}, ""),
         (["a/0", "a/1", "a/2", "b/3", "b/4", "b/5"], {"test_fraction": 0.5}, ""),
+        (["test/a/0", "test/b/1", "x/2"], {"train_split": "list.csv", "labels": "none"}, "1 of the 2"),
     ],
 )
 def test_test_images_among_train_images(tmp_path, files, settings, count):
@@ -146,6 +147,7 @@ def test_test_images_among_train_images(tmp_path, files, settings, count):
         path = tmp_path / f"{place}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(path)
+    (tmp_path / "list.csv").write_text("path\nx/2.png\ntest/a/0.png\n")
     data = config_lib.default().data
     data.update(source="folder", data_dir=str(tmp_path), **settings)
     train, test = make_source(data, "train"), make_source(data, "test")

@@ -145,7 +145,7 @@ class Evaluation:
         self._check_splits()
         # Each process reports those that it has met itself.
         tell = self.say if self.is_first or within is not None else console.say
-        self._bad_images = {source.name: BadImages([source], tell) for source in (self.train, self.test)}
+        self._bad_images = {source: BadImages([source], tell) for source in (self.train, self.test)}
         for source in (self.train, self.test):
             check_reader(source, config.data)
         counts = {f"split {i}": [f"{len(s)} images", s.fingerprint] for i, s in enumerate((self.train, self.test))}
@@ -236,7 +236,7 @@ class Evaluation:
             features, labels = self._extract(self.judged.variables, batches, size)
         except NotFiniteFeatures as error:
             raise self._explained(error, source, limit) from None
-        self._bad_images[source.name].tell(epoch_ends=True)
+        self._bad_images[source].tell(epoch_ends=True)
         self._check_labels(labels, source)
         return features, labels
 

@@ -50,9 +50,8 @@ class VocEvaluation(Evaluation):
                     f"{len(absent)} of the {source.num_classes} classes have no image in {source.name} "
                     f"({', '.join(absent[:3])}), so its labels are missing or incomplete."
                 )
-        _check_folds(
-            self.train.targets, self.train.class_names, self.config.transfer.svm_folds
-        )  # before features take hours
+        # Before features take hours.
+        _check_folds(self.train.targets, self.train.class_names, self.config.transfer.svm_folds)
 
     def _check_labels(self, labels: np.ndarray, source: Source) -> None:
         del labels, source  # they are image numbers

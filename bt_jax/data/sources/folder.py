@@ -10,6 +10,7 @@ from etils import epath
 from bt_jax.data.order import evenly
 from bt_jax.data.sources.base import BytesCache, EncodedSource, Source, unreachable
 from bt_jax.data.sources.layout import find_images, roots_of
+from bt_jax.data.sources.lists import is_list
 from bt_jax.errors import UserError
 from bt_jax.runtime.files import errors_of_files
 
@@ -66,9 +67,10 @@ class FolderSource(EncodedSource):
     def shared_with(self, other: Source) -> int:
         if not isinstance(other, FolderSource):
             return 0
-        # Only one within the other, or both of a list, can share files; the folders of splits beside each other cannot.
+        # Folders beside each other, such as those of splits, share no file; a list may name any.
         places = [[str(place) for place in source._places] for source in (self, other)]
-        if not any(f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/") for a in places[0] for b in places[1]):
+        nested = any(f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/") for a in places[0] for b in places[1])
+        if not nested and not any(map(is_list, (*self._places, *other._places))):
             return 0
         theirs = set(other.paths)
         return sum(path in theirs for path in self.paths)
