@@ -21,7 +21,7 @@ from recipes import (
 )
 
 from bt_jax import config as config_lib
-from bt_jax.engine.state import TrainState, abstract_state, count_parameters, init_state
+from bt_jax.engine.state import TrainState, abstract_state, check_split, count_parameters, init_state
 from bt_jax.engine.step import jit_step, make_train_step
 from bt_jax.errors import UserError
 from bt_jax.export import from_torch, projector_from_torch, projector_to_torch, to_torch
@@ -259,9 +259,8 @@ def test_a_method_that_splits_nothing(name):
     with pytest.raises(
         UserError, match=f"mesh.model is 2, but {method.title} has no layers that are split over devices; "
     ):
-        abstract_state(method, small_optimizer(), spec_of(method), mesh)
+        check_split(method, abstract_state(method, small_optimizer(), spec_of(method), mesh), mesh)
     split = small_method(mesh)
-    specs = [
-        leaf.sharding.spec for leaf in jax.tree.leaves(abstract_state(split, small_optimizer(), spec_of(split), mesh))
-    ]
-    assert sum("model" in spec for spec in specs) > 4
+    check_split(split, abstract_state(split, small_optimizer(), spec_of(split), mesh), mesh)
+    alone = mesh_lib.make_mesh(ConfigDict({"data": 8}))
+    check_split(method, abstract_state(method, small_optimizer(), spec_of(method), alone), alone)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
-from recipes import small_method
+from recipes import pair_method, small_method
 
 from bt_jax import config as config_lib
 from bt_jax.data.sources.make import make_source
@@ -269,6 +269,15 @@ def test_what_was_before_training(name, first, weights, words):
     assert "75.0% with the trained encoder" in said if name == "knn_accuracy" else "RankMe         0.8 of " in said
     shown = "25.0%" if name == "knn_accuracy" else "0.2"
     assert f", {shown}{words}" in said if words else "untrained" not in said and "before training" not in said
+
+
+def test_a_mesh_that_splits_nothing(small_run, tmp_path, monkeypatch):
+    """Is refused before the run begins."""
+    monkeypatch.setattr(task, "make_method", lambda config, facts, mesh: pair_method("simclr", mesh))
+    small_run.data.image_size = 8
+    mesh = jax.make_mesh((4, 2), ("data", "model"), (jax.sharding.AxisType.Auto,) * 2)
+    with pytest.raises(UserError, match="mesh.model is 2, but SimCLR has no layers that are split over devices"):
+        task.prepare(small_run, epath.Path(tmp_path) / "run", mesh)
 
 
 @pytest.mark.parametrize("name", ["runs/plain", "runs/my run", "runs/it's", "runs/$HOME"])

@@ -43,9 +43,6 @@ def abstract_state(method: Method, optimizer: AnyOptimizer, batch_spec: Batch, m
 
     `method.partition` decides the placement of each array; Barlow Twins splits its projector and its momentum along a mesh's
     axis "model".
-
-    Raises:
-      UserError: the mesh has such an axis, and the method splits nothing along it.
     """
 
     def placed(path, leaf):
@@ -53,13 +50,16 @@ def abstract_state(method: Method, optimizer: AnyOptimizer, batch_spec: Batch, m
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, method.partition(names)))
 
     shapes = jax.eval_shape(lambda: create_state(method, optimizer, 0, batch_spec))
-    state = jax.tree.map_with_path(placed, shapes)
+    return jax.tree.map_with_path(placed, shapes)
+
+
+def check_split(method: Method, state: TrainState, mesh: Mesh) -> None:
+    """Raises UserError if the mesh has an axis "model" and nothing in the state is split along it: it would gain nothing."""
     if MODEL_AXIS in mesh.axis_names and not any(MODEL_AXIS in leaf.sharding.spec for leaf in jax.tree.leaves(state)):
         raise UserError(
             f"mesh.model is {mesh.shape[MODEL_AXIS]}, but {method.title or method.name} has no layers that are split over devices; "
             "leave it at 1 (Barlow Twins splits its projector)."
         )
-    return state
 
 
 def init_state(method: Method, optimizer: AnyOptimizer, seed: int, batch_spec: Batch, mesh: Mesh) -> TrainState:

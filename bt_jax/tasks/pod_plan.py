@@ -17,7 +17,7 @@ from bt_jax import config as config_lib
 from bt_jax import console
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.views.spec import batch_spec
-from bt_jax.engine.state import abstract_state, count_parameters
+from bt_jax.engine.state import abstract_state, check_split, count_parameters
 from bt_jax.engine.step import jit_step, make_train_step
 from bt_jax.errors import UserError
 from bt_jax.facts import Facts
@@ -106,6 +106,7 @@ def make_plan(config: ConfigDict, mesh: Mesh, topology: Topology, facts: Facts) 
     optimizer = make_optimizer(config.optimizer, facts)
     spec = batch_spec(method.view_groups, facts.batch_size)
     state = abstract_state(method, optimizer, spec, mesh)
+    check_split(method, state, mesh)
     rows = mesh_lib.over_batch(mesh)
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), spec)
     begin = time.monotonic()

@@ -30,6 +30,7 @@ from bt_jax.engine.loop import Look, run_steps
 from bt_jax.engine.run import Run, started
 from bt_jax.engine.session import session
 from bt_jax.engine.setup import Setup
+from bt_jax.engine.state import check_split
 from bt_jax.evaluation.health import rank_in_words
 from bt_jax.evaluation.monitor import FeatureMonitor, KnnMonitor
 from bt_jax.evaluation.overfitting import overfitting
@@ -135,6 +136,8 @@ def prepare(config: ConfigDict, workdir: epath.Path, mesh: Mesh) -> tuple[Setup,
         config=config.to_dict(),
         advice=method.advice,
     )
+    if mesh_lib.MODEL_AXIS in mesh.axis_names:
+        check_split(method, setup.abstract_state(), mesh)
     return setup, monitor
 
 
