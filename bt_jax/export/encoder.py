@@ -210,7 +210,7 @@ def levels_of(images: np.ndarray, pixels: Pixels) -> np.ndarray:
         raise UserError(f"images cannot be used: {error}.") from None
 
 
-def load_encoder(path: str, *, target: bool = False, **stated: Any) -> Encoder:
+def load_encoder(path: str | os.PathLike, *, target: bool = False, **stated: Any) -> Encoder:
     """The encoder of a run, of an export, or of weights from PyTorch.
 
     Args:
@@ -236,7 +236,7 @@ def load_encoder(path: str, *, target: bool = False, **stated: Any) -> Encoder:
 _UNSAID = ("mean", "std", "input_size", "stem_stride", "stem_padding")  # by files of other programs
 
 
-def read_weights(path: str, *, target: bool = False, **stated: Any) -> EncoderWeights:
+def read_weights(path: str | os.PathLike, *, target: bool = False, **stated: Any) -> EncoderWeights:
     """The weights for `load_encoder`; arguments and errors as there."""
     if unknown := stated.keys() - set(_UNSAID):
         raise UserError(f"there is no argument {min(unknown)!r}; what can be stated is {', '.join(_UNSAID)}.")
@@ -258,7 +258,7 @@ def read_weights(path: str, *, target: bool = False, **stated: Any) -> EncoderWe
     return weights
 
 
-def _read(path: str, target: bool) -> tuple[EncoderWeights, bool]:
+def _read(path: str | os.PathLike, target: bool) -> tuple[EncoderWeights, bool]:
     """The weights, and whether they are of another program, which says nothing of the images."""
     if not isinstance(path, (str, os.PathLike)):
         raise UserError(
