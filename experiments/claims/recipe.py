@@ -9,7 +9,7 @@ training from scratch on the same labels.
 
 One pre-training sees:
 
-    cpu    300 000 images of CIFAR-10 at 24×24 pixels (6 epochs), a ResNet-18 of width 16; 9 to 24 minutes of one CPU core
+    cpu    300 000 images of CIFAR-10 at 24×24 pixels (6 epochs), a ResNet-18 of width 16; 5 to 24 minutes of one CPU core
     gpu    10 million images of CIFAR-10 (200 epochs), ResNet-18; one GPU. Not run yet
     paper  300 epochs of ImageNet, ResNet-50, the paper's setting for its ablations; a TPU pod. Not run yet
 
