@@ -236,9 +236,8 @@ _NUMBERED = {
 
 def _by_torchvisions_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors, with the layers of numbered encoders renamed to torchvision's names."""
-    numbers: dict[
-        str, Mapping[str, str]
-    ] = {}  # by the prefix of an encoder; the last kind has the first one's layers too
+    # By the prefix of an encoder. lightly's own comes last, as it has a 4.0.conv1.weight too.
+    numbers: dict[str, Mapping[str, str]] = {}
     for first, names in _NUMBERED.items():
         for prefix in [name.removesuffix(first) for name in state_dict if name.endswith(first)]:
             if all(f"{prefix}{end}" in state_dict for end in ("0.weight", "1.running_mean")):
