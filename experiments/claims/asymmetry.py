@@ -7,11 +7,13 @@ Measure:    kNN accuracy (k = 200, all train images vote) after the last step. T
 Prediction: both together lose several points, and more than either alone. Whether either alone loses a point cannot be told apart
             with three seeds on two cores, so nothing is stated about it.
 Rule:       for each statement the mean paired effect over the seeds and its 95 % interval (harness/judge.py).
+Not judged: (2026-11-28) that no asymmetry is needed, and that both together are worse than each alone; the second statement is about
+            the mean of the two.
 """
 
 from harness.claim import Arm, Statement
 
-TITLE = "Asymmetry is not needed, and stop-gradient with predictor hurts"
+TITLE = "Stop-gradient and predictor together hurt"
 
 
 def arms(scale):

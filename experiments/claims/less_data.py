@@ -1,7 +1,7 @@
 """Barlow Twins needs less data than contrastive learning.
 
-Claimed:    Zbontar et al. 2021, section 5 and the source document: as its loss has no negatives to be found in a large set, Barlow
-            Twins should lose less than InfoNCE when there are fewer unlabelled images. The paper has no number for it.
+Claimed:    not by the paper, which argues so for the samples of a batch (Zbontar et al. 2021, section 5); here for the unlabelled
+            images: as its loss needs no negatives, Barlow Twins should lose less than InfoNCE when there are fewer of them.
 Measure:    kNN accuracy (k = 200) after the last step, with all train images as voters, whichever were trained on. All arms make the
             same number of steps, so that small sets are seen more often. The small set is the same for all seeds, the first images,
             so the interval is about that set.

@@ -8,6 +8,7 @@ Measure:    kNN accuracy (k = 200, all train images vote) of the encoder's featu
 Prediction: no projector loses at `gpu`. At `cpu` it may not: two epochs of the quickstart showed no difference, and a narrow
             encoder's 128 features have little to lose.
 Rule:       for each statement the mean paired difference over the seeds and its 95 % interval (harness/judge.py).
+Not judged: (2026-11-28) that three layers are enough.
 """
 
 from harness.claim import Arm, Statement

@@ -10,6 +10,7 @@ Prediction: at `cpu` pre-training of six epochs helps with 1 %, and not with 10 
             scratch). The order of the methods, and Barlow Twins against SwAV or BYOL in particular, cannot be told from three seeds:
             nothing is stated about it. PIRL, whose recipe here is the least tuned, is last.
 Rule:       for each statement the mean paired difference over the seeds and its 95 % interval (harness/judge.py).
+Not judged: (2026-11-28) that the self-supervised rows are near each other, nor any row but Barlow Twins' against from scratch.
 """
 
 from harness.claim import Arm, Statement
