@@ -6,7 +6,7 @@ Prediction: flat at `cpu` within a point for twice and half the default; that al
             and ten times of the default, where I expect a loss of at most 3 points. As the off-diagonal term grows with D², the best
             λ should fall about as 1/D; this needs widths that two cores do not reach, and is stated for `gpu` only.
 Rule:       for each statement the mean paired effect over the seeds and its 95 % interval (harness/judge.py).
-Not judged: (2026-11-28, before the first run at other λ) the paper's own range, which is inside of these ends: a loss at an end would
+Not judged: (2026-11-28, before the first result at another λ) the paper's own range, which is inside of these ends: a loss at an end would
             not contradict the paper.
 """
 
