@@ -1,7 +1,7 @@
 """The redundancy term may as well come from the embeddings' auto-correlations.
 
-Claimed:    Zbontar et al. 2021, section 4 ("Loss Function Ablations"), in words: off-diagonal terms of one network's
-            auto-correlation, in place of the cross-correlation, do about as well. No number is given.
+Claimed:    Zbontar et al. 2021, section 5.2 and appendix A, in words: off-diagonal terms of one network's auto-correlation,
+            in place of the cross-correlation, do about as well. No number is given.
 Measure:    kNN accuracy (k = 200, all train images vote) after the last step.
 Prediction: within a point, as in VICReg, whose covariance term is this one.
 Rule:       shown if the 95 % interval of the mean paired difference lies within ± 1 point, opposite if outside of it.

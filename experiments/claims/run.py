@@ -3,6 +3,7 @@
     python experiments/claims/run.py loss_parts --scale=cpu --jobs=2 --out=DIR --data-dir=CIFAR10      makes its runs
     python experiments/claims/run.py all --scale=gpu --out=DIR --data-dir=CIFAR10 --minutes=9          all claims, for nine minutes
     python experiments/claims/run.py batch_size --judged --out=DIR --data-dir=CIFAR10    only the runs that its verdict needs
+    python experiments/claims/run.py batch_size --judged --seeds=5 --out=DIR --data-dir=CIFAR10      more seeds than its three
     python experiments/claims/run.py plan loss_parts --scale=paper            prints the runs' commands, and makes none
     python experiments/claims/run.py report --out=DIR --page=PAGE.md          judges what DIR holds: tables, plots, verdicts
     python experiments/claims/run.py again [RUN] --out=DIR --data-dir=CIFAR10    makes a finished run again, and compares bits
@@ -38,9 +39,13 @@ def main() -> None:
     parser.add_argument("--scale", default="cpu", help=", ".join(claims.SCALES))
     parser.add_argument("--out", type=pathlib.Path, help="folder of the results; default: runs/claims/SCALE")
     parser.add_argument("--data-dir", default="", help="where CIFAR-10 is")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="runs at a time; 0: one, or with again as when the run was made"
+    )
     parser.add_argument("--minutes", type=float, default=0, help="stop after this time; 0: when all is done")
-    parser.add_argument("--seeds", type=int, default=0, help="only the first so many seeds; 0: all")
+    parser.add_argument(
+        "--seeds", type=int, default=0, help="how many seeds, fewer or more; 0: those that a claim declares"
+    )
     parser.add_argument("--judged", action="store_true", help="only the settings that the verdict is about")
     parser.add_argument("--keep", action="store_true", help="keep the workdirs of finished runs")
     parser.add_argument(
@@ -48,6 +53,9 @@ def main() -> None:
     )
     parser.add_argument("--page", type=pathlib.Path, help="with report: the page to write; its pictures go beside it")
     arguments = parser.parse_args()
+    for name in ("jobs", "minutes", "seeds"):
+        if getattr(arguments, name) < 0:
+            raise UserError(f"--{name}={getattr(arguments, name):g} is below 0")
     out = arguments.out or pathlib.Path("runs/claims") / arguments.scale
     command, *names = arguments.words
     if command == "report":
@@ -58,7 +66,7 @@ def main() -> None:
         if len(names) > 1:
             raise UserError(f"again takes one run, not {len(names)}")
         check_data(arguments.data_dir)
-        found = again(Grid(out, scale_of(out), arguments.data_dir), *names, jobs=max(1, arguments.jobs))
+        found = again(Grid(out, scale_of(out), arguments.data_dir), *names, jobs=arguments.jobs)
         before, after = found["accuracy"]
         print(f"{found['run']}: {'the same bits' if found['same'] else 'OTHER bits'}; {before} % and {after} %")
         sys.exit(not found["same"])
@@ -86,15 +94,13 @@ def main() -> None:
 def _chosen(names: list[str], scale: str) -> list[claims.Claim]:
     if not names:
         raise UserError(f"no claim is named; there are {', '.join(claims.names())}, or all")
-    every = [name for name in claims.names() if name != "tuning"] if names == ["all"] else names
-    return [claims.load(name, scale) for name in every]
+    every = [name for name in claims.names() if name != "tuning"]
+    chosen = [one for name in names for one in (every if name == "all" else [name])]
+    return [claims.load(name, scale) for name in dict.fromkeys(chosen)]
 
 
 def _cells(chosen: list[claims.Claim], arguments) -> list[claims.Cell]:
-    cells = claims.cells(arguments.scale, chosen, judged=arguments.judged)
-    if arguments.seeds:
-        cells = [cell for cell in cells if any(cell.seed in claim.seeds[: arguments.seeds] for claim in chosen)]
-    return cells
+    return claims.cells(arguments.scale, chosen, judged=arguments.judged, seeds=arguments.seeds)
 
 
 def plan(chosen: list[claims.Claim], arguments) -> None:

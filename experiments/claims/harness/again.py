@@ -10,15 +10,16 @@ from typing import Any
 from bt_jax.errors import UserError
 
 from .claim import Cell, cells, load, names
-from .grid import Grid, Runner
+from .grid import Grid, Runner, cores
 
 
-def again(grid: Grid, name: str = "", *, jobs: int = 1, command=None) -> dict[str, Any]:
+def again(grid: Grid, name: str = "", *, jobs: int = 0, command=None) -> dict[str, Any]:
     """Makes a finished run again in another folder, and compares its accuracy and its weights with what it found.
 
     Args:
       name: of the run; the one that was interrupted if none is given, or else any.
-      jobs: as when the run was first made: a run has its share of the cores, and on another number of cores it may be rounded differently.
+      jobs: a run has its share of the cores, and on another number of them it may be rounded differently. 0: so many that it has as
+        many cores as when it was first made, or one if that is not known.
       command: see `Runner`.
 
     Returns:
@@ -37,12 +38,17 @@ def again(grid: Grid, name: str = "", *, jobs: int = 1, command=None) -> dict[st
     with other.held(other_code=True):
         begun = [path.name for path in (other.out / "running").iterdir() if path.name in finished]
         cell = finished[name or next(iter(begun), "") or random.choice(sorted(finished))]
-        Runner(other, jobs=jobs, command=command).run([cell])
+        Runner(other, jobs=jobs or _jobs(grid, cell), command=command).run([cell])
         second = other.result(cell)
         assert second is not None
         record = grid.add_made_again(cell, second)
         (other.out / "cells" / f"{cell.name}.json").unlink()
     return record
+
+
+def _jobs(grid: Grid, cell: Cell) -> int:
+    had, there = (grid.result(cell) or {}).get("cores"), cores()
+    return max(1, len(there) // had) if had and there else 1
 
 
 def _pretrainings(grid: Grid) -> list[Cell]:

@@ -40,6 +40,8 @@ NEEDED_BYTES = 500 * 2**20  # for the workdirs of the runs that are begun
 INTERRUPTED = 75  # main.py's status after it has saved
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 GUESSING = 10.0  # % of ten classes
+_NO_TIME = {"cpu_seconds": 0.0, "seconds": 0.0, "attempts": 0}
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when a terminal is closed
 _NOT_FINITE = re.compile(r"the (loss|update) is not finite")
 
 
@@ -102,7 +104,7 @@ class Grid:
     def _check_origin(self, other_code: bool) -> None:
         path, code = self.out / "grid.json", code_fingerprint()
         if path.exists():
-            there = read_object(epath.Path(path))
+            there = _read(path, "it says which code and scale the results are of")
             if there.get("scale") != self.scale:
                 raise UserError(f"--out={self.out} holds runs at the scale {there.get('scale')}; choose another")
             if there.get("code") != code and not other_code:
@@ -110,12 +112,26 @@ class Grid:
                     f"--out={self.out} holds runs made with other code of bt_jax ({there.get('code')}, now {code}); choose "
                     "another, or add --other-code, and each result says with which it was made"
                 )
-        write_whole(epath.Path(path), json.dumps({"scale": self.scale, "code": code}, indent=2) + "\n")
+            if there == {"scale": self.scale, "code": code}:
+                return  # also on a disk that is still full
+        try:
+            write_whole(epath.Path(path), json.dumps({"scale": self.scale, "code": code}, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror})") from None
 
     def made_again(self) -> list[dict[str, Any]]:
-        """A record for each time that a finished run was made again; see `add_made_again`."""
-        path = epath.Path(self.out / "again.json")
-        return read_object(path)["records"] if path.exists() else []
+        """A record for each time that a finished run was made again; see `add_made_again`.
+
+        Raises:
+          UserError: their file is damaged.
+        """
+        path = self.out / "again.json"
+        if not path.exists():
+            return []
+        found = _read(path, "it holds what runs found when they were made again").get("records")
+        if not isinstance(found, list):
+            raise UserError(f"{path} has no list of records; remove it, and only what was made again is lost")
+        return found
 
     def add_made_again(self, cell: Cell, second: dict[str, Any]) -> dict[str, Any]:
         """Compares what a run found when it was made again with its result, which stays as it is.
@@ -128,15 +144,17 @@ class Grid:
         record: dict[str, Any] = {"run": cell.name, "same": _bits(both[0]) == _bits(both[1])}
         kept = ("accuracy", "machine", "code", "date", "cpu_seconds")
         record |= {what: [found[what] for found in both if found] for what in kept}
-        text = json.dumps({"records": [*self.made_again(), record]}, indent=1) + "\n"
-        write_whole(epath.Path(self.out / "again.json"), text)
+        with open(self.out / "running" / "again.lock", "w") as lock:  # `run.py` and `again` may work at the same time
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            text = json.dumps({"records": [*self.made_again(), record]}, indent=1) + "\n"
+            write_whole(epath.Path(self.out / "again.json"), text)
         return record
 
     def workdir(self, cell: Cell) -> pathlib.Path:
         return self.out / "running" / cell.name
 
     def command(self, cell: Cell) -> list[str]:
-        where = [f"--config.data.data_dir={self.data_dir}"] if self.data_dir else []
+        where = [f"--config.data.data_dir={pathlib.Path(self.data_dir).resolve()}"] if self.data_dir else []
         if self.data_dir.endswith(".npz"):
             where.append("--config.data.source=arrays")
         if cell.base:
@@ -153,6 +171,13 @@ class Grid:
 def _bits(found: dict[str, Any] | None) -> tuple:
     assert found is not None
     return found.get("weights"), found["accuracy"], found["loss"], found["steps"]  # one that diverged keeps no weights
+
+
+def _read(path: pathlib.Path, what: str) -> dict[str, Any]:
+    try:
+        return read_object(epath.Path(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); {what}") from None
 
 
 def check_data(data_dir: str) -> None:
@@ -178,19 +203,20 @@ class Runner:
         self._stopping = False
         self._made, self._began = 0, time.monotonic()
         self._failed: dict[Cell, str] = {}
+        self._code = code_fingerprint()
 
     def run(self, cells: list[Cell]) -> None:
         """Makes all runs that have no result yet.
 
         Raises:
-          UserError: some failed (all others were made), or the disk is full.
-          Preempted: it was asked to stop, or `minutes` are over; the same command goes on.
+          UserError: some failed (all others were made), the disk is full, or the code was changed meanwhile.
+          Preempted: it was asked to stop, or `minutes` are over; the same command goes on, and tries what failed again.
         """
         waiting = [cell for cell in cells if self._grid.result(cell) is None]
         self._all, self._done = len(cells), len(cells) - len(waiting)
         self._waiting = list(_by_base(waiting).values())
         _say(f"{self._all} runs, {self._done} of them done")
-        stop = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        stop = {number: signal.signal(number, self._stop) for number in _STOPS}
         workers = [threading.Thread(target=self._work, args=(share,)) for share in _shares(self._jobs)]
         try:
             for worker in workers:
@@ -202,42 +228,61 @@ class Runner:
         finally:
             for number, handler in stop.items():
                 signal.signal(number, handler)
-        if self._full:
-            raise UserError(f"{self._full}; make room, and the same command goes on")
-        if self._failed:
-            told = "\n".join(f"  {cell.name}: {why}" for cell, why in self._failed.items())
-            raise UserError(f"{len(self._failed)} of {self._all} runs failed, all others are done:\n{told}")
+        told = "".join(f"\n  {cell.name}: {why}" for cell, why in self._failed.items())
+        if self._problem:
+            raise UserError(self._problem + told)
         if self._stopping:
-            _say("stopped; the same command goes on")
+            failed = f", {len(self._failed)} failed" * bool(self._failed)
+            _say(f"stopped, {self._done} of {self._all} runs are done{failed}; the same command goes on{told}")
             raise Preempted
+        left = [cell for cell in cells if self._grid.result(cell) is None]
+        if left:
+            others = f", {len(left) - len(self._failed)} wait for them" * (len(left) > len(self._failed))
+            raise UserError(f"{len(self._failed)} of {self._all} runs failed{others}, all others are done:{told}")
 
-    _full = ""
+    _problem = ""  # that stops all runs
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
         with self._lock:
             for child in self._children.values():
-                child.send_signal(signal.SIGTERM)  # it saves its step
+                with contextlib.suppress(
+                    ProcessLookupError
+                ):  # not send_signal(), which would take its exit status from wait4
+                    os.kill(child.pid, signal.SIGTERM)  # it saves its step
 
     def _work(self, cores: set[int]) -> None:
         while True:
             with self._lock:
-                if not self._waiting or self._stopping or self._full:
-                    return
-                free = shutil.disk_usage(self._grid.out).free
-                if free < NEEDED_BYTES:
-                    self._full = (
-                        f"the disk of {self._grid.out} has {free >> 20} MB left, and runs need {NEEDED_BYTES >> 20}"
-                    )
+                if not self._waiting or self._stopping or self._problem:
                     return
                 group = self._waiting.pop(0)
             try:
+                self._check_room()
                 self._make_group(group, cores)
+            except UserError as error:
+                self._problem = str(error)
+                return
             except Exception as error:  # whatever it is, it stops no other run
                 if isinstance(error, OSError) and error.errno in NO_ROOM:
-                    self._full = f"{self._grid.out} cannot be written ({error.strerror})"
+                    self._problem = f"{self._grid.out} cannot be written ({error.strerror}); make room, and the same command goes on"
                     return
                 self._fail(group[0], f"{type(error).__name__}: {error}")
+
+    def _check_room(self) -> None:
+        free = shutil.disk_usage(self._grid.out).free
+        if free < NEEDED_BYTES:
+            raise UserError(
+                f"the disk of {self._grid.out} has {free >> 20} MB left, and runs need {NEEDED_BYTES >> 20}; make room, "
+                "and the same command goes on"
+            )
+
+    def _check_code(self) -> None:
+        """So that each result is of the code that it names; children read the files of this moment."""
+        if code_fingerprint() != self._code:
+            raise UserError(
+                "the code of bt_jax was changed while runs were made; the same command goes on with --other-code"
+            )
 
     def _make_group(self, cells: list[Cell], cores: set[int]) -> None:
         """A pre-training and the evaluations of its encoder that are wanted; its workdir is kept until they are done.
@@ -246,9 +291,13 @@ class Runner:
         """
         wanted, base = set(cells), next((cell.base for cell in cells if cell.base), None)
         folder = self._grid.workdir(base or cells[0])
+        if base and (self._grid.result(base) or {}).get("diverged"):
+            self._none_to_evaluate(cells)
+            return
         if base and base not in wanted and not (folder / "run" / "pretrain.json").exists():
             cells = [base, *cells]  # its weights are gone
-        for cell in sorted(cells, key=lambda cell: cell.measure):
+        cells = sorted(cells, key=lambda cell: cell.measure)
+        for cell in cells:
             if self._make(cell, cores) != "done":
                 return  # its evaluations have nothing to evaluate
             with self._lock:
@@ -256,10 +305,22 @@ class Runner:
                 self._made += 1
                 _say(f"{self._done}/{self._all} {self._told(cell)}{self._left()}")
             if not cell.measure and (self._grid.result(cell) or {}).get("diverged"):
-                self._failed |= {other: f"{cell.name} diverged" for other in wanted if other.measure}
+                self._none_to_evaluate(cells[1:])
                 break
         if not self._keep:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _none_to_evaluate(self, cells: list[Cell]) -> None:
+        """Evaluations of an encoder that diverged find what guessing finds, as its own kNN does."""
+        for cell in cells:
+            self._keep_result(cell, _evaluated(cell, self._grid.workdir(cell), True) | _NO_TIME | {"code": self._code})
+            with self._lock:
+                self._done += 1
+                _say(f"{self._done}/{self._all} {cell.name}: its encoder diverged")
+
+    def _keep_result(self, cell: Cell, found: dict[str, Any]) -> None:
+        path = self._grid.out / "cells" / f"{cell.name}.json"
+        write_whole(epath.Path(path), json.dumps(found, indent=1, sort_keys=True) + "\n")
 
     def _told(self, cell: Cell) -> str:
         found = self._grid.result(cell) or {}
@@ -270,8 +331,8 @@ class Runner:
         if not self._waiting:
             return ""
         each = (time.monotonic() - self._began) / self._made
-        minutes = each * (sum(map(len, self._waiting)) + len(self._children) / 2) / 60
-        return f"; about {minutes // 60:.0f}:{minutes % 60:02.0f} h left"
+        hours, minutes = divmod(round(each * (sum(map(len, self._waiting)) + len(self._children) / 2) / 60), 60)
+        return f"; about {hours}:{minutes:02} h left"
 
     def _make(self, cell: Cell, cores: set[int]) -> str:
         """Runs a cell to its end: "done", "failed" or "interrupted"."""
@@ -283,6 +344,7 @@ class Runner:
             with self._lock:
                 if self._stopping:
                     return "interrupted"
+                self._check_code()
                 child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
                 if cores:
                     with contextlib.suppress(ProcessLookupError):  # it has ended
@@ -292,7 +354,8 @@ class Runner:
             child.returncode = os.waitstatus_to_exitcode(status)
         with self._lock:
             del self._children[cell]
-        spent = _spent(folder, usage.ru_utime + usage.ru_stime, time.monotonic() - began)
+        spent = _spent(folder, usage.ru_utime + usage.ru_stime, time.monotonic() - began, self._code)
+        self._check_code()  # modules may be read late
         if child.returncode == INTERRUPTED or (self._stopping and child.returncode):
             return "interrupted"
         diverged = _diverged(folder)
@@ -301,6 +364,8 @@ class Runner:
             self._fail(cell, f"{''.join(last)[:300] or child.returncode} ({folder / 'log.txt'})")
             return "failed"
         found = (_evaluated if cell.measure else _found)(cell, folder / "run", diverged) | spent
+        if cores:
+            found["cores"] = len(cores)
         if cell.base:
             found["encoder"] = _weights(self._grid.workdir(cell.base) / "run")
         if self._grid.result(cell) is not None:
@@ -308,10 +373,7 @@ class Runner:
                 record = self._grid.add_made_again(cell, found)
             _say(f"{cell.name} was made again for its weights: {'the same' if record['same'] else 'OTHER'} bits")
         else:
-            write_whole(
-                epath.Path(self._grid.out / "cells" / f"{cell.name}.json"),
-                json.dumps(found, indent=1, sort_keys=True) + "\n",
-            )
+            self._keep_result(cell, found)
         if cell.measure and not self._keep:
             shutil.rmtree(folder)
         return "done"
@@ -329,22 +391,26 @@ def _by_base(cells: list[Cell]) -> dict[Cell, list[Cell]]:
     return groups
 
 
+def cores() -> list[int]:
+    """Those that runs may use; none where they cannot be chosen."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def _shares(jobs: int) -> list[set[int]]:
-    """The cores of each job; all of them if there are fewer cores than jobs, or where they cannot be chosen."""
-    if not hasattr(os, "sched_getaffinity"):
-        return [set()] * jobs
-    cores = sorted(os.sched_getaffinity(0))
-    return [set(cores[job::jobs]) or set(cores) for job in range(jobs)]
+    """The cores of each job; all of them if there are fewer cores than jobs."""
+    return [set(cores()[job::jobs]) or set(cores()) for job in range(jobs)]
 
 
-def _spent(folder: pathlib.Path, cpu: float, wall: float) -> dict[str, float]:
-    """Adds the seconds of an attempt to those of earlier ones."""
+def _spent(folder: pathlib.Path, cpu: float, wall: float, code: str) -> dict[str, Any]:
+    """Adds the seconds of an attempt, and the code that it was made with, to those of earlier ones."""
     path = folder / "spent.json"
-    before = read_object(epath.Path(path)) if path.exists() else {"cpu_seconds": 0.0, "seconds": 0.0, "attempts": 0}
+    before = read_object(epath.Path(path)) if path.exists() else _NO_TIME
+    codes = before.get("code", code).split(" then ")
     spent = {
         "cpu_seconds": round(before["cpu_seconds"] + cpu, 2),
         "seconds": round(before["seconds"] + wall, 1),
         "attempts": before["attempts"] + 1,
+        "code": " then ".join(codes if codes[-1] == code else [*codes, code]),
     }
     write_whole(epath.Path(path), json.dumps(spent) + "\n")
     return spent
@@ -385,7 +451,13 @@ def _found(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
         "steps": result["step"],
         "weights": _weights(run),
         "data": _notes(run)["data"]["fingerprint"],
+        "devices": _devices(run),
     }
+
+
+def _devices(run: pathlib.Path) -> str:
+    path = epath.Path(run / "report" / "run.json")
+    return read_object(path).get("devices", "") if path.exists() else ""
 
 
 def _evaluated(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
@@ -396,7 +468,10 @@ def _evaluated(cell: Cell, run: pathlib.Path, diverged: bool) -> dict[str, Any]:
     result = read_object(epath.Path(run / f"{task}.json"))
     mean = {name: round(100 * value, 2) for name, value in result["mean"].items() if "top" in name}
     accuracy = mean["top1.200" if task == "knn" else "final.top1"]
-    return _made_by(cell) | {"accuracy": accuracy, "accuracies": mean, "diverged": diverged}
+    found = _made_by(cell) | {"accuracy": accuracy, "accuracies": mean, "diverged": diverged}
+    if search := result["runs"][0].get("search"):
+        found["rates"] = search["chosen"]
+    return found
 
 
 def _made_by(cell: Cell) -> dict[str, Any]:
@@ -407,7 +482,6 @@ def _made_by(cell: Cell) -> dict[str, Any]:
         "fields": dict(cell.fields),
         "seed": cell.seed,
         "settings": cell.settings(),
-        "code": code_fingerprint(),
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "machine": f"{os.cpu_count()} cores, {processor()}",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
