@@ -241,6 +241,11 @@ def test_a_look_that_shows_overfitting():
     said = look(types.SimpleNamespace(encoder_variables=lambda: None), 30).sentence
     assert "kNN accuracy has fallen by 20.0 points since epoch 1, while the loss fell from 98 to 97.5" in said
     assert method.overfitting_advice in said and "barlow_twins.mixed=4" in said
+    assert said.endswith(
+        ", or try barlow_twins.mixed=4;\n"
+        "          the best of RUN/checkpoints is the step with the highest knn_accuracy in RUN/metrics.jsonl, to be named as\n"
+        "          load_encoder('RUN/checkpoints/STEP') or --config.init_from=RUN/checkpoints/STEP"
+    )
     assert all(len(line) <= 120 for line in said.splitlines())
 
 

@@ -49,6 +49,16 @@ def test_each_warning(title, records):
     assert found.title == title and found.text.endswith(".") and found.advice.endswith(".")
 
 
+def test_the_best_checkpoint_is_named():
+    """A run's folder stands for its newest checkpoint."""
+    records = run(looks=((0.4, 20, 0), (0.9, 20, 0), (0.7, 20, 0), (0.6, 20, 0)), losses=range(100, 20, -4))
+    (found,) = warnings_of(records, **KNOWN)
+    assert found.advice == (
+        "Train for fewer epochs, or use the checkpoint of the step with the highest knn_accuracy in metrics.jsonl: "
+        "load_encoder('RUN/checkpoints/STEP'), or --config.init_from=RUN/checkpoints/STEP."
+    )
+
+
 def test_what_is_not_known_is_not_judged():
     records = run(looks=((0.4, 20, 100), (0.5, 1.2, 64)), losses=(8,) * 12)
     assert warnings_of(records) == []

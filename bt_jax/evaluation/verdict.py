@@ -146,7 +146,8 @@ def _overfits(records: Sequence[Record], images: int | None) -> Warned | None:
             return Warned(
                 "The network overfits",
                 " ".join(words.split()) + ".",
-                "Train for fewer epochs, or keep the best checkpoint (checkpoint.keep_best).",
+                "Train for fewer epochs, or use the checkpoint of the step with the highest knn_accuracy in metrics.jsonl: "
+                "load_encoder('RUN/checkpoints/STEP'), or --config.init_from=RUN/checkpoints/STEP.",
             )
     return None
 

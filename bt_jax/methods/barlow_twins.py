@@ -98,7 +98,7 @@ class BarlowTwins(Method):
     short_names: ClassVar[Mapping[str, str]] = {"on_diagonal": "on", "off_diagonal": "off"}
     alignment: ClassVar[tuple[str, int, int]] = ("pair", 0, 1)
     advice: ClassVar[str] = "Lower optimizer.learning_rate_weights, or lengthen optimizer.warmup_epochs."
-    overfitting_advice: ClassVar[str] = "train for fewer epochs, set checkpoint.keep_best, or try barlow_twins.mixed=4"
+    overfitting_advice: ClassVar[str] = "train for fewer epochs, or try barlow_twins.mixed=4"
 
     @classmethod
     def build(

@@ -90,7 +90,7 @@ class Method(Protocol):
     needs_stable_examples: ClassVar[bool] = False
     alignment: ClassVar[tuple[str, int, int] | None] = None
     advice: ClassVar[str] = "Lower the learning rates in optimizer, or lengthen optimizer.warmup_epochs."
-    overfitting_advice: ClassVar[str] = "train for fewer epochs, or set checkpoint.keep_best"
+    overfitting_advice: ClassVar[str] = "train for fewer epochs"
 
     config_group: ClassVar[str]
     fields: ClassVar[Mapping[str, Field]]

@@ -180,6 +180,13 @@ def _pairs(config: ConfigDict, method: Method, source: Source, mesh: Mesh) -> Pa
     )
 
 
+# `load_encoder` and `init_from` take the newest step of a run, so the best one has to be named.
+_BEST = (
+    "          the best of RUN/checkpoints is the step with the highest knn_accuracy in RUN/metrics.jsonl, to be named as\n"
+    "          load_encoder('RUN/checkpoints/STEP') or --config.init_from=RUN/checkpoints/STEP"
+)
+
+
 def _looker(config: ConfigDict, run: Run, monitor: FeatureMonitor, watch: Watch) -> Callable[..., Look]:
     setup = run.setup
 
@@ -192,7 +199,7 @@ def _looker(config: ConfigDict, run: Run, monitor: FeatureMonitor, watch: Watch)
             sentence, score = f"kNN accuracy {found['knn_accuracy']:.1%} {when}; {rank}{dead}", found["knn_accuracy"]
             classified = min(len(monitor.source), config.monitor.test_examples)
             if words := overfitting(run.reporter.history(), step, score, classified):
-                sentence += f"\nnote      {words};\n          to cure that, {setup.method.overfitting_advice}"
+                sentence += f"\nnote      {words};\n          to cure that, {setup.method.overfitting_advice};\n{_BEST}"
         else:
             geometry = [f"{name} {found[name]:.3f}" for name in ("alignment", "uniformity") if name in found]
             sentence, score = f"{rank}{dead} {when}{geometry and '; '}{', '.join(geometry)}", found["rankme"]
