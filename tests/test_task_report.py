@@ -182,7 +182,7 @@ def test_what_is_missing_is_said(run, lacks):
         ],
         "pretrain.json": ["this report is of a run that is not finished", "step 8 of 8"],
         "config.json": ["The config cannot be read."],
-        "metrics.jsonl": ["No loss is recorded", "No look of the monitor is recorded"],
+        "metrics.jsonl": ["No loss is recorded", "No measurement by the monitor is recorded"],
     }[lacks]
     for sentence in expected:
         assert sentence in page, sentence

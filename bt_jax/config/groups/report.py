@@ -10,7 +10,7 @@ REPORT = Group(
         "write": Field(
             True,
             anything,
-            "Whether a pre-training writes WORKDIR/report.html, at each look of the monitor and at its end",
+            "Whether a pre-training writes WORKDIR/report.html, each time the monitor measures and at its end",
             resume="free",
         ),
     },

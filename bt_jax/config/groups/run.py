@@ -26,7 +26,7 @@ INIT_FROM = Group(
             "",
             anything,
             "Weights to start from, evaluate or export: a run's workdir, one of its checkpoints, an export folder, or a .pth "
-            "or .safetensors file from torchvision or the official project; empty for random weights",
+            "or .safetensors file from torchvision, timm, the official project, solo-learn or lightly; empty for random weights",
         ),
     },
 )

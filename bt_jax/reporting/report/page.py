@@ -19,7 +19,7 @@ from bt_jax.reporting.report.picture_map import picture_map
 from bt_jax.reporting.report.run import RunFiles
 from bt_jax.reporting.report.stored import unpacked
 
-_OLD = "this run has not kept what it takes: it is of an earlier version, or has not come to its first look"
+_OLD = "this run has not kept what it takes: it is of an earlier version, or its monitor has not measured yet"
 
 
 def page(run: RunFiles, *, levels: Mapping[str, Any], defaults: Mapping[str, Any], warnings: Sequence[Any]) -> str:
@@ -131,7 +131,7 @@ def _result(run: RunFiles) -> str:
             f"Without labels no accuracy is measured; the features' effective rank (RankMe) is {rank[-1]:.1f}{was}"
         )
     if not parts:
-        return "No look of the monitor is recorded, so there are only the loss and its rates (monitor.every_epochs sets how often it looks)."
+        return "No measurement by the monitor is recorded, so there are only the loss and its rates (monitor.every_epochs sets how often it measures)."
     return "; ".join(parts) + "."
 
 
