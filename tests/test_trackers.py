@@ -1,4 +1,4 @@
-"""bt_jax/reporting/trackers.py: what W&B and MLflow have written offline is read back."""
+"""bt_jax/reporting/trackers.py: what W&B and MLflow have written offline is read back, and a failure of theirs ends no run."""
 
 import sys
 import time
@@ -8,7 +8,9 @@ import pytest
 from etils import epath
 
 from bt_jax.errors import UserError
-from bt_jax.reporting.trackers import MLflow, WeightsAndBiases, check_tracker
+from bt_jax.reporting import trackers
+from bt_jax.reporting.progress import Reporter
+from bt_jax.reporting.trackers import MLflow, Tracker, WeightsAndBiases, check_tracker
 
 CONFIG = {"batch_size": 16, "data": {"source": "arrays"}}
 PICTURE = np.zeros((4, 6, 3), np.uint8)
@@ -46,6 +48,102 @@ def test_mlflow(tmp_path, monkeypatch):
     assert [file.path for file in client.list_artifacts(run.info.run_id, "views")] == ["views/pair_00000001.png"]
     MLflow(workdir, CONFIG).close()
     assert len(client.search_runs([experiment])) == 2
+
+
+class Server:
+    """A tracker whose server may be down, and takes seconds to say so."""
+
+    def __init__(self, clock):
+        self.clock, self.down, self.attempts, self.taken, self.closed = clock, False, 0, [], False
+
+    def __call__(self, workdir, config, *, start_step=0):
+        self._answer()
+        return self
+
+    def _answer(self):
+        self.attempts += 1
+        if self.down:
+            self.clock[0] += 10.0
+            raise RuntimeError("API request failed with HTTPConnectionPool(host='far').\nmore")
+
+    def write(self, record):
+        self._answer()
+        self.taken.append(record["step"])
+
+    def images(self, step, pictures):
+        self._answer()
+        self.taken.append(tuple(pictures))
+
+    def close(self):
+        self._answer()
+        self.closed = True
+
+
+@pytest.fixture
+def server(monkeypatch):
+    clock = [0.0]
+    server = Server(clock)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(trackers._TRACKERS, name, server)
+    return server
+
+
+def test_a_server_that_is_down_for_a_while(tmp_path, capsys, server):
+    """The run goes on, is told so once, and is delayed little; what was reported meanwhile is in metrics.jsonl alone."""
+    report = Reporter(
+        epath.Path(tmp_path), start_step=0, total_steps=99, steps_per_epoch=9, batch_size=1, every_steps=1, tensorboard=False,
+        mlflow=True,
+    )  # fmt: skip
+    for step in range(1, 8):
+        server.down = 2 <= step <= 5
+        report.record(step, {"loss": 1.0})
+        report.images(step, {"views": PICTURE})
+        server.clock[0] += 150.0
+    report.close()
+    # Ten seconds in vain, and then a rest of two hundred, in which nothing is asked of it: steps 3 and 5.
+    assert server.taken == [1, ("views",), 6, ("views",), 7, ("views",)] and server.closed
+    assert server.attempts == 1 + 2 + 2 + 4 + 1
+    assert capsys.readouterr().out.splitlines() == [
+        "note      MLflow cannot be written (API request failed with HTTPConnectionPool(host='far')); the run goes on, "
+        "metrics.jsonl has all records, and it is tried again from time to time",
+        "note      MLflow lacks 4 records of this run; metrics.jsonl has all of them",
+    ]
+    assert [record["step"] for record in report.history()] == list(range(1, 8))
+
+
+def test_a_server_that_is_down_at_the_end(tmp_path, server):
+    """Closing raises nothing, and does not wait again for a server that has just not answered."""
+    said = []
+    tracker = Tracker("wandb", epath.Path(tmp_path), CONFIG, say=said.append)
+    server.down = True
+    tracker.write({"step": 1})
+    tracker.close()
+    assert server.attempts == 2 and said[1:] == [
+        "note      Weights & Biases lacks 1 record of this run; metrics.jsonl has all of them"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (
+            "wandb",
+            "Weights & Biases cannot be started (API request failed with HTTPConnectionPool(host='far')); run `wandb login`, or "
+            "set WANDB_MODE=offline or log.wandb=False.",
+        ),
+        (
+            "mlflow",
+            "MLflow cannot be started (API request failed with HTTPConnectionPool(host='far')); see to it that what "
+            "MLFLOW_TRACKING_URI names answers, or set log.mlflow=False.",
+        ),
+    ],
+)
+def test_a_server_that_is_down_at_the_start(tmp_path, server, name, sentence):
+    server.down = True
+    with pytest.raises(UserError) as error:
+        Tracker(name, epath.Path(tmp_path), CONFIG, say=print)
+    assert str(error.value) == sentence
 
 
 def contents(file):

@@ -12,7 +12,7 @@ from etils import epath
 
 from bt_jax import console
 from bt_jax.reporting.notebook import Line, in_notebook
-from bt_jax.reporting.trackers import MLflow, WeightsAndBiases
+from bt_jax.reporting.trackers import Tracker
 from bt_jax.reporting.writers import JsonLines, TensorBoard, Writer
 
 
@@ -46,6 +46,9 @@ class Reporter:
         history_is_all: whether other records in the file are dropped.
         active: whether this process reports; on the others all methods do nothing.
         lines: whether progress is also printed, and not only written to files.
+
+        Raises:
+          UserError: a tracker cannot be started.
         """
         self._active, self._lines = active, lines
         self._total, self._steps_per_epoch, self._batch_size = total_steps, steps_per_epoch, batch_size
@@ -70,10 +73,10 @@ class Reporter:
             console.say(f"note      {notice}")
         if tensorboard:
             self._writers.append(TensorBoard(workdir / "tensorboard", start_step=start_step))
-        if wandb:
-            self._writers.append(WeightsAndBiases(workdir, config or {}, start_step=start_step))
-        if mlflow:
-            self._writers.append(MLflow(workdir, config or {}, start_step=start_step))
+        for name, wanted in {"wandb": wandb, "mlflow": mlflow}.items():
+            if wanted:
+                tracker = Tracker(name, workdir, config or {}, start_step=start_step, say=self.say)
+                self._writers.append(tracker)
         self._terminal: Any = console.Terminal()
         if lines and self._terminal.isatty():
             self._bar = tqdm.tqdm(

@@ -1,22 +1,29 @@
 """Weights & Biases and MLflow: a run's records and pictures for those who watch many runs.
 
 Both are optional packages, and both work offline: W&B with WANDB_MODE=offline, MLflow in WORKDIR/mlruns. A resumed run goes on in
-the same place; unlike metrics.jsonl, what it wrote after its checkpoint stays there.
+the same place; unlike metrics.jsonl, what it wrote after its checkpoint stays there. A tracker that fails never ends a run.
 """
 
 import json
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from bt_jax.errors import UserError, first_line
 from bt_jax.parts import import_part
+from bt_jax.reporting.writers import Writer
 from bt_jax.runtime.files import read_object, write_whole
 
 _NAMES = {"wandb": ("Weights & Biases", "wandb"), "mlflow": ("MLflow", "mlflow-skinny")}
+_REMEDIES = {
+    "wandb": "run `wandb login`, or set WANDB_MODE=offline or",
+    "mlflow": "see to it that what MLFLOW_TRACKING_URI names answers, or set",
+}
 PROJECT = "bt_jax"  # unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME is set
 
 
@@ -24,6 +31,78 @@ def check_tracker(name: str) -> None:
     """Raises UserError if its package cannot be imported; to be called before anything is written."""
     title, package = _NAMES[name]
     import_part(name, use=f"log.{name}", name=title, package=package, otherwise=f"set log.{name}=False")
+
+
+class Tracker:
+    """A tracker whose failures never end a run: they are told in one sentence, and it is tried again later."""
+
+    PAUSE = 60  # seconds after a failure, at least
+    PATIENCE = 20  # times as long as the failed attempt took, so that a server that is down delays a run by a twentieth at most
+
+    def __init__(
+        self,
+        name: str,
+        workdir: epath.Path,
+        config: Mapping[str, Any],
+        *,
+        start_step: int = 0,
+        say: Callable[[str], None],
+    ):
+        """Args:
+        name: "wandb" or "mlflow".
+        config: the run's.
+        say: called with a sentence at the first failure, and at the end with how much is missing.
+
+        Raises:
+          UserError: it cannot be started.
+        """
+        self._title, self._say = _NAMES[name][0], say
+        self._lock = threading.Lock()  # pictures come from another thread
+        self._resting_until = float("-inf")
+        self._told, self._missing = False, 0
+        try:
+            self._writer: Writer = _TRACKERS[name](workdir, config, start_step=start_step)
+        except Exception as error:  # of many kinds: no key, no server, no place in the store
+            raise UserError(
+                f"{self._title} cannot be started ({_reason(error)}); {_REMEDIES[name]} log.{name}=False."
+            ) from None
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._missing += not self._try(lambda: self._writer.write(record))
+
+    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Pictures (H, W, 3) uint8 by name."""
+        self._try(lambda: self._writer.images(step, pictures))
+
+    def close(self) -> None:
+        self._try(self._writer.close)
+        if self._missing:
+            these = "1 record" if self._missing == 1 else f"{self._missing} records"
+            self._say(f"note      {self._title} lacks {these} of this run; metrics.jsonl has all of them")
+
+    def _try(self, work: Callable[[], None]) -> bool:
+        """Whether it was done: not while the tracker rests after a failure."""
+        begin = time.monotonic()
+        if begin < self._resting_until:
+            return False
+        try:
+            work()
+        except Exception as error:  # no log is worth a run
+            now = time.monotonic()
+            with self._lock:
+                self._resting_until = now + max(self.PAUSE, self.PATIENCE * (now - begin))
+                first, self._told = not self._told, True
+            if first:
+                self._say(
+                    f"note      {self._title} cannot be written ({_reason(error)}); the run goes on, metrics.jsonl has "
+                    "all records, and it is tried again from time to time"
+                )
+            return False
+        return True
+
+
+def _reason(error: Exception) -> str:
+    return first_line(error).rstrip(".") or type(error).__name__
 
 
 class WeightsAndBiases:
@@ -95,6 +174,9 @@ class MLflow:
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
+
+
+_TRACKERS: dict[str, Callable[..., Writer]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
 
 
 class _Ids:
