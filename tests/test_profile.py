@@ -49,6 +49,34 @@ def test_a_run_that_ends_too_early(tmp_path, after, sentence):
     assert sentence in run(tmp_path, steps=5, after=after, calls=4)[0]
 
 
+def test_several_processes(tmp_path, monkeypatch):
+    """The first alone traces: all of them would write into one folder."""
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert run(tmp_path, steps=2, after=1, calls=5) == [] and not list(tmp_path.iterdir())
+
+
+def test_a_trace_that_fails(tmp_path, monkeypatch):
+    """One that is half written, and one that cannot begin: the run goes on, with a sentence."""
+    stop = jax.profiler.stop_trace
+
+    def cut():
+        stop()
+        newest_trace(tmp_path / "profile").write_bytes(b"\x0a\xff")
+
+    monkeypatch.setattr(jax.profiler, "stop_trace", cut)
+    (said,) = run(tmp_path, steps=2, after=1, calls=5)
+    assert said.startswith(f"profile   the trace in {tmp_path}/profile failed after 2 steps (")
+    assert said.endswith("); the run goes on") and "XSpace" in said
+
+    def fail(_):
+        raise RuntimeError("Profile has already been started.")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", fail)
+    assert run(tmp_path, steps=2, after=1, calls=5) == [
+        f"profile   the trace in {tmp_path}/profile failed after 0 steps (Profile has already been started); the run goes on"
+    ]
+
+
 def test_nothing_stands_around_a_step_that_is_not_traced(tmp_path):
     step = jax.jit(lambda state, delivery: (state, {}))
     assert Profiler(ConfigDict({"steps": 0, "after": 1}), tmp_path, "float32", print).wrap(step, float) is step

@@ -11,6 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from bt_jax.errors import first_line
 from bt_jax.planning.chips import CHIPS
 from bt_jax.runtime.paths import as_path
 
@@ -57,7 +58,10 @@ def flops_of(function: Callable, *arguments: Any) -> float:
 
 
 class Profiler:
-    """Wraps a jitted step and traces `config.steps` steps, after the first `config.after` of this process."""
+    """Wraps a jitted step and traces `config.steps` steps, after the first `config.after` of this process.
+
+    Of several processes the first alone traces, as all would write into one folder. No failure of a trace ends a run.
+    """
 
     def __init__(self, config: ConfigDict, workdir: epath.Path, dtype: str, say: Callable[[str], None]):
         """Args:
@@ -66,6 +70,7 @@ class Profiler:
         say: called with the report.
         """
         self._config, self._folder, self._dtype, self._say = config, workdir / "profile", dtype, say
+        self._traces = bool(config.steps) and jax.process_index() == 0
         self._done = self._traced = 0
         self._start: float | None = None
         self._programs: dict[Any, Any] = {}
@@ -82,14 +87,13 @@ class Profiler:
             return step
 
         def profiled(state, delivery):
-            # Compiled here for the program's text, which says where the trace's operations come from.
+            # Compiled here for the program's text, which says where the trace's operations come from; by all processes,
+            # as they compile one program together.
             key = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(delivery))
             if key not in self._programs:
                 self._programs[key] = step.lower(state, delivery).compile()
-            if self._start is None and self._done >= self._config.after and self._traced == 0:
-                jax.block_until_ready(state)
-                jax.profiler.start_trace(str(self._folder))
-                self._start = time.perf_counter()
+            if self._traces and self._start is None and self._done >= self._config.after and self._traced == 0:
+                self._trying(lambda: self._begin(state))
             state, metrics = self._programs[key](state, delivery)
             steps = max(jax.tree.leaves(metrics)[0].size, 1)
             self._done += steps
@@ -98,8 +102,7 @@ class Profiler:
                 if self._traced >= self._config.steps:
                     jax.block_until_ready(metrics)
                     seconds, self._start = time.perf_counter() - self._start, None
-                    jax.profiler.stop_trace()
-                    self._say(self._report(seconds, flops()))
+                    self._trying(lambda: self._end(seconds, flops))
             return state, metrics
 
         return profiled
@@ -108,12 +111,31 @@ class Profiler:
         """Stops a trace that the end of the run cut short, and reports it."""
         if self._start is not None:
             self._start = None
-            jax.profiler.stop_trace()
+            self._trying(jax.profiler.stop_trace)
             self._say(f"profile   the run ended after {self._traced} of {self._config.steps} steps of the trace")
-        elif self._config.steps and not self._traced:
+        elif self._traces and not self._traced:
             self._say(
                 f"profile   nothing was traced: the run ended after {self._done} steps, and profile.after is "
                 f"{self._config.after}"
+            )
+
+    def _begin(self, state: Any) -> None:
+        jax.block_until_ready(state)
+        jax.profiler.start_trace(str(self._folder))
+        self._start = time.perf_counter()
+
+    def _end(self, seconds: float, flops: Callable[[], float]) -> None:
+        jax.profiler.stop_trace()
+        self._say(self._report(seconds, flops()))
+
+    def _trying(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # a trace is never worth a run
+            self._traces = False
+            why = first_line(error).rstrip(".") or type(error).__name__
+            self._say(
+                f"profile   the trace in {self._folder} failed after {self._traced} steps ({why}); the run goes on"
             )
 
     def _report(self, seconds: float, flops: float) -> str:
