@@ -1,13 +1,16 @@
 """bt_jax/reporting/writers.py: files of numbers that survive a restart."""
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
 from etils import epath
 
 from bt_jax.errors import UserError
-from bt_jax.reporting.writers import JsonLines, TensorBoard
+from bt_jax.reporting.progress import Reporter
+from bt_jax.reporting.writers import JsonLines, TensorBoard, _Stored
 
 
 @pytest.fixture
@@ -107,6 +110,106 @@ def test_a_full_disk(path, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             writer.write({"step": 1})
         writer.close()
+
+
+class InStore:
+    """A file in an object store: written as a whole, which may take long or fail."""
+
+    def __init__(self, path):
+        self.path, self.writes, self.answers, self.error = path, [], threading.Event(), None
+        self.answers.set()
+
+    def __str__(self):
+        return "gs://bucket/run/metrics.jsonl"
+
+    __fspath__ = __str__
+
+    def exists(self):
+        return self.path.exists()
+
+    def read_bytes(self):
+        return self.path.read_bytes()
+
+    def write_bytes(self, content):
+        self.path.write_bytes(content)
+
+    def write_text(self, text):
+        assert self.answers.wait(60)
+        if self.error is not None:
+            raise self.error
+        self.writes.append(text)
+        self.path.write_text(text)
+
+
+def until(happened):
+    start = time.monotonic()
+    while not happened():
+        assert time.monotonic() - start < 60
+        time.sleep(0.01)
+
+
+def test_an_object_store_that_is_slow(path, monkeypatch):
+    """No report waits for it, it is written only so often, and it has every line once it is flushed or closed."""
+    stored = InStore(path)
+    writer = JsonLines(stored)
+    for step in range(100):
+        writer.write({"step": step})
+    assert stored.writes == [] and [r["step"] for r in writer.records()] == list(range(100))
+    writer.flush()
+    writer.flush()
+    assert len(stored.writes) == 1 and lines_of(path) == writer.records()
+    writer.write({"step": 100})
+    writer.close()
+    assert len(stored.writes) == 2 and lines_of(path) == writer.records()
+    monkeypatch.setattr(_Stored, "PAUSE", 0.01)
+    writer = JsonLines(stored, start_step=100)
+    stored.answers.clear()
+    writer.write({"step": 101})
+    time.sleep(0.1)
+    writer.write({"step": 102})  # while the thread is writing
+    assert len(stored.writes) == 2
+    stored.answers.set()
+    until(lambda: lines_of(path) == writer.records())
+    writer.close()
+
+
+def test_an_object_store_that_fails(path, monkeypatch):
+    """The run goes on, is told so once, and the file is written when it can be."""
+    monkeypatch.setattr(_Stored, "PAUSE", 0.01)
+    stored, said = InStore(path), []
+    stored.error = RuntimeError("503, Service Unavailable")
+    writer = JsonLines(stored, say=said.append)
+    writer.write({"step": 1})
+    writer.flush()
+    writer.write({"step": 2})
+    time.sleep(0.1)
+    writer.flush()
+    assert said == [
+        f"note      {stored} cannot be written (503, Service Unavailable); its lines are kept until it can be"
+    ]
+    stored.error = None
+    until(lambda: path.exists() and [r["step"] for r in lines_of(path)] == [1, 2])
+    stored.error = RuntimeError("503, Service Unavailable")
+    writer.write({"step": 3})
+    writer.close()
+    assert len(said) == 1
+
+
+def test_a_report_that_is_flushed(path):
+    """As before a checkpoint, whose notes have the records too."""
+
+    class Workdir:
+        def __truediv__(self, name):
+            return stored
+
+    stored = InStore(path)
+    report = Reporter(
+        Workdir(), start_step=0, total_steps=9, steps_per_epoch=3, batch_size=1, every_steps=1, tensorboard=False
+    )
+    report.record(1, {"loss": 1.0})
+    report.flush()
+    assert lines_of(path) == report.history() == [{"step": 1, "epoch": 0.3333, "loss": 1.0}]
+    report.close()
 
 
 def test_not_finite_is_null(path):

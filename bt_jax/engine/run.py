@@ -52,6 +52,7 @@ class Run:
     def save(self, state: TrainState, step: int, *, looked: bool, score: float | None = None) -> None:
         """Starts saving the state and the run's notes."""
         self.session.check()
+        self.reporter.flush()  # a start from this checkpoint says so if the file has fewer records than its notes
         notes = RunNotes(
             config=self.setup.config,
             data=data_position(step, self.setup.facts, *self.setup.fingerprints),
@@ -68,6 +69,7 @@ class Run:
           UserError: it could not be written, or cannot be read back.
         """
         self.checkpoints.wait()
+        self.reporter.flush()  # the report reads the file
         self.checkpoints.read_back(self.setup.facts.total_steps, self.setup.abstract_state())
 
     def leave(self, step: int) -> None:

@@ -67,7 +67,7 @@ class Reporter:
         if not active:
             return
         records = {"start_step": start_step, "history": history, "history_is_all": history_is_all}
-        self._history = JsonLines(workdir / "metrics.jsonl", **records)
+        self._history = JsonLines(workdir / "metrics.jsonl", **records, say=self.say)
         self._writers.append(self._history)
         for notice in self._history.notices:
             console.say(f"note      {notice}")
@@ -88,6 +88,11 @@ class Reporter:
     def history(self) -> list[dict]:
         """The records written so far, including those before a restart."""
         return self._history.records() if self._active else []
+
+    def flush(self) -> None:
+        """Waits until metrics.jsonl has all records; in an object store it may be some seconds behind."""
+        if self._active:
+            self._history.flush()
 
     def say(self, text: str) -> None:
         """Prints lines of text, above the bar if one is shown."""
