@@ -158,6 +158,37 @@ def test_a_holder_on_another_host(workdir, monkeypatch):
     assert path.read_text() == elsewhere(200), "not ours to free"
 
 
+@pytest.mark.parametrize("torn", ["", '{"host": "far", "pro'])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_holder_that_is_just_writing(workdir, monkeypatch, torn, first):
+    """A text that is no content, at the first reading or a later one, does not mean that it has left."""
+    monkeypatch.setattr(workdir_lib, "SILENT_SECONDS", 0.5)
+    workdir.mkdir()
+    path = workdir / "holder.json"
+    path.write_text(torn if first else elsewhere(1))
+    later = iter([torn, torn, elsewhere(2), torn, elsewhere(3)])
+    sleep = workdir_lib.time.sleep
+    monkeypatch.setattr(workdir_lib.time, "sleep", lambda s: (sleep(s), path.write_text(next(later))))
+    with pytest.raises(UserError, match="process 7 on host far; wait for it or stop it first"):
+        held(workdir).__enter__()
+
+
+@pytest.mark.parametrize("content", ["", '{"host": "far", "pro', "{}", None])
+def test_a_holder_that_was_killed_while_it_was_writing(workdir, monkeypatch, content):
+    """Its workdir is free once it has been silent for long enough; one that was left, or a new one, at once."""
+    monkeypatch.setattr(workdir_lib, "SILENT_SECONDS", 0.5)
+    workdir.mkdir()
+    if content is not None:
+        (workdir / "holder.json").write_text(content)
+    watched, sleep = [], workdir_lib.time.sleep
+    monkeypatch.setattr(workdir_lib.time, "sleep", lambda s: (sleep(s), watched.append(s)))
+    with held(workdir) as holder:
+        holder.check()
+        assert bool(watched) == (content not in ("{}", None))
+        (workdir / "holder.json").write_text("")  # this run is just writing it
+        holder.check()
+
+
 def test_signs_of_life(workdir, monkeypatch):
     """The holder counts up; a workdir that disappears does not end the run by itself."""
     monkeypatch.setattr(workdir_lib, "BEAT_SECONDS", 0.05)

@@ -112,6 +112,7 @@ class Holder:
     """This process's lock on a workdir; see `held`."""
 
     def __init__(self, path: epath.Path):
+        new = not path.exists()
         self._path, self._lock = path, None if "://" in str(path) else _kernel_lock(path)
         self._me = {
             "host": socket.gethostname(),
@@ -121,9 +122,11 @@ class Holder:
         }
         try:
             other = _content(path)
-            known_dead = self._lock is not None and other.get("machine") == self._me["machine"]
-            if other and not known_dead and _gives_signs(path, other):
-                raise _busy(path, other)
+            if other is None and new:  # it is empty, as the lock has only just created it
+                other = {}
+            known_dead = self._lock is not None and other and other.get("machine") == self._me["machine"]
+            if other != {} and not known_dead and _gives_signs(path, other):
+                raise _busy(path, other or _content(path))
             self._beats = 0
             self._write()
         except BaseException:
@@ -146,7 +149,7 @@ class Holder:
                 "command resumes from its last checkpoint."
             )
         other = _content(self._path)
-        if other.get("id", self._me["id"]) != self._me["id"]:
+        if (other or {}).get("id", self._me["id"]) != self._me["id"]:
             raise _busy(self._path, other)
 
     def leave(self) -> None:
@@ -154,7 +157,7 @@ class Holder:
         self._left.set()
         self._thread.join()
         with contextlib.suppress(*errors_of_files()):  # no workdir, or a full disk: the kernel's lock goes anyway
-            if _content(self._path).get("id") == self._me["id"]:
+            if (_content(self._path) or {}).get("id") == self._me["id"]:
                 self._path.write_text("{}")
         self._release()
 
@@ -165,6 +168,7 @@ class Holder:
                 self._write()
 
     def _write(self) -> None:
+        """Counts up, in place: the kernel's lock is on this very file, not on its name. A reader may find it half written."""
         self._beats += 1
         self._path.write_text(json.dumps({**self._me, "beats": self._beats}))
 
@@ -191,24 +195,26 @@ def _kernel_lock(path: epath.Path) -> IO[str] | None:
     return file
 
 
-def _gives_signs(path: epath.Path, other: dict[str, Any]) -> bool:
+def _gives_signs(path: epath.Path, other: dict[str, Any] | None) -> bool:
     until = time.monotonic() + SILENT_SECONDS
     while time.monotonic() < until:
         time.sleep(min(1, SILENT_SECONDS / 10))
         now = _content(path)
-        if not now:
+        if now == {}:
             return False  # it has left
-        if now != other:
+        if now is not None and now != other:
             return True
     return False
 
 
-def _content(path: epath.Path) -> dict[str, Any]:
-    """The file's content; {} if nobody holds the workdir, or if the file is just being written."""
+def _content(path: epath.Path) -> dict[str, Any] | None:
+    """The file's content; {} if nobody holds the workdir; None if the file cannot be read, as while it is being written."""
     try:
         return read_object(path)
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError):
+        return None
 
 
 def _machine() -> str:
@@ -218,7 +224,8 @@ def _machine() -> str:
     return socket.gethostname()
 
 
-def _busy(path: epath.Path, other: dict[str, Any]) -> UserError:
+def _busy(path: epath.Path, other: dict[str, Any] | None) -> UserError:
+    other = other or {}
     who = f"process {other.get('process', 'unknown')} on host {other.get('host', 'unknown')}"
     return UserError(
         f"another run is using {path.parent}: {who}; wait for it or stop it first, or choose another --workdir."
