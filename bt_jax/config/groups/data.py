@@ -165,7 +165,8 @@ DATA = Group(
             0.001,
             between(0, 1),
             "Fraction of the images that may fail to decode, of a small set one image at least unless it is 0; other images "
-            "replace them, and they are reported",
+            "replace them, and they are reported; each process counts those that it meets, of P processes a P-th of them in the first "
+            "epoch",
             resume="free",
         ),
         "in_memory_bytes": Field(
