@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from batches import epoch_of_files, rows_of_each_kind, write_files
 from etils import epath
+from jax._src import distributed
 from ml_collections import ConfigDict
 from recipes import (
     PAIR_METHODS,
@@ -345,6 +346,58 @@ def test_a_cluster_is_recognised(environment, cluster, monkeypatch):
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: True)
     found = processes._cluster(environment)
     assert (found and found[0]) == cluster
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NODELIST": "a,b",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+ORTE = {**OPEN_MPI, "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        ({**SLURM, "SLURM_STEP_NUM_NODES": "2"}, ()),
+        ({**SLURM, "SLURM_STEP_NUM_NODES": "1"}, (0,)),
+        (SLURM, (0,)),
+        ({**SLURM, "SLURM_STEP_NUM_NODES": "2", "JAX_LOCAL_DEVICE_IDS": "3"}, (3,)),
+        ({**ORTE, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, ()),
+        ({**ORTE, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, (0,)),
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, ()),
+    ],
+)
+def test_the_only_process_of_a_host_has_all_its_devices(environment, devices, monkeypatch):
+    """JAX gives it the first one of them; () stands for no restriction."""
+    found, visible = [], []
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: found.append(arguments))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    processes.start_processes(mesh_config())
+    assert jax.distributed.is_initialized() is False and len(found) == 1
+    if found[0].get("cluster_detection_method") == "mpi4py":
+        assert found[0]["local_device_ids"] == devices
+        return
+
+    # The rest is JAX's own code, up to the service that it would start.
+    class Reached(Exception):
+        pass
+
+    def reached(*_, **__):
+        raise Reached
+
+    state = type(processes.global_state)()
+    monkeypatch.setattr(distributed.config, "update", lambda name, value: visible.append((name, value)))
+    monkeypatch.setattr(distributed._jax, "get_distributed_runtime_client", reached)
+    given = {name: found[0].get(name) for name in ("local_device_ids", "cluster_detection_method")}
+    with pytest.raises(Reached):
+        state.initialize(**given)
+    assert dict(visible).get("jax_cuda_visible_devices", "") == ",".join(map(str, devices))
 
 
 def test_what_a_cluster_lacks(monkeypatch):

@@ -46,7 +46,8 @@ def start_processes(config: ConfigDict) -> None:
 
     `coordinator`, `processes` and `process_index` decide where they are set. Otherwise the cluster does, if there is one:
     Open MPI, Slurm (in `srun`), a TPU pod on Compute Engine or GKE, of one slice or several, or an indexed Kubernetes job.
-    `processes=1` without a coordinator makes this process run alone on any cluster.
+    `processes=1` without a coordinator makes this process run alone on any cluster. In Slurm and Open MPI each process has one
+    GPU, the one with its number on the host; the only process of its host has all that it sees.
 
     Args:
       config: `config.mesh` of a run.
@@ -122,17 +123,23 @@ def _cluster(environment: Mapping[str, str]) -> tuple[str, dict[str, Any]] | Non
     def count(name):
         return int(environment.get(name) or "1")
 
+    def devices(alone_on_its_host):
+        # On these clusters JAX gives a process the one GPU that has its number on the host. An empty sequence restricts nothing.
+        return {"local_device_ids": ()} if alone_on_its_host and "JAX_LOCAL_DEVICE_IDS" not in environment else {}
+
     if count("OMPI_COMM_WORLD_SIZE") > 1:
+        arguments = devices(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1")
         if "OMPI_MCA_orte_hnp_uri" in environment:
-            return "Open MPI", {}
+            return "Open MPI", arguments
         if importlib.util.find_spec("mpi4py") is None:
             raise UserError(
                 "joining processes under Open MPI 5 needs mpi4py, which is not installed; pip install mpi4py, or set "
                 "mesh.coordinator, mesh.processes and mesh.process_index."
             )
-        return "Open MPI", {"cluster_detection_method": "mpi4py"}
+        return "Open MPI", arguments | {"cluster_detection_method": "mpi4py"}
     if "SLURM_STEP_NODELIST" in environment:  # inside srun; a plain command in an allocation runs alone
-        return ("Slurm", {}) if count("SLURM_NTASKS") > 1 else None
+        tasks = count("SLURM_NTASKS")
+        return ("Slurm", devices(tasks == count("SLURM_STEP_NUM_NODES"))) if tasks > 1 else None
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if hosts or "TPU_PROCESS_ADDRESSES_PATH" in environment:
         several = hosts is None or "," in hosts or count("MEGASCALE_NUM_SLICES") > 1
