@@ -346,6 +346,15 @@ def test_wrong_values(name, value, expected):
         ({"mixed": 1.0, "normalization": "none"}, "goes with the whole loss only, but barlow_twins.normalization is"),
         ({"mesh.model": 3, "projector": (9,), "predictor": (8,)}, "must divide each of barlow_twins.predictor, 8"),
         ({"optimizer.rates": "paper", "optimizer.scaling": "sqrt"}, "optimizer.scaling is 'sqrt', but the rates of"),
+        (
+            {"optimizer.rates": "paper", "optimizer.trust_coefficient": 0.02},
+            "optimizer.trust_coefficient is 0.02, but the rates of optimizer.rates='paper' go with 0.001",
+        ),
+        (
+            {"optimizer.rates": "paper", "optimizer.trust_coefficient": 0.02, "optimizer.clip": True},
+            "optimizer.trust_coefficient is 0.02 and optimizer.clip is True, but the rates of optimizer.rates='paper' go with "
+            "0.001 and False",
+        ),
         ({"mesh.model": 2, "projector": ()}, "mesh.model is 2, but barlow_twins.projector is empty, so that"),
     ],
 )

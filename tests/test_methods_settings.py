@@ -98,7 +98,7 @@ def test_fields_of_optimizers(optimizer, name, field):
     params = {"net": layers}
 
     def end(settings):
-        made, found = make_optimizer(settings, facts), params
+        made, found = make_optimizer(settings, facts, width=512), params
         state = made.init(params)
         for step in range(facts.total_steps):
             gradients = jax.tree.map(lambda x, s=step: jnp.sin(jnp.arange(x.size) + s).reshape(x.shape), params)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bt_jax import config as config_lib
+from bt_jax.errors import UserError
 from bt_jax.facts import Facts
 from bt_jax.optim import make_optimizer
 
@@ -72,17 +73,23 @@ def test_clipped_lars_is_described_and_used():
 
 
 def test_the_papers_rates_are_described():
-    """The rates of the fields are not used; a size outside of the paper's table says so."""
+    """The rates of the fields are not used; a size outside of the paper's table says so; biases depend on the width."""
     config = config_lib.default().optimizer
     config.update(rates="paper", learning_rate_weights=9.0)
-    optimizer = make_optimizer(config, Facts(num_examples=4096, num_classes=10, batch_size=256, epochs=20))
+    facts = Facts(num_examples=4096, num_classes=10, batch_size=256, epochs=20)
+    optimizer = make_optimizer(config, facts, width=1024)
     assert optimizer.description == (
-        "weights 0.4 = 0.4 × 256/256, biases 0.0096 = 0.0096 × 256/256,\nthe paper's for a batch of 256,\n"
+        "weights 0.4 = 0.4 × 256/256, biases 0.0765625 = 0.0765625 × 256/256,\n"
+        "the paper's for a batch of 256; biases 196/1024 of weights,\n"
         "gradients divided by 1; warm-up 10 epochs, then cosine"
     )
     assert float(optimizer.schedules["weights"](160)) == pytest.approx(0.4)
-    small = make_optimizer(config, Facts(num_examples=4096, num_classes=10, batch_size=32, epochs=20))
+    assert float(optimizer.schedules["biases"](160)) == pytest.approx(0.4 * 196 / 1024)
+    facts = Facts(num_examples=4096, num_classes=10, batch_size=32, epochs=20)
+    small = make_optimizer(config, facts, width=8192)
     assert "weights 0.125 = 1 × 32/256" in small.description and "which it has not tried" in small.description
+    with pytest.raises(UserError, match="the method has no attribute `width`; give it one, or set the rates"):
+        make_optimizer(config, facts)
 
 
 def test_sgd_with_one_rate():

@@ -91,11 +91,13 @@ def test_by_epoch_refuses(change, sentence):
 
 
 def test_rates_of_the_paper():
-    """Its table, a geometric mean halfway between two sizes, and its ends beyond; 0.0048 for biases at 2048."""
+    """Its table, a geometric mean halfway between two sizes, and its ends beyond; biases 0.0048 at 2048 and 8192 columns."""
     for batch_size, rate in LEARNING_RATES.items():
-        assert paper_rates(batch_size)["weights"] == pytest.approx(rate, rel=1e-5)
-    assert paper_rates(2048) == {"weights": 0.2, "biases": 0.0048}
-    assert paper_rates(362)["weights"] == pytest.approx(np.sqrt(0.4 * 0.3), rel=1e-3)
-    assert [paper_rates(n)["weights"] for n in (2, 64, 8192)] == [1.0, 1.0, 0.2]
-    rates = [paper_rates(n)["weights"] for n in range(32, 5000, 7)]
+        assert paper_rates(batch_size, 8192)["weights"] == pytest.approx(rate, rel=1e-5)
+    assert paper_rates(2048, 8192) == {"weights": 0.2, "biases": pytest.approx(0.0048, rel=0.005)}
+    for width in (64, 512, 2048, 8192, 16384):
+        assert paper_rates(256, width) == {"weights": 0.4, "biases": pytest.approx(0.4 * 196 / width, rel=1e-5)}
+    assert paper_rates(362, 8192)["weights"] == pytest.approx(np.sqrt(0.4 * 0.3), rel=1e-3)
+    assert [paper_rates(n, 8192)["weights"] for n in (2, 64, 8192)] == [1.0, 1.0, 0.2]
+    rates = [paper_rates(n, 8192)["weights"] for n in range(32, 5000, 7)]
     assert (np.diff(rates) <= 0).all()

@@ -178,6 +178,14 @@ def test_official_rates_are_printed(capsys, small_run, tmp_path):
     assert "gradients divided by 16; warm-up 10 epochs" in text
 
 
+def test_the_papers_rates_know_the_width(small_run, tmp_path):
+    """The rate of biases is that for the projector's last layer."""
+    small_run.optimizer.rates = "paper"
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    setup, _ = task.prepare(small_run, tmp_path / "run", mesh)
+    assert "biases 196/32 of weights" in setup.optimizer.description
+
+
 def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, cut):
     """After each step in turn: parameters, statistics, optimiser and the written losses are those of an uninterrupted run."""
     small_run.monitor.every_epochs = 0

@@ -229,7 +229,8 @@ class BarlowTwins(Method):
             lines["note"] = (
                 f"batch_size is {batch_size}, less than 1/64 of the embeddings' {width} columns, where the paper's accuracy falls\n"
                 f"(by 2 points at 128 images and 8192 columns); use a larger batch, or a projector of {suited} columns\n"
-                f"(--config.barlow_twins.projector='({suited},{suited},{suited})'), and --config.optimizer.rates=paper"
+                f"(--config.barlow_twins.projector='({suited},{suited},{suited})'), and, under LARS with trust_coefficient 0.001\n"
+                "and without clip, --config.optimizer.rates=paper"
             )
         return lines
 

@@ -8,6 +8,7 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
+from bt_jax.errors import UserError
 from bt_jax.facts import Facts
 from bt_jax.optim.adamw import adamw
 from bt_jax.optim.larc import larc
@@ -54,7 +55,7 @@ class Optimizer:
 AnyOptimizer = Optimizer | optax.GradientTransformation
 
 
-def make_optimizer(settings: ConfigDict | Mapping[str, Any], facts: Facts) -> Optimizer:
+def make_optimizer(settings: ConfigDict | Mapping[str, Any], facts: Facts, *, width: int | None = None) -> Optimizer:
     """The optimizer with the name `settings.name`.
 
     lars: learning rates `learning_rate_weights` and `learning_rate_biases` with `warmup_cosine`. `gradient_divisor` divides
@@ -74,12 +75,21 @@ def make_optimizer(settings: ConfigDict | Mapping[str, Any], facts: Facts) -> Op
     Args:
       settings: `config.optimizer` of a run, or a mapping with its fields.
       facts: the lengths of the training.
+      width: of the method's embeddings; needed for `rates` "paper" only.
 
     Raises:
+      UserError: `rates` is "paper", and the width is not known.
       ValueError: epochs not more than the warm-up.
     """
     fields = {name: _hashable(value) for name, value in settings.items()}
     name = fields.pop("name", "lars")
+    if fields.get("rates") == "paper":
+        if width is None:
+            raise UserError(
+                "optimizer.rates is 'paper', by which the rate of biases depends on the width of the embeddings, but the method "
+                "has no attribute `width`; give it one, or set the rates."
+            )
+        fields["width"] = width
     optimizer = Optimizer(name, tuple(sorted(fields.items())), facts)
     optimizer.schedules  # noqa: B018  (raises what is wrong)
     return optimizer
@@ -95,7 +105,7 @@ def _lars(fields: dict[str, Any], facts: Facts):
     from_paper = fields.get("rates", "given") == "paper"
     rates = {kind: fields[f"learning_rate_{kind}"] for kind in ("weights", "biases")}
     if from_paper:
-        rates = paper_rates(facts.batch_size)
+        rates = paper_rates(facts.batch_size, fields["width"])
     schedules = {
         kind: _warmup_cosine(base_rate, fields, facts, scaling=fields.get("scaling", "linear"))
         for kind, base_rate in rates.items()
@@ -117,6 +127,7 @@ def _lars(fields: dict[str, Any], facts: Facts):
         words += f",\nthe paper's for a batch of {facts.batch_size}" + (
             ", which it has not tried" * (not 128 <= facts.batch_size <= 4096)
         )
+        words += f"; biases 196/{fields['width']} of weights"
     description = f"{words},\ngradients divided by {divisor:g}; warm-up {fields['warmup_epochs']} epochs, then cosine"
     if fields.get("rate_in_momentum", False):
         description += "; the rate enters the momentum"

@@ -27,21 +27,31 @@ def scaled_rate(base_rate: float, batch_size: int, scaling: str = "linear") -> f
 
 # The best learning rate of weights for a batch size, in units for a batch of 256. 64 is the authors' guess "from the table".
 PAPER_RATES = {64: 1.0, 128: 0.7, 256: 0.4, 512: 0.3, 1024: 0.25, 2048: 0.2, 4096: 0.2}
-PAPER_BIASES = 0.024  # the rate of biases as a fraction of that: 0.0048 for 2048, the default of the official main.py
+PAPER_BIASES = 196  # divided by D, the rate of biases as a fraction of that: 0.024 with the paper's 8192 columns
 
 
-def paper_rates(batch_size: int) -> dict[str, float]:
+def paper_rates(batch_size: int, width: int) -> dict[str, float]:
     """The learning rates of "weights" and "biases" that suit Barlow Twins with LARS, for `warmup_cosine`.
 
     Between the sizes of the table, rates are interpolated linearly in log rate over log batch size; below 64 and above 4096
-    they stay at the ends of the table.
+    they stay at the ends of the table. Biases get 196/D of the rate of weights.
 
-    Source: facebookresearch/barlowtwins, issue 7, the authors' table for 300 epochs, behind the paper's Figure 2. The program
-    then had one rate and `--scale-loss 0.024`, which for biases is a rate of 0.024 times that of the weights.
+    They are for trust coefficient 0.001 without clipping, and were found with D = 8192; the authors say of 196/D that it is
+    "by no means optimal".
+
+    Args:
+      batch_size: images per step over all devices.
+      width: D, of the embeddings.
+
+    Source: facebookresearch/barlowtwins, issue 7, the authors' table for 300 epochs, behind the paper's Figure 2, and issue 9
+    for 196/D. The program then had one rate and `--scale-loss`, 0.024 with 8192 columns, a factor of the loss. For biases and
+    batch norms, which are neither adapted nor decayed, that is a factor of the rate. For weights it is not quite nothing: LARS
+    adds the decay after it, so that there the decay is 1/0.024 ≈ 42 times as large relative to the gradient as with separate
+    rates. The authors found that separate rates do "not yield the same accuracy in practice" (issue 23).
     """
     sizes, rates = np.log(list(PAPER_RATES)), np.log(list(PAPER_RATES.values()))
     weights = round(float(np.exp(np.interp(math.log(batch_size), sizes, rates))), 6)
-    return {"weights": weights, "biases": round(PAPER_BIASES * weights, 8)}
+    return {"weights": weights, "biases": round(PAPER_BIASES / width * weights, 8)}
 
 
 def warmup_cosine(

@@ -103,7 +103,7 @@ def make_plan(config: ConfigDict, mesh: Mesh, topology: Topology, facts: Facts) 
       The plan, or the compiler's message if the step does not fit into memory.
     """
     method = make_method(config, facts, mesh)
-    optimizer = make_optimizer(config.optimizer, facts)
+    optimizer = make_optimizer(config.optimizer, facts, width=getattr(method, "width", None))
     spec = batch_spec(method.view_groups, facts.batch_size)
     state = abstract_state(method, optimizer, spec, mesh)
     check_split(method, state, mesh)

@@ -4,13 +4,18 @@ from bt_jax.config.field import Field, Group, contradiction
 from bt_jax.config.optimizers.shared import longer_than_its_warmup, name_field
 from bt_jax.config.rules import above_zero, anything, at_least, below_one, between, one_of
 
+# Other settings with which the paper's rates were found.
+_OF_THE_PAPER = {"scaling": "linear", "trust_coefficient": 0.001, "clip": False}
 
-@contradiction("optimizer.rates", "optimizer.scaling", "method")
-def _rates_of_the_paper(rates, scaling, method):
+
+@contradiction("optimizer.rates", "method", *(f"optimizer.{name}" for name in _OF_THE_PAPER))
+def _rates_of_the_paper(rates, method, *found):
     if rates != "paper":
         return None
-    if scaling != "linear":
-        return f"optimizer.scaling is {scaling!r}, but the rates of optimizer.rates='paper' go with 'linear'"
+    given = dict(zip(_OF_THE_PAPER, found, strict=True))
+    if others := [name for name, value in given.items() if value != _OF_THE_PAPER[name]]:
+        are = " and ".join(f"optimizer.{name} is {given[name]!r}" for name in others)
+        return f"{are}, but the rates of optimizer.rates='paper' go with {' and '.join(repr(_OF_THE_PAPER[n]) for n in others)}"
     if method != "barlow_twins" and ":" not in method:  # a user's own method may be a variant of it
         return f"optimizer.rates is 'paper', but those are rates of Barlow Twins, and the method is {method!r}"
     return None
@@ -35,7 +40,7 @@ GROUP = Group(
             "given",
             one_of(("given", "paper")),
             "Whether learning rates are the two above (given), or those that Barlow Twins' authors found best for the batch "
-            "(paper: interpolated, and printed at the start)",
+            "(paper: interpolated, with biases at 196/D of weights, and printed at the start)",
         ),
         "scaling": Field(
             "linear",
