@@ -9,7 +9,8 @@ Hardware:  2 CPU cores.
 Expected:  Barlow Twins: kNN accuracy (10 000 train and 5000 test images) 22.5 % untrained, 34.5 % on raw pixels, 40.9 % after
            six epochs in 10 minutes. Measured with JAX 0.10.2; curves of an earlier version in experiments/results/cifar10_cpu/.
            SimCLR 46.5 %, VICReg 44.1 % (with crops of 8 % and more, and a gradient divisor of 10, which it no longer has), BYOL 35.9 %,
-           SwAV 34.1 %, PIRL 28.4 %, one seed each (experiments/results/methods.md). Supervised: not measured.
+           SwAV 34.1 %, PIRL 28.4 % (before its patches' head had its last ReLU), one seed each (experiments/results/methods.md).
+           Supervised: not measured.
 
 The stem has stride 2, so that feature maps are 16×16 instead of 32×32, at a quarter of the cost. LARS does not clip its trust ratios,
 as it did not when these were measured.

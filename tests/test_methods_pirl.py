@@ -88,14 +88,20 @@ def embeddings(method, state, batch):
             x = np.maximum(x, 0) if number < len(params[name]) else x
         return x
 
-    joined = layers("patch_joint", layers("patch_projector", features["patches"]).reshape(N, -1))
+    of_patches = layers("patch_projector", features["patches"])
+    if len(params["patch_projector"]) > 1:  # as in vissl's resnet50_mlphead.yaml
+        of_patches = np.maximum(of_patches, 0)
+    joined = layers("patch_joint", of_patches.reshape(N, -1))
     both = [joined, layers("projector", features["image"])]
     return *(z / np.linalg.norm(z, axis=1, keepdims=True) for z in both), statistics
 
 
-def test_loss_is_that_of_the_networks():
-    """Patches first, with statistics of their own; all other images as negatives; λ between the two."""
-    method = pirl(patch_weight=0.3)
+@pytest.mark.parametrize("sizes", [(12, 8), (8,)])
+def test_loss_is_that_of_the_networks(sizes):
+    """Patches first, with statistics of their own; a last ReLU in their head if it has several layers; all other images as
+    negatives; λ between the two."""
+    heads = {name: MLPHead(sizes, batch_norm=False, output_bias=True) for name in ("projector", "patch_projector")}
+    method = pirl(patch_weight=0.3, **heads)
     state, batch = started(method), drawn(method)
     assert set(state[0]) == {"encoder", "projector", "patch_projector", "patch_joint"} and set(state[2]) == {"bank"}
     assert state[2]["bank"].shape == (1024, 8)

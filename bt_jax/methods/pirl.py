@@ -31,16 +31,22 @@ class JigsawNetwork(nn.Module):
     All patches of a batch go through the encoder as one batch, and then the images: each have their own batch statistics, and
     the running ones are updated in this order (vissl, MULTI_INPUT_HEAD_MAPPING). Features of an image's patches are projected
     one by one and joined in the order in which the patches come.
+
+    Attributes:
+      patch_relu: whether a ReLU follows the projection of each patch.
     """
 
     encoder: nn.Module
     projector: nn.Module
     patch_projector: nn.Module
     patch_joint: nn.Module
+    patch_relu: bool = False
 
     def __call__(self, patches: jax.Array, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         of_patches: Any = self.encoder(patches.reshape(-1, *patches.shape[2:]), train=train)
         projected = self.patch_projector(of_patches, train=train).reshape(patches.shape[0], -1)
+        if self.patch_relu:
+            projected = nn.relu(projected)
         of_image: Any = self.encoder(images[:, 0], train=train)
         return self.patch_joint(projected, train=train), self.projector(of_image, train=train)
 
@@ -56,6 +62,9 @@ class PIRL(Method):
 
     After a batch was compared, the rows of its images move half way to the images' embeddings (`bt_jax.losses.nce.moved_rows`);
     those of the patches do not enter the bank, and no gradient does.
+
+    If the patches' head has several layers, as in the variant with an MLP, a ReLU follows its last one too, before the patches are
+    joined (vissl, pretrain/pirl/models/resnet50_mlphead.yaml: `skip_last_layer_relu_bn: False`); the image's head ends bare.
 
     Differences from vissl: one set of negatives is drawn for the whole batch, where vissl draws for each image; an image's own row is
     never among its negatives, as in the paper; and batch statistics are of the global batch, where vissl's are of each GPU's images.
@@ -130,7 +139,8 @@ class PIRL(Method):
 
     @property
     def network(self) -> JigsawNetwork:
-        return JigsawNetwork(self.encoder, self.projector, self.patch_projector, self.patch_joint)
+        several = len(self.patch_projector.sizes) > 1
+        return JigsawNetwork(self.encoder, self.projector, self.patch_projector, self.patch_joint, patch_relu=several)
 
     @property
     def rows(self) -> int:

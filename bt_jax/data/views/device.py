@@ -161,7 +161,7 @@ def sample_jigsaws(
     Returns:
       `crop` (N, 4); `patches` with two axes (N, grid²) in front.
     """
-    count, room = jigsaw.grid**2, jigsaw.cell - size
+    count, places = jigsaw.grid**2, max(jigsaw.cell - size, 1)
     crop = sample_views(uniforms(count), sizes, jigsaw.view).crop
     cells = jnp.argsort(uniforms(count + 1, count), axis=1).astype(jnp.int32)
     patches = []
@@ -169,7 +169,7 @@ def sample_jigsaws(
         u = uniforms(patch)[:, 2 * CROP_TRIES :].T
         row, column = cells[:, patch] // jigsaw.grid, cells[:, patch] % jigsaw.grid
         # In float32 a uniform near 1 times a count may round up to it.
-        down, across = (jnp.minimum((v * (room + 1)).astype(jnp.int32), room) for v in u[:2])
+        down, across = (jnp.minimum((v * places).astype(jnp.int32), places - 1) for v in u[:2])
         side = jnp.full_like(row, size)
         window = jnp.stack([row * jigsaw.cell + down, column * jigsaw.cell + across, side, side], axis=1)
         patches.append(_drawn(u, window, jigsaw.view, _more(uniforms, patch, jigsaw.view, channels)))

@@ -116,9 +116,9 @@ def sample_jigsaw(
     cells = tf.argsort(_uniforms(seed_of(count + 1), count))
 
     def offset(uniform):
-        room = jigsaw.cell - size
+        places = max(jigsaw.cell - size, 1)
         # In float32 a uniform near 1 times a count may round up to it.
-        return tf.minimum(tf.cast(uniform * (room + 1), tf.int32), room)
+        return tf.minimum(tf.cast(uniform * places, tf.int32), places - 1)
 
     for patch in range(count):
         u = tf.unstack(_uniforms(seed_of(patch), UNIFORMS)[2 * CROP_TRIES :])

@@ -68,10 +68,12 @@ class Jigsaw:
     """The patches of one crop: a window in each cell of a grid, in a random order.
 
     The crop is resized to grid·cell pixels per side; a window lies at a random place in its cell; each patch has its own flip
-    and colours. At 224 pixels the windows are 64 wide and the cells 85; other sizes keep the proportions (64 pixels: cells of
+    and colours. A window that is `room` pixels smaller than its cell starts at 0 to room - 1, never at the last place, as in vissl
+    (`numpy.random.randint(0, 21)` for windows of 64 in cells of 85). At 224 pixels the windows are 64 wide and the cells 85; other sizes keep the proportions (64 pixels: cells of
     21, windows of 16; 32 pixels: 11 and 8).
 
-    Source: Misra and van der Maaten 2020, arXiv 1912.01991, section 3.1; vissl's `ImgPilToPatchesAndImage`.
+    Source: Misra and van der Maaten 2020, arXiv 1912.01991, section 3.1; vissl's `ImgPilToPatchesAndImage` and
+    `ImgPatchesFromTensor`.
 
     Attributes:
       view: its crop_scale, crop_ratio and interpolation are for the crop; the rest is for each patch.
