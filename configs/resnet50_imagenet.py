@@ -5,14 +5,18 @@
                                                                                                  vicreg, supervised,
                                                                                                  package.module:Class
 
-Source:    Barlow Twins: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2, and the defaults of the official main.py.
+Source:    Barlow Twins: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2, and the defaults of the official main.py, which
+           differ from the paper's in λ (0.0051; 5e-3 there) and the weight decay (1e-6; 1.5e-6 there): here the program's.
            SimCLR: Chen et al. 2020 (arXiv 2002.05709), appendix B, and google-research/simclr: batches of 4096, 1000 epochs,
            LARS with the rate inside its momentum, 0.3 × N/256 (the same as 0.075 × √N there; for smaller batches the square
            root is better: --config.optimizer.scaling=sqrt --config.optimizer.learning_rate_weights=1.2, and _biases), weight
            decay 1e-6, temperature 0.1, a projector of 2048-128, pixels from 0 to 1. Its official loss is twice the paper's,
-           hence `gradient_divisor = 0.5`.
+           hence `gradient_divisor = 0.5`. Its first version, which has these numbers, adds to the brightness and
+           changes contrast around each channel's mean; views here are torchvision's, which multiply the brightness and take
+           the mean of the grey image.
            BYOL: Grill et al. 2020 (arXiv 2006.07733), appendix B, and deepmind-research, byol/configs/byol.py: batches of 4096,
-           1000 epochs, 0.2 × N/256, weight decay 1.5e-6, τ from 0.996. For 300 epochs: 0.3, 1e-6 and 0.99.
+           1000 epochs, 0.2 × N/256, weight decay 1.5e-6, τ from 0.996. For 300 epochs: 0.3, 1e-6 and 0.99. Its brightness and
+           contrast are those of SimCLR's first version too, and here torchvision's.
            SwAV: Caron et al. 2020 (arXiv 2006.09882), appendix A, and facebookresearch/swav, scripts/swav_800ep_pretrain.sh: two
            crops of 224 pixels and six of 96, 3000 prototypes, batches of 4096, 800 epochs, SGD under LARC with 0.3 × N/256 from
            a sixteenth of it, weight decay 1e-6. For batches of 256: swav.queue = 3840, optimizer.learning_rate = 0.6 and no
@@ -23,9 +27,11 @@ Source:    Barlow Twins: Zbontar et al. 2021 (arXiv 2103.03230), section 2.2, an
            64 pixels. Its posterising, sharpening, solarising and autocontrast are left out. For the variant with an MLP head:
            pirl.loss=cross_entropy, pirl.temperature=0.1, pirl.projector="(2048,128)", and SimCLR's views.
            VICReg: Bardes et al. 2022 (arXiv 2105.04906), section 4.2 and appendix C, and facebookresearch/vicreg: batches of
-           2048, 1000 epochs, 0.2 × N/256, weight decay 1e-6.
+           2048, 1000 epochs, 0.2 × N/256, weight decay 1e-6. Views are alike, as in appendix C.1 (blur 0.5, solarise 0.1);
+           the official augmentations.py has Barlow Twins' asymmetric ones (blur 1.0 and 0.1, solarise 0 and 0.2).
            Supervised: Goyal et al. 2017 (arXiv 1706.02677): 90 epochs of SGD with Nesterov momentum, learning rate 0.1 for a
-           batch of 256 after 5 epochs of warm-up, divided by 10 after 30, 60 and 80, weight decay 1e-4 except for batch norm.
+           batch of 256 after 5 epochs of warm-up (from 0; there from 0.1, whatever the batch), divided by 10 after 30, 60 and
+           80, weight decay 1e-4 except for batch norm.
 Data:      TFDS `imagenet2012` (1 281 167 images), prepared by hand; or an image folder:
            --config.data.source=folder --config.data.data_dir=DIR with DIR/train/<class>/*.JPEG
 Hardware:  the paper: 32 V100 GPUs, 124 hours. Here any number of devices, with the same arithmetic. Supervised: by the source,

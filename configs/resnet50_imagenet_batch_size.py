@@ -4,7 +4,10 @@
 
 Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 4, "Robustness to Batch Size"; learning rates and top-1 as its authors
            give them in issue 7 of the official project. There, a loss scaled by 0.024 makes that of biases and batch norms
-           0.024 × that of weights.
+           0.024 × that of weights. Here they have that rate and the loss is not scaled, as in today's main.py. For weights that
+           is not quite the same: LARS adds the weight decay to the gradient, which makes it 1/0.024 ≈ 42 times weaker relative
+           to the gradient here; and the authors found that separate rates do "not yield the same accuracy in practice"
+           (issue 23).
 Hardware:  the paper does not say; the gradient divisor is kept as in resnet50_imagenet.py.
 Expected:  the top-1 of a linear classifier below, all by the paper. Not measured with this code.
 

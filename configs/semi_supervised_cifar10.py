@@ -4,7 +4,7 @@
     python main.py --config=configs/semi_supervised_cifar10.py:10percent,resnet18_cifar10_cpu
     python main.py --config=configs/semi_supervised_cifar10.py:1percent --config.finetune.from_scratch=True --workdir=…
 
-Source:    ours, after the paper's section 3.2; the labels are chosen by the seed, the same number in each class.
+Source:    ours, after the paper's section 3.1; the labels are chosen by the seed, the same number in each class.
 Data:      TFDS `cifar10`, as in resnet18_cifar10.py.
 Encoder:   the run in runs/<its config>; --config.init_from=PATH for another.
 Hardware:  one GPU; a CPU for the narrow encoder.

@@ -12,9 +12,10 @@ protocol; the paper compares each by its own. `supervised,barlow_twins` trains f
 schedule.
 
 Source:    Barlow Twins: the official evaluate.py's command for 1 %: SGD without weight decay, 20 epochs, learning rates 0.005
-           (encoder) and 0.5 (head), cosine. The paper (Zbontar et al. 2021, arXiv 2103.03230, section 3.2) has 0.002 and 0.5,
-           ×0.2 after epochs 12 and 16: --config.sgd.schedule=steps --config.sgd.learning_rate_encoder=0.002. That is the
-           setting here for 10 %, for which the official project gives no command.
+           (encoder) and 0.5 (head), cosine. The paper (Zbontar et al. 2021, arXiv 2103.03230, section 3.1, rates in
+           appendix B.2) has 0.002 and 0.5, ×0.2 after epochs 12 and 16: --config.sgd.schedule=steps
+           --config.sgd.learning_rate_encoder=0.002. That is the setting here for 10 %, for which the official project gives no
+           command.
            SimCLR: Chen et al. 2020 (arXiv 2002.05709), appendix B.5: Nesterov momentum, batches of 4096, 0.05 × N/256 for all
            parameters, no weight decay, 60 epochs for 1 % and 30 for 10 %; a cosine, as in its code.
            BYOL: Grill et al. 2020 (arXiv 2006.07733), appendix C.1: Nesterov momentum, batches of 1024, no weight decay, one
@@ -35,6 +36,8 @@ Source:    Barlow Twins: the official evaluate.py's command for 1 %: SGD without
            factors, powers of two, cannot be expressed as a view; and its random crops are TensorFlow's, ours torchvision's.
            VICReg: the commands of its official README: 20 epochs, batches of 256, cosine, 0.03 and 0.08 for 1 %, 0.01 and 0.1
            for 10 %.
+           All: the incomplete last batch of an epoch is dropped, and batch norm is over the global batch. The programs of
+           Barlow Twins, VICReg and SwAV keep that batch, and those of the first two have batch norm for each GPU.
 Data:      TFDS `imagenet2012_subset/1pct` or `/10pct`, which are SimCLR's lists; or the whole image folder and such a list:
            --config.data.source=folder --config.data.data_dir=DIR --config.finetune.chosen_by=list
            --config.finetune.list_file=1percent.txt (from SimCLR's project, imagenet_subsets). PIRL's published numbers are on

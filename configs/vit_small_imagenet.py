@@ -3,7 +3,9 @@
 Source:    the network is timm's vit_small_patch16_224 (Dosovitskiy et al. 2021, arXiv 2010.11929; its small size is of Touvron et
            al. 2021, arXiv 2012.12877). The optimizer is that of MoCo v3's ViT-Small (Chen et al. 2021, arXiv 2104.02057, and
            facebookresearch/moco-v3, CONFIG.md): AdamW, 1.5e-4 × N/256, weight decay 0.1, 40 epochs of warm-up, then a cosine to 0,
-           300 epochs; its batches are of 1024 (one node) or 4096. Views, loss and projector are those of Barlow Twins' paper.
+           300 epochs; its batches are of 1024 (one node) or 4096. MoCo v3 decays all parameters and freezes the patch
+           embedding; here biases, norms, class token and position embedding are not decayed, as in timm, and the patch
+           embedding is trained. Views, loss and projector are those of Barlow Twins' paper.
            Why not LARS: stable-pretraining (galilai-group, benchmarks/imagenet10/RESULTS.md) reports that it collapses on a ViT, and
            trains Barlow Twins on a ViT-S/16 with AdamW and a rate of 5e-4.
 Data:      as resnet50_imagenet.py: TFDS `imagenet2012`, prepared by hand, or an image folder:

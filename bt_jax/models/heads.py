@@ -1,4 +1,7 @@
-"""Heads on an encoder: the projector, whose output the loss uses, and the linear classifier, which evaluates features."""
+"""Heads on an encoder: the projector, whose output the loss uses, and the linear classifier, which evaluates features.
+
+Biases start at zero, where torch.nn.Linear's are uniform in ± 1/√fan_in; LARC (SwAV) does not scale the step of one that is zero.
+"""
 
 from collections.abc import Sequence
 from functools import partial

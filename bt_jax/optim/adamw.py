@@ -31,7 +31,8 @@ def adamw(
     Returns:
       A transformation whose `update` needs the parameters; its state has two arrays of each parameter's shape.
 
-    Source: Loshchilov and Hutter 2019, arXiv 1711.05101; torch.optim.AdamW; the exceptions are those of timm.
+    Source: Loshchilov and Hutter 2019, arXiv 1711.05101; torch.optim.AdamW; the exceptions are those of timm
+    (MoCo v3, which decays all parameters, has none).
     """
     return optax.adamw(learning_rate, b1=beta1, b2=beta2, eps=eps, weight_decay=weight_decay, mask=_decayed)
 

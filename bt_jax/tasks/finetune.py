@@ -1,4 +1,4 @@
-"""The task `finetune`: semi-supervised training on few labels (paper, section 3.2), and its supervised baseline.
+"""The task `finetune`: semi-supervised training on few labels (paper, section 3.1), and its supervised baseline.
 
 The encoder is trained further, with its own learning rate, together with a new classifier. With `finetune.from_scratch` a new
 encoder is trained on the same labels; the two are the rows of the paper's Table 2.

@@ -1,4 +1,4 @@
-"""The task `transfer`: evaluates the frozen encoder on images of another data set (paper, section 3.3).
+"""The task `transfer`: evaluates the frozen encoder on images of another data set (paper, section 3.2).
 
 It trains a linear classifier, as in the task `linear`, on any labelled set (Places, iNaturalist 2018), or linear SVMs on
 PASCAL VOC 2007, whose images can have several classes.

@@ -29,6 +29,8 @@ METHOD = MethodFields(
                 positive_integers,
                 "Widths of the projector's layers (the paper's expander); the last is the embedding's",
             ),
+            # Both views are alike, as in the paper's appendix C.1. The official augmentations.py has Barlow Twins' asymmetric
+            # ones: blur 1.0 and 0.1, solarise 0 and 0.2.
             **view_fields("view", blur=0.5, solarize=0.1),
         },
         (_some_term,),
