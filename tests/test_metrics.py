@@ -106,9 +106,19 @@ def eleven_points(scores, positive):
     )
 
 
+def area_under_the_interpolated_curve(scores, positive):
+    """VISSL's calculate_ap, written out, for scores without ties: precision is made to fall, from the last point back."""
+    hits = np.cumsum(positive[np.argsort(-scores)], dtype=np.float64)
+    recall, precision = hits / positive.sum(), hits / np.arange(1, len(scores) + 1)
+    recall, precision = np.concatenate([[0], recall, [1]]), np.concatenate([[0], precision, [0]])
+    for i in reversed(range(len(precision) - 1)):
+        precision[i] = max(precision[i], precision[i + 1])
+    return sum((recall[i] - recall[i - 1]) * precision[i] for i in range(1, len(recall)))
+
+
 @pytest.mark.parametrize("n", [3, 40, 500])
 def test_average_precision(n):
-    """All points as scikit-learn, with ties too; the 11 points as the development kit."""
+    """All points as scikit-learn, with ties too; the 11 points as the development kit; interpolated as VISSL."""
     rng = np.random.default_rng(n)
     positive = rng.random(n) < 0.3
     positive[0] = True
@@ -116,6 +126,8 @@ def test_average_precision(n):
     found = average_precision(scores, positive)
     assert found["all_points"] == pytest.approx(average_precision_score(positive, scores), abs=1e-12)
     assert found["voc07"] == pytest.approx(eleven_points(scores, positive), abs=1e-12)
+    expected = area_under_the_interpolated_curve(scores, positive)
+    assert found["interpolated"] == pytest.approx(expected, abs=1e-12) and expected >= found["all_points"]
     tied = np.round(scores)
     assert average_precision(tied, positive)["all_points"] == pytest.approx(
         average_precision_score(positive, tied), abs=1e-12
@@ -123,9 +135,13 @@ def test_average_precision(n):
 
 
 def test_average_precision_by_hand():
-    """Positives at places 1 and 4 of 5: precision 1 up to recall 0.5, then 0.5."""
+    """Positives at places 1 and 4 of 5: precision 1 up to recall 0.5, then 0.5. At 3, 4 and 5 of 5: it only rises."""
     found = average_precision(np.array([5.0, 4, 3, 2, 1]), np.array([True, False, False, True, False]))
+    assert found.pop("interpolated") == pytest.approx(0.75)
     assert found == {"voc07": pytest.approx((6 * 1 + 5 * 0.5) / 11), "all_points": pytest.approx(0.75)}
+    found = average_precision(np.array([5.0, 4, 3, 2, 1]), np.array([False, False, True, True, True]))
+    assert found["interpolated"] == pytest.approx(3 / 5)
+    assert found["all_points"] == pytest.approx((1 / 3 + 1 / 2 + 3 / 5) / 3)
     with pytest.raises(ValueError, match="no image is positive"):
         average_precision(np.ones(3), np.zeros(3, bool))
     with pytest.raises(ValueError, match="not finite"):

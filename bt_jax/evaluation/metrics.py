@@ -76,7 +76,9 @@ def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> dict[str, 
     Returns:
       "voc07": the mean, over recalls 0, 0.1, …, 1, of the highest precision at that recall or beyond (Everingham et al.
       2010, section 4.2; the VOC07 development kit). "all_points": the sum over all points of precision times the rise of
-      recall, without interpolation, as in `sklearn.metrics.average_precision_score`.
+      recall, without interpolation, as in `sklearn.metrics.average_precision_score`. "interpolated": the same sum of the highest
+      precision at that recall or beyond, the area under the interpolated curve, as in VISSL (svm_utils/evaluate.py,
+      `calculate_ap`) and VOC from 2010 on; at least as much as all points.
 
     Raises:
       ValueError: no positive, scores that are not finite, or shapes that differ.
@@ -97,4 +99,8 @@ def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> dict[str, 
     # In integers, because hits/total ≥ i/10 would depend on rounding.
     eleven = [best_beyond[10 * hits >= i * total].max() for i in range(11)]
     rises = np.diff(hits, prepend=0) / total
-    return {"voc07": float(np.mean(eleven)), "all_points": float(np.sum(rises * precision))}
+    return {
+        "voc07": float(np.mean(eleven)),
+        "all_points": float(np.sum(rises * precision)),
+        "interpolated": float(np.sum(rises * best_beyond)),
+    }

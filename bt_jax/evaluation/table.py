@@ -94,6 +94,9 @@ def _transfer(results: list[tuple[str, Result]]) -> str:
         if "map_voc07" in result["mean"]:
             what = "mAP, 11 points (all points)"
             cell = f"{mean_and_spread(result, 'map_voc07')} ({mean_and_spread(result, 'map_all_points')})"
+            if "map_interpolated" in result["mean"]:  # not in results of earlier versions
+                what = f"mAP, interpolated; {what.removeprefix('mAP, ')}"
+                cell = f"{mean_and_spread(result, 'map_interpolated')}; {cell}"
         else:
             what, cell = "top-1, final", mean_and_spread(result, "final.top1")
         rows.append([_encoder(result), result["data"]["test"], what, cell, folder])
