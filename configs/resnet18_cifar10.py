@@ -19,8 +19,16 @@ Expected:  Barlow Twins 92.1 %, SimCLR 90.7 %, BYOL 92.6 %, VICReg 92.1 % top-1 
 
 Differences from the ImageNet recipe: 3×3 stem, no blur (32 pixels have little detail to lose; SimCLR keeps it), a narrower projector,
 a trust coefficient of 0.02 with trust ratios clipped, and for Barlow Twins a loss scaled by 0.1, which for LARS is a gradient divisor
-of 10. Unlike solo-learn's, the last batch-norm scale of each block starts at 0. The data set is held in the GPU's memory and views are
-made there, so that a slow host does not matter.
+of 10. The data set is held in the GPU's memory and views are made there, so that a slow host does not matter.
+
+Differences from solo-learn:
+- All: its stem is padded by 2 (feature maps are 34 wide; --config.model.stem_padding=2), here by 1; the last batch-norm scale of each block starts at 0 here, at 1
+  there; its warm-up starts at 3e-5, here at 0; its LARS divides by ‖g‖ + decay · ‖w‖, here by ‖g + decay · w‖.
+- Barlow Twins: its cosine ends at 0, here at a thousandth of the peak; its projector has biases.
+- SimCLR: its batch norms take their statistics from each view, here from both together.
+- BYOL, VICReg: its last layers have biases.
+- SwAV: its crops are of at least 8 % of the image, here 20 %; its cosine ends at 0, here at a thousandth; and it has LARS without
+  adaptation and decay of biases and batch norms.
 """
 
 from bt_jax.config import default
@@ -122,6 +130,7 @@ def vicreg(config):
     config.vicreg.view.blur = 0.0
     config.vicreg.view.crop_scale = (0.2, 1.0)
     config.vicreg.projector = (2048, 2048, 2048)
+    config.vicreg.variance = 50.0  # solo-learn's 25 is for the sum of both views' hinges; the loss here has their mean
     _rates(config, 0.3, weight_decay=1e-4)
 
 

@@ -50,5 +50,5 @@ SMALLER = {
     "byol": {"projector": (1024, 256), "predictor": (1024,), "target_momentum": 0.97},
     "pirl": {"projector": (512, 128)},
     "swav": {"projector": (512, 128), "prototypes": 128, "freeze_epochs": 1, "queue": 0, "epsilon": 0.03},
-    "vicreg": {"projector": (512, 512, 512)},
+    "vicreg": {"projector": (512, 512, 512), "variance": 25.0},  # with which it was measured
 }

@@ -366,6 +366,14 @@ def test_ablations_that_contradict(fields, sentence):
     assert sentence in text and ";" not in text
 
 
+def test_vicregs_hinges_on_cifar10():
+    """solo-learn's weight 25 is for their sum, where the loss has the mean; the small version keeps what it was measured with."""
+    from configs import resnet18_cifar10, resnet18_cifar10_cpu
+
+    assert resnet18_cifar10.get_config("vicreg").vicreg.variance == 50
+    assert resnet18_cifar10_cpu.get_config("vicreg").vicreg.variance == 25
+
+
 def test_ablations_that_go_together():
     config = sound()
     config.barlow_twins.update(projector=(), predictor=(64,), stop_gradient=True, symmetrized=True)
