@@ -100,6 +100,7 @@ def test_an_export_for_both(tmp_path, capsys):
     assert "in timm   timm.create_model('local-dir:" in said
     assert "MODEL.RESNETS.RES2_OUT_CHANNELS '64'" in said, "without which Detectron2 refuses a resnet18"
     assert "MODEL.PIXEL_MEAN '[123.675,116.28,103.53]'" in said and "MODEL.RESNETS.STRIDE_IN_1X1 'False'" in said
+    assert "MODEL.RESNETS.NORM 'SyncBN' MODEL.BACKBONE.FREEZE_AT '0'" in said, "Detectron2's defaults freeze both"
 
 
 def test_rounded_weights_are_those_of_the_export(tmp_path):

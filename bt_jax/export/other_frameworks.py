@@ -75,7 +75,11 @@ def write_detectron2(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> Non
 
 
 def detectron2_settings(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a Detectron2 config must say for these weights, by dotted name; pixels are from 0 to 255."""
+    """What a Detectron2 config must say for these weights, by dotted name; pixels are from 0 to 255.
+
+    Detectron2 by default freezes batch norm and the first stages. The paper trains all of them, with batch norm over all GPUs:
+    appendix C.2, after MoCo (facebookresearch/moco, detection/configs/Base-RCNN-C4-BN.yaml).
+    """
     depth = int(description["arch"].removeprefix("resnet"))
     return {
         "MODEL.PIXEL_MEAN": [round(255 * value, 3) for value in description["mean"]],
@@ -83,6 +87,8 @@ def detectron2_settings(description: Mapping[str, Any]) -> dict[str, Any]:
         "MODEL.RESNETS.DEPTH": depth,
         **({"MODEL.RESNETS.RES2_OUT_CHANNELS": 64} if depth in (18, 34) else {}),
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RESNETS.NORM": "SyncBN",
+        "MODEL.BACKBONE.FREEZE_AT": 0,
         "INPUT.FORMAT": "RGB",
     }
 
