@@ -31,7 +31,7 @@ Source:    Barlow Twins: the official evaluate.py's command for 1 %: SGD without
            Supervised: Zhai et al. 2019, "S4L" (arXiv 1905.03670), and google-research/s4l, config/supervised_imagenet_1p.sh and
            _10p.sh: from scratch, SGD without Nesterov momentum, batches of 256, 5 epochs of warm-up, pixels from -1 to 1, crop
            and flip. 1 %: 1000 epochs, 0.01 × N/256 divided by 10 after 700, 800 and 900, weight decay 1e-2; 10 %: 200 epochs,
-           0.1 × N/256 divided by 10 after 140, 160 and 180, weight decay 1e-3; neither for batch norm. Three things differ here:
+           0.1 × N/256 divided by 10 after 140, 160 and 180, weight decay 1e-3; both of kernels only. Three things differ here:
            its network is a ResNet-50 v2, ours v1; its noise in hue, saturation and value for 1 % is left out, because its
            factors, powers of two, cannot be expressed as a view; and its random crops are TensorFlow's, ours torchvision's.
            VICReg: the commands of its official README: 20 epochs, batches of 256, cosine, 0.03 and 0.08 for 1 %, 0.01 and 0.1
@@ -137,6 +137,7 @@ def supervised(config, subset):
     config.data.mean = config.data.std = (0.5, 0.5, 0.5)  # pixels from -1 to 1
     config.sgd.weight_decay = 1e-2 if few else 1e-3
     config.sgd.decay_norms = False
+    config.sgd.decay_biases = False
     config.sgd.schedule = "steps"
     config.sgd.decay_epochs = (700, 800, 900) if few else (140, 160, 180)
     config.sgd.decay_factor = 0.1

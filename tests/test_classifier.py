@@ -160,17 +160,22 @@ def test_warm_up(config, tmp_path):
         np.testing.assert_allclose(found[2:], [peak, peak, peak / 10, peak / 10, peak / 100, peak / 100], rtol=1e-6)
 
 
-def test_norms_without_decay(config, tmp_path):
-    """With sgd.decay_norms=False weight decay moves kernels but no scale of a batch norm, when there is no gradient."""
-    config.sgd.weight_decay, config.sgd.decay_norms = 0.1, False
+@pytest.mark.parametrize("norms", [True, False])
+@pytest.mark.parametrize("biases", [True, False])
+def test_what_is_decayed(config, tmp_path, norms, biases):
+    """Without a gradient only weight decay moves parameters: kernels, and norms and the classifier's bias if so set."""
+    config.sgd.update(weight_decay=0.1, decay_norms=norms, decay_biases=biases)
     made = training(config, tmp_path, TUNED)
-    params = jax.device_get(made.setup.init_state().params)
+    params = jax.tree.map(np.ones_like, jax.device_get(made.setup.init_state().params))
     nothing = jax.tree.map(np.zeros_like, params)
     updates, _ = made.setup.optimizer.update(nothing, made.setup.optimizer.init(params), params)
     moved = {
         jax.tree_util.keystr(path): bool(np.any(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
     }
-    assert all(changed == ("kernel" in path) for path, changed in moved.items())
+    bias = "['classifier']['linear']['bias']"
+    assert moved.pop(bias) == biases
+    assert all(changed == (norms or "kernel" in path) for path, changed in moved.items())
+    assert not all("kernel" in path for path in moved)
 
 
 def test_bad_input(config, tmp_path):

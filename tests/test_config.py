@@ -212,7 +212,7 @@ def test_the_supervised_row_is_from_scratch(subset, epochs, rate, steps, decay):
     assert (config.batch_size, config.epochs, config.init_from, finetune.from_scratch) == (256, epochs, "", True)
     assert finetune.learning_rate_from_scratch == rate and (sgd.momentum, sgd.nesterov) == (0.9, False)
     assert (sgd.schedule, tuple(sgd.decay_epochs), sgd.decay_factor, sgd.warmup_epochs) == ("steps", steps, 0.1, 5)
-    assert (sgd.weight_decay, sgd.decay_norms) == (decay, False)
+    assert (sgd.weight_decay, sgd.decay_norms, sgd.decay_biases) == (decay, False, False)
     assert tuple(config.data.mean) == tuple(config.data.std) == (0.5, 0.5, 0.5)
     view = config.supervised.view
     assert (view.jitter, view.grayscale, view.blur, view.flip) == (0, 0, 0, 0.5)

@@ -57,6 +57,7 @@ SGD = Group(
         "nesterov": Field(False, anything, "Whether to use Nesterov momentum"),
         "weight_decay": Field(1e-6, at_least(0, float), "Weight decay of all trained parameters"),
         "decay_norms": Field(True, anything, "Whether to decay the scales and shifts of batch norms too"),
+        "decay_biases": Field(True, anything, "Whether to decay the biases of linear layers too"),
         "schedule": Field(
             "cosine", one_of(("cosine", "steps")), "How learning rates fall, epoch by epoch: cosine to 0, or steps"
         ),
