@@ -1,6 +1,7 @@
 """A linear classifier on the frozen ResNet-50, on iNaturalist 2018: the paper's Table 3, last column.
 
-Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 3.3 and appendix: as in transfer_places.py, with 84 epochs.
+Source:    Zbontar et al. 2021 (arXiv 2103.03230), section 3.2 and appendix C.1: as in transfer_places.py, with 84
+           epochs. In vissl's file the rate is divided after 24, 48 and 72.
 Data:      TFDS `i_naturalist2018` (437 513 train images, 8142 classes), its validation split.
 Encoder:   the run in runs/resnet50_imagenet; --config.init_from=PATH for another.
 Hardware:  one or more GPUs.

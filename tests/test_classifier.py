@@ -160,6 +160,18 @@ def test_warm_up(config, tmp_path):
         np.testing.assert_allclose(found[2:], [peak, peak, peak / 10, peak / 10, peak / 100, peak / 100], rtol=1e-6)
 
 
+def test_a_batch_norm_on_the_features(config, tmp_path):
+    """Test images are judged with the running statistics, so that their batches make no difference."""
+    found = []
+    for size in (8, 32):
+        config.features.batch_size = size
+        made = training(config, tmp_path / str(size), FROZEN, batch_norm=True)
+        found.append(run(made)["final"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    running = final_state(made)[1].model_state["batch_stats"]["classifier"]["bn"]
+    assert np.any(running["mean"]) and np.any(running["var"] != 1)
+
+
 @pytest.mark.parametrize("norms", [True, False])
 @pytest.mark.parametrize("biases", [True, False])
 def test_what_is_decayed(config, tmp_path, norms, biases):

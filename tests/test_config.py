@@ -366,6 +366,23 @@ def test_ablations_that_contradict(fields, sentence):
     assert sentence in text and ";" not in text
 
 
+def test_cached_features_need_no_batch_norm():
+    config = config_lib.default("linear")
+    config.init_from = "runs/x"
+    config.linear.update(batch_norm=True, cached=True)
+    assert "linear.batch_norm is True, but with linear.cached features are standardised once" in complaint(config)
+
+
+def test_transfer_by_vissls_head():
+    """On Places and iNaturalist: batch norm on the features, which is not decayed, and Nesterov momentum."""
+    from configs import linear_imagenet, transfer_inat, transfer_places
+
+    for made, on in ((transfer_places, True), (transfer_inat, True), (linear_imagenet, False)):
+        config = made.get_config()
+        config_lib.check(config)
+        assert (config.linear.batch_norm, config.sgd.nesterov, config.sgd.decay_norms) == (on, on, not on)
+
+
 def test_vicregs_hinges_on_cifar10():
     """solo-learn's weight 25 is for their sum, where the loss has the mean; the small version keeps what it was measured with."""
     from configs import resnet18_cifar10, resnet18_cifar10_cpu

@@ -43,6 +43,27 @@ def batch():
     return {"views": {"image": views}, "label": labels, "example": np.arange(16, dtype=np.int32)}
 
 
+def test_a_batch_norm_before_the_classifier(batch):
+    """Of frozen features: the batch's statistics in training, from which the running ones follow; the encoder's stay."""
+    method = method_of(classifier=LinearClassifier(5, batch_norm=True), freeze_encoder=True)
+    params, model_state, _ = jax.jit(lambda: method.init(jax.random.key(3), spec_of(method)))()
+    params["classifier"]["bn"]["scale"] = jnp.linspace(0.5, 2, 8)
+    loss, (new, _, _) = jax.jit(method.loss)(params, model_state, {}, batch, 0, jax.random.key(0))
+    encoder = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
+    images = INPUTS.normalize(jnp.asarray(batch["views"]["image"][:, 0]))
+    features = np.asarray(method.encoder.apply(encoder, images, train=False), np.float64)
+    mean, var = features.mean(axis=0), features.var(axis=0)
+    head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["classifier"])
+    normalised = (features - mean) / np.sqrt(var + 1e-5) * head["bn"]["scale"] + head["bn"]["bias"]
+    logits = normalised @ head["linear"]["kernel"] + head["linear"]["bias"]
+    terms = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(16), batch["label"]]
+    assert float(loss) == pytest.approx(terms.mean(), rel=1e-5)
+    after = new["batch_stats"]
+    np.testing.assert_allclose(after["classifier"]["bn"]["mean"], 0.1 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(after["classifier"]["bn"]["var"], 0.9 + 0.1 * var * 16 / 15, rtol=1e-4)
+    chex.assert_trees_all_equal(after["encoder"], model_state["batch_stats"]["encoder"])
+
+
 @pytest.fixture(scope="module")
 def start():
     method = method_of()

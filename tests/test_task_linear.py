@@ -79,7 +79,9 @@ def test_a_fit_that_stops_early_is_told(config, tmp_path, capsys):
 )  # fmt: skip
 def test_the_protocol_says_what_is_done(config, changes, words):
     config.update_from_flattened_dict(changes)
-    assert describe_sgd(config).endswith(words)
+    assert describe_sgd(config).endswith(words) and "batch norm" not in describe_sgd(config)
+    config.linear.batch_norm = True
+    assert describe_sgd(config).startswith("frozen encoder; batch norm on the features; SGD, ")
 
 
 def official_files(folder):

@@ -17,7 +17,7 @@ from bt_jax.export import (
     to_torch,
 )
 from bt_jax.export.torch_weights import see_sound, weights_of_state_dict
-from bt_jax.models import Projector, make_encoder
+from bt_jax.models import LinearClassifier, Projector, make_encoder
 
 
 @functools.cache
@@ -127,6 +127,19 @@ def test_classifier_round_trip():
         np.testing.assert_array_equal(value, state[name])
     with pytest.raises(UserError, match="fc.bias is missing"):
         classifier_from_torch({"fc.weight": state["fc.weight"]})
+
+
+def test_a_classifiers_batch_norm_becomes_part_of_it():
+    """The same logits by one linear layer."""
+    rng = np.random.default_rng(0)
+    module, features = LinearClassifier(7, batch_norm=True), rng.standard_normal((6, 5)).astype(np.float32)
+    variables = jax.tree.map(
+        lambda x: rng.uniform(0.5, 2, x.shape).astype(np.float32), module.init(jax.random.key(0), features)
+    )
+    state = classifier_to_torch(variables)
+    assert {name: value.dtype for name, value in state.items()} == dict.fromkeys(("fc.weight", "fc.bias"), np.float32)
+    expected = module.apply(variables, features)
+    np.testing.assert_allclose(features @ state["fc.weight"].T + state["fc.bias"], expected, rtol=1e-5, atol=1e-5)
 
 
 def small(prefix="", arch="resnet18", **settings):

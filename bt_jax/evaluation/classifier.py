@@ -54,12 +54,14 @@ class ClassifierTraining:
         *,
         seed: int,
         rates: Rates,
+        batch_norm: bool = False,
         quiet: bool = False,
     ):
         """Args:
         config: of a task that trains a classifier.
         workdir: of this training, which may be a folder in an evaluation's workdir.
         rates: initial learning rates for a batch of 256, of "classifier" and "encoder"; without one the encoder is frozen.
+        batch_norm: whether the classifier normalises the features first.
         quiet: whether to leave out progress lines.
 
         Raises:
@@ -72,7 +74,8 @@ class ClassifierTraining:
         method = Supervised.build(
             config.supervised, encoder=judged.module, inputs=judged.inputs, facts=facts, mesh=mesh
         )
-        method = dataclasses.replace(method, freeze_encoder=self._frozen)
+        head = dataclasses.replace(method.classifier, batch_norm=batch_norm)
+        method = dataclasses.replace(method, freeze_encoder=self._frozen, classifier=head)
         self.setup = Setup(
             workdir=workdir,
             seed=seed,
@@ -141,6 +144,8 @@ class ClassifierTraining:
     def _look(self, state: TrainState, step: int) -> Look:
         counts = Counts()
         head = {"params": state.params["classifier"]}
+        if "classifier" in state.model_state["batch_stats"]:
+            head["batch_stats"] = state.model_state["batch_stats"]["classifier"]
         for local in self._tests():
             batch = mesh_lib.put_batch(self.setup.mesh, self._eval["batch_size"], local)
             counts += Counts.of(jax.device_get(self._count(state.encoder_variables(), head, batch)))

@@ -73,7 +73,10 @@ class Encoder:
 
     @property
     def classifier_variables(self) -> Any:
-        """The variables of the classifier, a `bt_jax.models.LinearClassifier`; None if the source has none."""
+        """The variables of the classifier, a `bt_jax.models.LinearClassifier`; None if the source has none.
+
+        After a run with `linear.batch_norm` they are those of one with `batch_norm=True`.
+        """
         return self.heads.get("classifier")
 
     def __repr__(self) -> str:

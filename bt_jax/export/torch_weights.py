@@ -18,6 +18,7 @@ from bt_jax.export.timm_weights import from_timm, to_timm, vit_in
 from bt_jax.export.torch_names import Shapes, flat, from_names, nearest, path_of, to_names
 from bt_jax.export.weights import EncoderWeights, Tree, encoder_shapes
 from bt_jax.models import Projector, make_encoder
+from bt_jax.models.norm import ViewBatchNorm
 from bt_jax.models.resnet import BLOCKS, BOTTLENECK
 from bt_jax.models.vit import VITS
 
@@ -116,9 +117,26 @@ def classifier_from_torch(state_dict: Mapping[str, Any], name: str = "fc") -> di
 
 
 def classifier_to_torch(variables: Mapping[str, Tree], name: str = "fc") -> dict[str, np.ndarray]:
-    """The inverse of `classifier_from_torch`; together with an encoder's tensors they make up the library's network."""
+    """The inverse of `classifier_from_torch`; together with an encoder's tensors they make up the library's network.
+
+    A batch norm on the features becomes part of the layer, with its running statistics.
+    """
+    if "bn" in variables["params"]:
+        variables = _without_norm(variables)
     features, classes = np.shape(variables["params"].get("linear", {}).get("kernel", np.zeros((0, 0))))
     return to_names(variables, _classifier_shapes(classes, features), lambda _: name, "a linear classifier")
+
+
+def _without_norm(variables: Mapping[str, Tree]) -> dict[str, Tree]:
+    """The classifier without batch norm that gives the same logits in evaluation, but for rounding."""
+    norm, linear = (
+        {n: np.asarray(v, np.float64) for n, v in variables["params"][part].items()} for part in ("bn", "linear")
+    )
+    mean, var = (np.asarray(variables["batch_stats"]["bn"][name], np.float64) for name in ("mean", "var"))
+    factor = norm["scale"] / np.sqrt(var + ViewBatchNorm.eps)
+    kernel = factor[:, None] * linear["kernel"]
+    bias = linear["bias"] + (norm["bias"] - mean * factor) @ linear["kernel"]
+    return {"params": {"linear": {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}}}
 
 
 def classifier_name(arch: str) -> str:

@@ -27,7 +27,7 @@ class Supervised(Method):
     freeze it (official evaluate.py).
 
     Attributes:
-      classifier: features (N, F) -> logits (N, K).
+      classifier: features (N, F) -> logits (N, K); with a batch norm, `batch_stats` has "classifier" too.
       view: the distribution of the view.
       label_smoothing: see `bt_jax.losses.softmax`.
       freeze_encoder: whether the encoder only computes features, with its running statistics, without a gradient and
@@ -79,6 +79,8 @@ class Supervised(Method):
         features = jnp.zeros((1, self.encoder.num_features))
         classifier = self.classifier.init(classifier_rng, features)
         statistics = {"encoder": encoder.get("batch_stats", {})}
+        if "batch_stats" in classifier:
+            statistics["classifier"] = classifier["batch_stats"]
         params = {"encoder": encoder["params"], "classifier": classifier["params"]}
         return params, model_state_of({"batch_stats": statistics}), {}
 
@@ -87,16 +89,21 @@ class Supervised(Method):
     ) -> tuple[jax.Array, tuple[PyTree, PyTree, dict[str, jax.Array]]]:
         del step, rng  # the view is already made, and nothing else is random
         images = self.inputs.normalize(batch["views"]["image"][:, 0])
-        encoder = {"params": params["encoder"], "batch_stats": model_state["batch_stats"]["encoder"]}
+        statistics = dict(model_state["batch_stats"])
+        encoder = {"params": params["encoder"], "batch_stats": statistics["encoder"]}
         if self.freeze_encoder:
             features = jax.lax.stop_gradient(self.encoder.apply(encoder, images, train=False))
         else:
             features, new = self.encoder.apply(encoder, images, train=True, mutable=["batch_stats"])
-            model_state = model_state_of({"batch_stats": {"encoder": new.get("batch_stats", {})}})
+            statistics["encoder"] = new.get("batch_stats", {})
         with jax.named_scope("loss"):
-            logits: Any = self.classifier.apply({"params": params["classifier"]}, features)
+            classifier = {"params": params["classifier"], "batch_stats": statistics.get("classifier", {})}
+            logits: Any
+            logits, new = self.classifier.apply(classifier, features, train=True, mutable=["batch_stats"])
+            if "classifier" in statistics:
+                statistics["classifier"] = new["batch_stats"]
             loss, parts = softmax_cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
-        return loss, (model_state, method_state, {"loss": loss, **parts})
+        return loss, (model_state_of({"batch_stats": statistics}), method_state, {"loss": loss, **parts})
 
     def heads(self) -> dict[str, nn.Module]:
         return {"classifier": self.classifier}

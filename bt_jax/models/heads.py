@@ -113,11 +113,20 @@ class Prototypes(nn.Module):
 
 
 class LinearClassifier(nn.Module):
-    """Features (N, F) -> logits (N, classes), float32 (official evaluate.py: weights normal(0, 0.01), biases zero)."""
+    """Features (N, F) -> logits (N, classes), float32 (official evaluate.py: weights normal(0, 0.01), biases zero).
+
+    Attributes:
+      batch_norm: whether the features are normalised before: in training with the batch's statistics, in evaluation with the
+        running ones (vissl's head "eval_mlp").
+    """
 
     num_classes: int
+    batch_norm: bool = False
 
     @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
+    def __call__(self, features: jax.Array, *, train: bool = False) -> jax.Array:
         init = nn.initializers.normal(0.01)
-        return nn.Dense(self.num_classes, kernel_init=init, name="linear")(features.astype(jnp.float32))
+        x = features.astype(jnp.float32)
+        if self.batch_norm:
+            x = ViewBatchNorm(name="bn")(x, views=1, train=train)
+        return nn.Dense(self.num_classes, kernel_init=init, name="linear")(x)

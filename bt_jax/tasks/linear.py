@@ -67,8 +67,9 @@ def evaluate_linear(
 
 
 def describe_sgd(config: ConfigDict) -> str:
+    norm = "batch norm on the features; " * config.linear.batch_norm
     return (
-        f"frozen encoder; SGD, {config.epochs} epochs in batches of {config.batch_size}, learning rate "
+        f"frozen encoder; {norm}SGD, {config.epochs} epochs in batches of {config.batch_size}, learning rate "
         f"{config.sgd.learning_rate_head:g} × {config.batch_size}/256, {described_training(config)}"
     )
 
@@ -105,6 +106,7 @@ def sgd_runs(evaluation: Evaluation, *, quiet: bool = False) -> list[Result]:
             evaluation.test,
             seed=seed,
             rates={"classifier": config.sgd.learning_rate_head},
+            batch_norm=config.linear.batch_norm,
             quiet=quiet,
         )
         for seed in seeds

@@ -1,6 +1,6 @@
 """The task `linear`: trains a linear classifier on the frozen encoder."""
 
-from bt_jax.config.field import Field, Group, Task
+from bt_jax.config.field import Field, Group, Task, contradiction
 from bt_jax.config.groups.checkpoint import CHECKPOINT
 from bt_jax.config.groups.data import DATA
 from bt_jax.config.groups.evaluation import FEATURES, SGD, needs_a_test_split, needs_an_encoder
@@ -10,12 +10,25 @@ from bt_jax.config.groups.run import INIT_FROM, LENGTHS, LOG, REPEATS, RUN
 from bt_jax.config.methods.supervised import SUPERVISED
 from bt_jax.config.rules import anything, at_least, positive_numbers
 
+
+@contradiction("linear.batch_norm", "linear.cached")
+def _cached_features_are_standardised(batch_norm, cached):
+    if batch_norm and cached:
+        return "linear.batch_norm is True, but with linear.cached features are standardised once and need no batch norm"
+    return None
+
+
 LINEAR = Group(
     "linear",
     "a linear classifier on frozen features",
     {
         "cached": Field(
             False, anything, "Whether to compute features once, without augmentation, and fit by L-BFGS instead of SGD"
+        ),
+        "batch_norm": Field(
+            False,
+            anything,
+            "Whether the classifier trained by SGD has a batch norm on the features, with running statistics on test images",
         ),
         "l2": Field(
             (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
@@ -29,6 +42,7 @@ LINEAR = Group(
         ),
         "max_iterations": Field(1000, at_least(1), "With cached, the largest number of L-BFGS iterations"),
     },
+    (_cached_features_are_standardised,),
 )
 
 TASK = Task(
