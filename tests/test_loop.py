@@ -146,16 +146,16 @@ def test_a_signal_before_any_step(tmp_path, after):
 
 
 class SyncPoint:
-    """JAX's, for this process and others that ask like it: a signal sets it once, to one more than the largest number passed."""
+    """JAX's, for this process and others that ask like it: a signal sets it once, to one more than the number passed last."""
 
     def __init__(self):
-        self.largest, self.point = 0, None
+        self.last, self.point = 0, None
 
     def signal(self):
-        self.point = self.largest + 1
+        self.point = self.last + 1
 
     def reached(self, number):
-        self.largest = max(self.largest, number)
+        self.last = number
         return number == self.point
 
 
@@ -184,6 +184,21 @@ def test_a_signal_to_several_processes(tmp_path, start_of_several):
     with pytest.raises(Preempted):
         run(tmp_path / "second", before={1: point.signal})
     assert saved(tmp_path / "second") == [2]
+
+
+def test_a_signal_to_several_processes_after_a_save(tmp_path, start_of_several):
+    """Is answered at the next step, though the saves of a resumed run have other numbers than its asks, and so in a second one."""
+    facts = Facts(num_examples=1600, num_classes=2, batch_size=8, epochs=1)
+    parts = {"facts": facts, "cadence": Cadence(save_steps=10), "method": TwoNumbers(ends=1000)}
+    for before, step in ((100, 101), (121, 122)):
+        with pytest.raises(Preempted):
+            run(tmp_path / "resumed", before={before: start_of_several().signal}, **parts)
+        assert saved(tmp_path / "resumed")[-1] == step
+    point = start_of_several()
+    run(tmp_path / "first", **parts)
+    with pytest.raises(Preempted):
+        run(tmp_path / "second", before={10: point.signal}, **parts)
+    assert saved(tmp_path / "second") == [10, 11]
 
 
 def test_a_signal_to_several_processes_that_dispatch_ten_steps(tmp_path, start_of_several):

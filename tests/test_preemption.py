@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -92,6 +93,34 @@ def test_outside_of_the_main_thread():
     thread.start()
     thread.join()
     assert found == [False, True]
+
+
+OF_THE_SERVICE = """
+import os, signal, sys, time
+import jax, jax.numpy as jnp
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", 1, 0, cluster_detection_method="deactivate")
+from etils import epath
+from bt_jax.engine.checkpoint import Checkpoints
+from bt_jax.runtime.preemption import Preemption
+preemption, checkpoints = Preemption(), Checkpoints(epath.Path(sys.argv[2]))
+preemption._several = True  # asks as with others
+assert not any(preemption.reached() for _ in range(50))
+checkpoints.save(10_000, {"w": jnp.zeros(3)})
+checkpoints.wait()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(2)  # the service has a thread of its own
+print("stopped at ask", next((ask for ask in range(51, 100) if preemption.reached()), None), flush=True)
+os._exit(0)  # instead of waiting for the service to end
+"""
+
+
+def test_a_save_leaves_the_sync_point_alone(tmp_path):
+    """Of JAX's own service: after a save at step 10 000, a signal stops the run at its next ask, which is the 51st."""
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    command = [sys.executable, "-c", OF_THE_SERVICE, str(port), str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.stdout == "stopped at ask 51\n", ended.stderr
 
 
 def test_errors_of_what_may_be_broken_off():

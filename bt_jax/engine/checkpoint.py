@@ -66,7 +66,7 @@ class Checkpoints:
         self._first: tuple[int, Mapping[str, int], Any] | None = None  # to be read back: step, fingerprints, structure
         self._read: set[int] = set()  # steps that were read back
         try:
-            self._manager = ocp.CheckpointManager(absolute(self.folder), options=options)
+            self._manager = _Manager(absolute(self.folder), options=options)
         except OSError as error:
             raise UserError(f"checkpoints cannot be kept in {self.folder} ({error.strerror or error}).") from None
 
@@ -234,6 +234,17 @@ class Checkpoints:
         except Exception as error:
             self._cannot_write("the last checkpoint", error)
             raise
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves preemption to the loop."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never: Orbax would ask JAX's service with the training's step, and the service takes the last number that a process
+        passed for its place (bt_jax/runtime/preemption.py), so a signal would stop the run thousands of asks later, or never.
+        """
+        del step
+        return False
 
 
 class _Best:

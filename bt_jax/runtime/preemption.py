@@ -82,9 +82,10 @@ class Preemption:
     def reached(self) -> bool:
         """Whether to save and exit now; all processes must ask at the same steps, and all get the same answer.
 
-        The service stops the processes at one more than the largest number that any of them has passed, 0 before the first,
-        and at no other. So they pass how often they have asked: a training's steps may begin anywhere, rise by several, and
-        begin again in the next training.
+        The service stops the processes at one more than the largest of the numbers that each of them has passed last, 0 before
+        the first, and at no other. So they pass how often they have asked: a training's steps may begin anywhere, rise by
+        several, and begin again in the next training. Nothing else may pass numbers, which Orbax would do at each save
+        (bt_jax/engine/checkpoint.py, `_Manager`).
         """
         if self._several:
             return multihost_utils.reached_preemption_sync_point(next(_asks))
