@@ -1,6 +1,7 @@
 """bt_jax/runtime/mesh.py: which process loads which rows, and on which devices they go."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -57,6 +58,68 @@ def test_several_slices():
     assert [d.slice_index for d in mesh_of(-1, devices=shuffled).devices] == [0] * 4 + [1] * 4
     with pytest.raises(UserError, match="mesh.data is 1, which does not divide among 2 slices; lower mesh.model"):
         mesh_of(-1, 8, devices=devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeChip:
+    """The attributes of a TPU's devices that decide their order."""
+
+    id: int
+    device_kind: str
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    process_index: int = 0
+    core_on_chip: int = 0
+    platform: str = "tpu"
+
+
+def chips(kind, *sides, slices=1):
+    """The chips of slices, numbered as a TPU's: x runs fastest."""
+    places = list(itertools.product(*(range(side) for side in (*sides, 1, 1)[:3][::-1])))
+    return [FakeChip(i, kind, places[i % len(places)][::-1], i // len(places)) for i in range(slices * len(places))]
+
+
+@pytest.mark.parametrize("model", [2, 4])
+@pytest.mark.parametrize(
+    ("kind", "sides", "slices"),
+    [
+        ("TPU v6 lite", (4, 4), 1),
+        ("TPU v6 lite", (16, 16), 1),
+        ("TPU v4", (4, 4, 4), 1),
+        ("TPU v5p", (4, 4, 8), 1),
+        ("TPU v5 lite", (4, 4), 2),
+        ("TPU v5 lite", (16, 16), 2),
+    ],
+)
+def test_a_model_axis_on_slices(kind, sides, slices, model):
+    """Of two or four chips that are nearest neighbours, or in a square; each chip stands in the mesh once."""
+    devices = chips(kind, *sides, slices=slices)
+    mesh = mesh_of(-1, model, devices=devices)
+    assert mesh.shape == {"data": len(devices) // model, "model": model}
+    assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 2
+    assert sorted(chip.id for chip in mesh.devices.flat) == list(range(len(devices)))
+    for row in mesh.devices:
+        assert len({chip.slice_index for chip in row}) == 1
+        extent = np.ptp([chip.coords for chip in row], axis=0)
+        assert sorted(extent) in {2: [[0, 0, 1]], 4: [[0, 0, 3], [0, 1, 1]]}[model]
+
+
+@pytest.mark.parametrize("count", [3, 5, 7])
+def test_some_of_a_hosts_chips(count):
+    """That are no box: in the order of their numbers."""
+    assert [chip.id for chip in mesh_of(count, devices=chips("TPU v5 lite", 2, 4)).devices] == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sides", "model"), [("TPU v5 lite", (2, 4), 1), ("TPU v4", (2, 2, 4), 4), ("gpu", (8,), 2)]
+)
+def test_the_order_is_that_of_jax(kind, sides, model):
+    """Where `jax.make_mesh` has one."""
+    devices = [dataclasses.replace(chip, platform="gpu" if kind == "gpu" else "tpu") for chip in chips(kind, *sides)]
+    shape, names = ((len(devices) // model, model), ("data", "model")) if model > 1 else ((len(devices),), ("data",))
+    assert mesh_of(-1, model, devices=devices) == jax.make_mesh(
+        shape, names, (jax.sharding.AxisType.Auto,) * len(names), devices=devices
+    )
 
 
 @pytest.mark.parametrize(("batch", "near"), [(12, "8 or 16"), (5, "8"), (260, "256 or 264")])

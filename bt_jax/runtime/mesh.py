@@ -51,14 +51,26 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
             raise UserError(f"{product}, but there are {len(devices)} devices{right}.")
         devices = devices[:wanted]
     shape, names = ((data, model), (DATA_AXIS, MODEL_AXIS)) if model > 1 else ((data,), (DATA_AXIS,))
-    types = (AxisType.Auto,) * len(names)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(shape, names, types, devices=devices)
     if data % slices:
         raise UserError(f"mesh.data is {data}, which does not divide among {slices} slices; lower mesh.model.")
-    within, across = (data // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), names, types)
+    return Mesh(_arranged(shape, slices, devices), names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def _arranged(shape: tuple[int, ...], slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """The devices in an array of `shape`, neighbours along the axes being near in the TPU's network where JAX knows it.
+
+    `jax.make_mesh` splits a physical axis over two of the mesh's on v5e only, and so has no mesh with a small axis "model" on
+    most other slices.
+    """
+    try:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        within, across = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
+        return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, ValueError):  # no box of chips, such as three of a host's eight
+        in_order = sorted(devices, key=lambda device: (getattr(device, "slice_index", 0), device.id))
+        return np.array(in_order, object).reshape(shape)
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
