@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import sys
 import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -352,6 +353,35 @@ def test_which_checkpoints_are_kept(tmp_path):
     assert saved(tmp_path / "newest") == [12, 14]
 
 
+@pytest.mark.parametrize("together", [1, 2])
+def test_reporting_asks_the_device_for_nothing(tmp_path, monkeypatch, together):
+    """Nothing is computed between dispatches, which would wait for the step just dispatched: rates come from the steps."""
+    facts = Facts(num_examples=32, num_classes=2, batch_size=8, epochs=2)
+    settings = {**SGD, "schedule": "steps", "decay_epochs": (1,), "decay_factor": 0.1, "warmup_epochs": 1}
+    traced, report = [], loop._report
+
+    def schedule_of_steps(step):
+        traced.append(isinstance(step, jax.core.Tracer))
+        return schedule(step)
+
+    def only_reported(*arguments, **more):
+        with jax.transfer_guard_host_to_device("disallow"):  # of which an operation on a Python number is one
+            report(*arguments, **more)
+
+    optimizer = make_optimizer(settings, facts)
+    schedule = optimizer.schedules["weights"]
+    optimizer.schedules["weights"] = schedule_of_steps
+    monkeypatch.setattr(loop, "_report", only_reported)
+    monkeypatch.setattr(sys.modules[__name__], "make_optimizer", lambda *_: optimizer)
+    run(tmp_path, facts=facts, together=together)
+    assert traced and all(traced)
+    rates = [r["learning_rate_weights"] for r in records(tmp_path) if "loss" in r]
+    peak = np.float32(8 / 256)
+    np.testing.assert_array_equal(
+        rates, [float(x) for x in (0, peak / 4, peak / 2, 3 * peak / 4, *[peak * np.float32(0.1)] * 4)]
+    )
+
+
 class Metric:
     """A scalar that is being computed: who asks for it is noted."""
 
@@ -373,7 +403,7 @@ def test_the_next_step_does_not_wait_for_the_last_ones_metrics(tmp_path, monkeyp
     def program(state, _):
         step = int(state.step) + 1
         events.append(("begun", step))
-        return state.replace(step=jnp.int32(step)), {"loss": Metric(step, events)}
+        return state.replace(step=jnp.int32(step)), {"loss": Metric(step, events), "learning_rate_weights": 1.0}
 
     monkeypatch.setattr(loop, "_program", lambda _: program)
     monkeypatch.setattr(jax, "transfer_guard", lambda _: nullcontext())

@@ -162,12 +162,14 @@ def _report(
 ) -> None:
     """Reports a dispatch, whose metrics are scalars or have an axis of steps that ends at `last`."""
     names, schedules = run.setup.method.metrics, run.setup.optimizer.schedules
+    # Of the step itself: a schedule called here would put its operations behind the step that has just been dispatched.
+    rate_names = [f"learning_rate_{name}" for name in schedules]
     columns = {name: np.ravel(values) for name, values in jax.device_get(dict(metrics)).items()}
     count = len(columns[names[0]])
     for i in range(count):
         step = last - count + 1 + i
         values = {name: float(columns[name][i]) for name in names}
-        rates = {f"learning_rate_{name}": float(np.asarray(schedule(step - 1))) for name, schedule in schedules.items()}
+        rates = {name: float(columns[name][i]) for name in rate_names}
         run.reporter.step(step, values, rates, timed=i == count - 1, at_once=at_once)
         if not all(map(math.isfinite, values.values())):
             found = ", ".join(f"{name} {value:g}" for name, value in values.items())

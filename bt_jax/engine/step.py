@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from bt_jax.engine.state import TrainState, shardings_of
 from bt_jax.methods.base import Batch, Method
-from bt_jax.optim import AnyOptimizer
+from bt_jax.optim import AnyOptimizer, Optimizer
 from bt_jax.runtime import mesh as mesh_lib
 
 Metrics = dict[str, jax.Array]
@@ -21,7 +21,11 @@ def make_train_step(method: Method, optimizer: AnyOptimizer, seed: int) -> Step:
     The step does not depend on devices: with the batch sharded over its first axis and the state replicated, the compiler
     makes the gradients and batch statistics those of the global batch. Random numbers follow from (seed, step), so that
     resuming needs no generator state.
+
+    Args:
+      optimizer: if it has schedules, their rates in this step, () float32, are among the metrics, as "learning_rate_<name>".
     """
+    schedules = optimizer.schedules if isinstance(optimizer, Optimizer) else {}
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -34,7 +38,8 @@ def make_train_step(method: Method, optimizer: AnyOptimizer, seed: int) -> Step:
             params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         params, method_state = method.after_update(state.params, params, method_state, step)
-        return TrainState(step, params, model_state, method_state, opt_state), metrics
+        rates = {f"learning_rate_{name}": schedule(state.step) for name, schedule in schedules.items()}
+        return TrainState(step, params, model_state, method_state, opt_state), metrics | rates
 
     return train_step
 
