@@ -1,7 +1,10 @@
 """bt_jax/engine/checkpoint.py: what was saved comes back bit for bit, and a damaged checkpoint is skipped."""
 
+import errno
 import json
+import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ from etils import epath
 
 from bt_jax.engine import checkpoint
 from bt_jax.engine.checkpoint import Checkpoints
-from bt_jax.engine.storage import steps_in
+from bt_jax.engine.storage import of_access, steps_in
 from bt_jax.errors import UserError
 from bt_jax.runtime import mesh as mesh_lib
 
@@ -92,6 +95,58 @@ def test_damaged_newest_falls_back(tmp_path, mesh):
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2, 3]
     checkpoints.close()
+
+
+class OfAStore(Exception):
+    """As of a library that reaches object stores."""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("UNAVAILABLE: HTTP 503 [source locations]"), "UNAVAILABLE: HTTP 503"),
+        (ValueError("DEADLINE_EXCEEDED: no answer"), "DEADLINE_EXCEEDED: no answer"),
+        (ValueError("PERMISSION_DENIED: HTTP 403"), "PERMISSION_DENIED: HTTP 403"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"),
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), "Connection timed out"),
+        (OfAStore("503"), "503"),
+    ],
+)
+@pytest.mark.parametrize("notes", [False, True])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path, mesh, monkeypatch, error, words, notes):
+    """A sentence, and nothing is moved; once it can be read, it is used."""
+    monkeypatch.setitem(sys.modules, "botocore.exceptions", SimpleNamespace(ClientError=OfAStore))
+    save(tmp_path, mesh, [1, 2])
+    checkpoints = Checkpoints(epath.Path(tmp_path))
+
+    def fail(*_, **__):
+        raise ValueError("a restore failed") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((checkpoint, "_notes") if notes else (checkpoints._manager, "restore")), fail)
+        with pytest.raises(UserError) as found:
+            checkpoints.restore_newest(like(state_at(0, mesh)))
+    assert str(found.value) == (
+        f"the checkpoint of step 2 in {tmp_path}/checkpoints cannot be read now ({words}), and may be good; nothing was changed: "
+        "the same command resumes there once it can be read, and from the one before if it is moved away."
+    )
+    assert not (tmp_path / "damaged_checkpoints").exists()
+    assert checkpoints.restore_newest(like(state_at(0, mesh)))[1:] == (2, [])
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory"),
+        ValueError("NOT_FOUND: Error opening"),
+        ValueError("DATA_LOSS: Error reading"),
+        OSError(errno.EBADMSG, "Bad message"),
+    ],
+)
+def test_what_is_missing_or_differs_is_damaged(error):
+    assert not of_access(error)
 
 
 def test_all_damaged(tmp_path, mesh):

@@ -25,7 +25,7 @@ from etils import epath
 
 from bt_jax.engine.fingerprints import compare, fingerprints, fingerprints_on_host
 from bt_jax.engine.state import shape_differences
-from bt_jax.engine.storage import cause_of, move_step, of_storage, quiet_orbax, steps_in
+from bt_jax.engine.storage import cause_of, move_step, of_access, of_storage, quiet_orbax, steps_in
 from bt_jax.errors import UserError, some
 from bt_jax.runtime import processes
 from bt_jax.runtime.files import read_object, sealed
@@ -184,7 +184,8 @@ class Checkpoints:
           (state, step, notices): None and None without a checkpoint; notices has a sentence for each damaged one.
 
         Raises:
-          UserError: no checkpoint can be read (they are left unchanged), or the processes of a run see different ones.
+          UserError: no checkpoint can be read, or one cannot be read now and may be good (they are left unchanged), or the
+            processes of a run see different ones.
         """
         damaged = {}
         steps = self.steps()
@@ -196,6 +197,12 @@ class Checkpoints:
                 if expected is not None:
                     compare(expected, fingerprints(restored.state))
             except Exception as error:  # Orbax passes on errors of JSON, tensorstore and the file system
+                if of_access(error):
+                    raise UserError(
+                        f"the checkpoint of step {step} in {self.folder} cannot be read now ({cause_of(error)}), and may be good; "
+                        "nothing was changed: the same command resumes there once it can be read, and from the one before "
+                        "if it is moved away."
+                    ) from error
                 damaged[step] = cause_of(error)
                 processes.agree("readable checkpoints", {"the damaged one": step}, seconds=60)
                 continue

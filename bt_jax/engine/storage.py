@@ -21,6 +21,13 @@ _SIGNS = (
     "No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Read-only file system", "Permission denied", "PERMISSION_DENIED",
     "No such file or directory", "NOT_FOUND", "Input/output error", "Stale file handle", "File too large", "UNAVAILABLE",
 )  # fmt: skip
+# Errors that say nothing about the content of a file: those of access, and of disks and stores that do not answer.
+_SIGNS_OF_ACCESS = (
+    "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "Permission denied",
+    "Input/output error", "Stale file handle", "Connection timed out",
+)  # fmt: skip
+_OF_CONTENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_ERRNOS_OF_CONTENT = {errno.EBADMSG, errno.EUCLEAN}  # the file system's own checks
 
 
 _COMPLETE = "commit_success.txt"  # orbax.checkpoint._src.path.atomicity_types.COMMIT_SUCCESS_FILE
@@ -30,6 +37,18 @@ def of_storage(error: BaseException | None) -> bool:
     """Whether an error, or one that caused it, comes from storage; all others are bugs."""
     while error is not None:
         if isinstance(error, errors_of_files()) or any(sign in str(error) for sign in _SIGNS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def of_access(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, says that something could not be read now, and not that it is missing or damaged."""
+    while error is not None:
+        of_files = isinstance(error, errors_of_files()) and not isinstance(error, _OF_CONTENT)
+        if of_files and getattr(error, "errno", None) not in _ERRNOS_OF_CONTENT:
+            return True
+        if any(sign in str(error) for sign in _SIGNS_OF_ACCESS):
             return True
         error = error.__cause__ or error.__context__
     return False
