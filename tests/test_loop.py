@@ -229,6 +229,25 @@ def test_a_look_that_is_broken_off_is_taken_again(tmp_path):
     assert [r["step"] for r in records(tmp_path) if "seen" in r] == [2, 4, 6]
 
 
+def test_a_look_that_is_taken_again_counts_for_its_step(tmp_path):
+    """Its score is the best, so its checkpoint stays, also after one more restart."""
+    looks = []
+
+    def look(_, step):
+        looks.append(step)
+        if looks == [2]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Look({"seen": step}, "", score=-step)
+
+    parts = {"look": look, "cadence": Cadence(look_epochs=1), "keep": (1, 0, 1)}
+    for before, kept in ({}, [2]), ({4: lambda: os.kill(os.getpid(), signal.SIGTERM)}, [2, 5]):
+        with pytest.raises(Preempted):
+            run(tmp_path, before=before, **parts)
+        assert saved(tmp_path) == kept
+    run(tmp_path, **parts)
+    assert saved(tmp_path) == [2, 6] and looks == [2, 2, 4, 6]
+
+
 def test_a_last_look_that_is_broken_off_twice(tmp_path):
     """The run ends only once it is taken, as its result would be that of the look before."""
     looks = []

@@ -28,7 +28,7 @@ from bt_jax.engine.state import shape_differences
 from bt_jax.engine.storage import cause_of, move_step, of_access, of_storage, quiet_orbax, steps_in
 from bt_jax.errors import UserError, some
 from bt_jax.runtime import processes
-from bt_jax.runtime.files import read_object, sealed
+from bt_jax.runtime.files import errors_of_files, read_object, sealed, write_whole
 from bt_jax.runtime.paths import absolute
 
 
@@ -99,6 +99,22 @@ class Checkpoints:
         except Exception as error:  # possibly from the previous save, which shows only now
             self._cannot_write(f"the checkpoint of step {step}, or the one before,", error)
             raise
+
+    def add_score(self, step: int, score: float) -> None:
+        """Notes how good the state of a saved step is, if that was measured only afterwards; higher is better.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
+        self._scores[step] = float(score)
+        if jax.process_index() == 0:
+            path = self.folder / str(step) / "score" / "metadata"  # as `ocp.args.JsonSave` writes it
+            try:
+                path.parent.mkdir(exist_ok=True)
+                write_whole(path, json.dumps(_sealed({"score": float(score)})))
+            except errors_of_files() as error:
+                self._cannot_write(f"the score of step {step}", error)
+                raise
 
     def wait(self) -> None:
         """Waits until everything is on disk.

@@ -71,6 +71,8 @@ def run_steps(run: Run, look: Callable[[TrainState, int], Look] | None = None) -
     if look_is_due and not preemption.finished(lambda: looks.take(state, before)):
         # Even after the last step: without this look the result would be that of the one before.
         preemption.leave("nothing new was to be saved")
+    if before and (score := looks.score_at(before)) is not None:
+        run.checkpoints.add_score(before, score)
     if before == facts.total_steps:
         return state
     if preemption.signal and jax.process_count() == 1:  # several agree at a step
