@@ -37,6 +37,25 @@ def test_every_example_is_as_likely_everywhere():
     assert np.abs(counts - 500).max() < 5 * np.sqrt(500 * 5 / 6)
 
 
+def test_two_threads_ask_for_two_epochs():
+    """Each gets its own epoch's batch, though the other's order replaces the one that is kept."""
+
+    class Interrupted(Order):
+        """Another thread keeps the other epoch's order whenever one has been kept."""
+
+        @property
+        def _cached(self):
+            return self._kept
+
+        @_cached.setter
+        def _cached(self, value):
+            self._kept = value and (1 - value[0], permutation(0, 1 - value[0], 20))
+
+    order = Interrupted(0, 20, 5)
+    for step in (1, 2, 6, 1):
+        np.testing.assert_array_equal(order.batch(step)[1], Order(0, 20, 5).batch(step)[1])
+
+
 def test_batches_of_an_epoch_are_disjoint():
     """Each example at most once per epoch; what does not fill a batch is dropped, other examples each time."""
     order = Order(seed=1, n=23, batch_size=5)

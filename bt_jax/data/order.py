@@ -37,9 +37,10 @@ class Order:
     def batch(self, step: int) -> tuple[int, np.ndarray]:
         """The epoch of a step (counted from 0), and the examples of the global batch, (batch_size,) int64."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, permutation(self._seed, epoch, self._n))
-        return epoch, self._cached[1][place * self._batch_size : (place + 1) * self._batch_size]
+        cached = self._cached  # read once: another thread may ask for another epoch meanwhile
+        if cached is None or cached[0] != epoch:
+            self._cached = cached = (epoch, permutation(self._seed, epoch, self._n))
+        return epoch, cached[1][place * self._batch_size : (place + 1) * self._batch_size]
 
 
 def check_rows(rows: np.ndarray, batch_size: int) -> None:
