@@ -153,5 +153,22 @@ def test_a_set_that_does_not_fit_several_steps():
     assert "images come from the host:\nnoise needs" in feed_of(source, config).words
 
 
+@pytest.mark.parametrize(("mine", "other", "kind"), [(10**11, 57_599, CanvasFeed), (10**11, 57_600, ResidentFeed)])
+def test_processes_with_different_memory(monkeypatch, mine, other, kind):
+    """The set stays in it only if it fits in all: they would compile different programs, and wait for each other for ever."""
+    from bt_jax.data import device_feed
+
+    def gathered(array):
+        return np.stack([array, np.array([other]).view(np.uint32)])
+
+    monkeypatch.setattr(device_feed.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(device_feed.multihost_utils, "process_allgather", gathered)
+    config = device_config(device_bytes=mine)
+    room, _ = device_feed._room(config, jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,)))
+    monkeypatch.undo()
+    assert room == other
+    assert isinstance(feed_of(noise(), device_config(device_bytes=room)), kind)
+
+
 def test_amounts():
     assert (amount(153.6e6), amount(3.072e9), amount(57600)) == ("154 MB", "3.07 GB", "0.0576 MB")

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -201,12 +202,20 @@ def _needs(source: Source, config: ConfigDict) -> int:
 
 
 def _room(config: ConfigDict, mesh: Mesh) -> tuple[int, str]:
-    """Bytes of a device's memory that the set may take, and the device in words."""
+    """Bytes of a device's memory that the set may take, and the device in words.
+
+    Of several processes the least: they must all compile the same program, and hosts differ a little in their memory.
+    """
     device = mesh.local_devices[0]
     total = (device.memory_stats() or {}).get("bytes_limit")
     if total is None:  # a CPU, whose devices share the host's memory
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
-    return config.device_bytes or total // 4, f"{device.device_kind} with {amount(total)}"
+    room = config.device_bytes or total // 4
+    if jax.process_count() > 1:
+        halves = np.array([room], np.int64).view(np.uint32)  # JAX has no integers of 64 bits here
+        gathered = np.ascontiguousarray(multihost_utils.process_allgather(halves))
+        room = int(gathered.view(np.int64).min())
+    return room, f"{device.device_kind} with {amount(total)}"
 
 
 def _placed(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
