@@ -57,6 +57,20 @@ def test_a_plan_is_the_step_of_a_run(planned):
     assert plan.loss_flops == 8 * 16 * 16 * 64 / 8 < plan.flops
 
 
+@pytest.mark.parametrize(
+    ("steps", "found", "right"),
+    [(1, "", ""), (10, " and steps_per_dispatch 10", " and steps_per_dispatch to 1")],
+)
+def test_views_of_the_device_are_not_planned(tmp_path, steps, found, right):
+    """They are part of a run's program, and would be missing in the plan's."""
+    with pytest.raises(UserError) as error:
+        pod_plan.pod_plan(small_config(**{"data.views": "device", "steps_per_dispatch": steps}), str(tmp_path))
+    assert str(error.value) == (
+        f"data.views is 'device'{found}, but a plan is of single steps whose views come from the host; "
+        f"set data.views to 'host'{right}."
+    )
+
+
 def test_what_follows_from_a_plan(planned):
     """Rates are the chip's, times add up, and a run takes its epochs' steps."""
     result, written, plan = planned

@@ -39,10 +39,11 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
       The content of WORKDIR/pod_plan_<topology>.json.
 
     Raises:
-      UserError: libtpu is not installed, the topology is unknown, the mesh or the batch does not divide, or the file cannot
-        be written.
+      UserError: libtpu is not installed, the topology is unknown, views are made on the device, the mesh or the batch does not
+        divide, or the file cannot be written.
     """
     config_lib.check(config)
+    _check_views(config)
     folder = as_path(workdir, "--workdir")
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and libtpu must not look for chips
     if not config.pod.topology:
@@ -94,6 +95,17 @@ def pod_plan(config: ConfigDict, workdir: str) -> dict[str, Any]:
         ) from error
     console.say(f"written   {path}")
     return result
+
+
+def _check_views(config: ConfigDict) -> None:
+    """Raises UserError unless the host makes the views: else a run's program holds the set and makes them, here it would not."""
+    if config.data.views != "host":
+        several = config.steps_per_dispatch > 1
+        raise UserError(
+            f"data.views is {config.data.views!r}{f' and steps_per_dispatch {config.steps_per_dispatch}' * several}, but a plan is of "
+            "single steps whose views come from the host; set data.views to 'host'"
+            f"{' and steps_per_dispatch to 1' * several}."
+        )
 
 
 def make_plan(config: ConfigDict, mesh: Mesh, topology: Topology, facts: Facts) -> Plan | str:
