@@ -325,7 +325,8 @@ def full(folder: pathlib.Path) -> bool:
         return right
     with disk(folder / "full_plan", "4k") as small:
         (small / "ballast").write_bytes(bytes(4096))
-        command = Command(folder, *RUN, "--config.task=pod_plan", "--config.pod.topology=v5e:2x2", f"--workdir={small}")
+        plan = ("--config.task=pod_plan", "--config.data.views=host", "--config.pod.topology=v5e:2x2")
+        command = Command(folder, *RUN, *plan, f"--workdir={small}")
         good = command.one_sentence("No space left") and "a step" in command.said()
         return tell("full: pod_plan", good, command.last()) and right
 
