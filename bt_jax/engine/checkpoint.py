@@ -183,7 +183,7 @@ class Checkpoints:
             ) from error
         self._read.add(step)
 
-    def _cannot_write(self, what: str, error: Exception) -> None:
+    def _cannot_write(self, what: str, error: BaseException) -> None:
         """Raises a UserError for an error of the storage; any other is a bug, which the caller raises."""
         if of_storage(error) and not isinstance(error, UserError):
             good = steps_in(self.folder)
