@@ -7,6 +7,7 @@ from PIL import Image
 
 from bt_jax.data.order import draw_seed
 from bt_jax.data.sources.photographs import load_photograph
+from bt_jax.data.views import host
 from bt_jax.data.views import host_operations as operations
 from bt_jax.data.views.host import (
     apply_jigsaw,
@@ -18,6 +19,7 @@ from bt_jax.data.views.host import (
     sample_view,
 )
 from bt_jax.data.views.spec import VIEW_A, VIEW_B, Jigsaw, ViewGroup, ViewParameters, ViewSpec, draw_number
+from bt_jax.pixels import PHOTOGRAPHS, Pixels
 
 
 @pytest.mark.parametrize(("view", "spec"), [("a", VIEW_A), ("b", VIEW_B)])
@@ -253,6 +255,42 @@ def test_evaluation_view_is_torchvisions(height, width):
     expected = np.asarray(expected.crop((left, top, left + 224, top + 224))).astype(int)
     difference = np.abs(found - expected)
     assert difference.max() <= 1 and np.mean(difference > 0) <= 1e-2
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(300, 400), (401, 300), (50, 499), (7, 5), (1, 16), (900, 60), (256, 256)]
+)
+@pytest.mark.parametrize("pixels", [PHOTOGRAPHS, Pixels(3, (0.0, 65535.0))], ids=["photographs", "values"])
+def test_the_centre_alone_is_that_of_the_whole(monkeypatch, height, width, pixels):
+    """What is resized for the centre of a very long image gives the same: five values in a thousand a level of 255 off."""
+    image = np.random.default_rng(width).integers(0, pixels.top + 1, (height, width, 3)).astype(pixels.dtype)
+    whole = evaluation_view(tf.constant(image), 256, 224, pixels).numpy().astype(int)
+    monkeypatch.setattr(host, "_LONG", 0)
+    alone = evaluation_view(tf.constant(image), 256, 224, pixels).numpy().astype(int)
+    difference = np.abs(alone - whole) * 255 / pixels.top
+    assert difference.max() <= 1 and np.mean(difference > 0.1) <= 5e-3
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 300), (65000, 1), (2, 65000)])
+def test_very_long_images_take_little_memory(monkeypatch, height, width):
+    """Of a strip only what the centre shows is resized, and it is Pillow's: from levels of float64."""
+    made, resize = [], tf.raw_ops.ScaleAndTranslate
+    monkeypatch.setattr(tf.raw_ops, "ScaleAndTranslate", lambda **fields: made.append(resize(**fields)) or made[-1])
+    image = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    found = evaluation_view(tf.constant(image), 256, 224).numpy().astype(int)
+    assert max(tf.size(x).numpy() for x in made) <= 256 * 256 * 3
+    short, long = min(height, width), max(height, width)
+    expected = np.moveaxis(image if width >= height else image.transpose(1, 0, 2), 2, 0).astype(np.float64)
+    for axis, size in ((2, long), (1, short)):
+        first = round((256 * size // short - 224) / 2)
+        places = (first + np.arange(224) + 0.5) * size / (256 * size // short) - 0.5
+        low = np.floor(places).astype(int)
+        part = places - low
+        expected = np.take(expected, np.clip(low, 0, size - 1), axis) * (
+            1 - part.reshape([-1, 1] if axis == 1 else [-1])
+        ) + np.take(expected, np.clip(low + 1, 0, size - 1), axis) * part.reshape([-1, 1] if axis == 1 else [-1])
+    expected = np.moveaxis(expected, 0, 2)
+    assert np.abs(found - (expected if width >= height else expected.transpose(1, 0, 2))).max() <= 1.01
 
 
 def test_small_evaluation_view():

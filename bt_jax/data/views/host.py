@@ -25,6 +25,7 @@ from bt_jax.data.views.host_operations import (
     packed,
     resized,
     resized_values,
+    resized_window,
     solarize,
     unpacked,
 )
@@ -43,6 +44,7 @@ from bt_jax.data.views.spec import (
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
 
 _BYTE = 255
+_LONG = 16  # times as long as wide: of longer images an evaluation resizes only what it shows
 
 
 def make_views(
@@ -357,10 +359,27 @@ def evaluation_view(image: tf.Tensor, resize: int, size: int, pixels: Pixels = P
     if not resize:
         same = (height == size) & (width == size)
         return tf.ensure_shape(tf.cond(same, lambda: image, lambda: whole(size, size)), square)
-    short = tf.minimum(height, width)
-    new_height, new_width = resize * height // short, resize * width // short
-    top, left = (tf.cast(tf.round(tf.cast(n - size, tf.float64) / 2), tf.int32) for n in (new_height, new_width))
-    return tf.ensure_shape(whole(new_height, new_width)[top : top + size, left : left + size], square)
+    short, long = tf.minimum(height, width), tf.maximum(height, width)
+
+    def resized_to(kind):
+        short_, height_, width_ = (tf.cast(n, kind) for n in (short, height, width))
+        shape = resize * height_ // short_, resize * width_ // short_
+        return *shape, *(tf.cast(tf.round(tf.cast(n - size, tf.float64) / 2), tf.int32) for n in shape)
+
+    def centre_of_whole():
+        new_height, new_width, top, left = resized_to(tf.int32)
+        return whole(new_height, new_width)[top : top + size, left : left + size]
+
+    def centre_alone():
+        new_height, new_width, top, left = resized_to(tf.int64)
+        window = tf.stack([top, left, size, size])
+        if pixels.are_photographs:
+            return levels(resized_window(image, new_height, new_width, window, "bilinear"))
+        values = resized_window(image, new_height, new_width, window, "bilinear", whole_levels=False) / pixels.top
+        return _as_levels(tf.clip_by_value(values, 0.0, 1.0), pixels)
+
+    # Usual images are resized whole, level by level as ever; of a strip of 2000 pixels by 1 that would take gigabytes.
+    return tf.ensure_shape(tf.cond(long <= _LONG * short, centre_of_whole, centre_alone), square)
 
 
 def on_canvas(image: tf.Tensor, side: int, pixels: Pixels = PHOTOGRAPHS) -> tuple[tf.Tensor, tf.Tensor]:

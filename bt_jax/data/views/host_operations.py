@@ -57,25 +57,68 @@ def resized_values(
     return _resized(image, crop, new_height, new_width, interpolation, lambda x: x)
 
 
-def _resized(image, crop, new_height, new_width, interpolation: str, rounded: Callable) -> tf.Tensor:
+def resized_window(
+    image: tf.Tensor,
+    new_height,
+    new_width,
+    window: tf.Tensor,
+    interpolation: str = "bicubic",
+    *,
+    whole_levels: bool = True,
+) -> tf.Tensor:
+    """A window of the image as `resized` gives the whole of it, or with `whole_levels` false `resized_values`: (h, w, C) float32.
+
+    Only what the window is made of is read, in float32 more exactly than in the whole, where places are larger numbers; it need
+    not be the same to the last bit.
+
+    Args:
+      image: (H, W, C).
+      window: (4,) int32: top, left, h, w in the image that is resized.
+    """
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    rows = _taps(height, new_height, window[0], window[2], interpolation)
+    columns = _taps(width, new_width, window[1], window[3], interpolation)
+    crop = tf.stack([rows[0], columns[0], rows[1], columns[1]])
+    rounded = levels if whole_levels else lambda x: x
+    return _resized(image, crop, window[2], window[3], interpolation, rounded, rows[2:], columns[2:])
+
+
+_RADIUS = {"bicubic": 2, "bilinear": 1}  # of the kernels, in pixels of the larger scale
+
+
+def _taps(size, new_size, first, count, interpolation: str):
+    """What `count` pixels from `first` on are made of, along an axis that is resized: (its first pixel, how many, the scale, and
+    the translation between the two)."""
+    inverse = tf.cast(size, tf.float64) / tf.cast(new_size, tf.float64)
+    reach = _RADIUS[interpolation] * tf.maximum(inverse, 1.0) + 1.0
+    begin = tf.cast(first, tf.float64) * inverse
+    start = tf.cast(tf.maximum(tf.floor(begin - reach), 0.0), tf.int32)
+    end = tf.math.ceil(begin + tf.cast(count, tf.float64) * inverse + reach)
+    stop = tf.cast(tf.minimum(end, tf.cast(size, tf.float64)), tf.int32)
+    translation = (tf.cast(start, tf.float64) - begin) / inverse
+    return start, stop - start, tf.cast(1.0 / inverse, tf.float32), tf.cast(translation, tf.float32)
+
+
+def _resized(image, crop, new_height, new_width, interpolation: str, rounded: Callable, rows=None, columns=None):
+    """`rows` and `columns`: (scale, translation) of each axis, if the crop is not to fill the new image."""
     kernel, channels = _KERNELS[interpolation], image.shape[2]
     height, width = crop[2], crop[3]
     x = tf.slice(image, [crop[0], crop[1], 0], [height, width, channels])
     # Transposed as matrices, several times faster than with a channel axis at the end.
     x = tf.transpose(tf.reshape(x, [height, width * channels]))
-    x = rounded(_resized_rows(tf.reshape(x, [width, channels * height]), new_width, kernel))
+    x = rounded(_resized_rows(tf.reshape(x, [width, channels * height]), new_width, kernel, columns))
     x = tf.transpose(tf.reshape(x, [new_width * channels, height]))
-    return tf.reshape(_resized_rows(x, new_height, kernel), [new_height, new_width, channels])
+    return tf.reshape(_resized_rows(x, new_height, kernel, rows), [new_height, new_width, channels])
 
 
-def _resized_rows(x: tf.Tensor, size: tf.Tensor, kernel: str) -> tf.Tensor:
+def _resized_rows(x: tf.Tensor, size: tf.Tensor, kernel: str, placed=None) -> tf.Tensor:
     """(n, m) -> (size, m) float32. TensorFlow's kernel is fast along whole rows, and slow along columns of three."""
-    scale = tf.stack([tf.cast(size, tf.float32) / tf.cast(tf.shape(x)[0], tf.float32), 1.0])
+    scale, translation = placed or (tf.cast(size, tf.float32) / tf.cast(tf.shape(x)[0], tf.float32), 0.0)
     x = tf.raw_ops.ScaleAndTranslate(
         images=x[None, :, None, :],
         size=[size, 1],
-        scale=scale,
-        translation=[0.0, 0.0],
+        scale=tf.stack([scale, 1.0]),
+        translation=tf.stack([translation, 0.0]),
         kernel_type=kernel,
         antialias=True,
     )
