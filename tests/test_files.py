@@ -2,11 +2,14 @@
 
 import errno
 import json
+import os
+import resource
 
 import pytest
 from etils import epath
 
-from bt_jax.runtime.files import read_object, sealed, write_whole
+from bt_jax.errors import UserError
+from bt_jax.runtime.files import allow_open, read_object, sealed, write_whole
 
 
 def test_the_old_stays_where_the_new_cannot_be_written(tmp_path, monkeypatch):
@@ -62,3 +65,26 @@ def test_a_seal(tmp_path):
     assert sealed(dict(reversed(found.items())), "sha256")["sha256"] == found["sha256"]
     for other in ({"a": {"x": "e"}}, {"b": [True, 0.1, None, float("nan")]}, {"c": 1}):
         assert sealed({**found, **other}, "sha256")["sha256"] != found["sha256"]
+
+
+@pytest.mark.parametrize(("soft", "hard", "set_to"), [(1024, 4096, 4096), (5000, 9000, None), (-1, -1, None), (1024, -1, 16384),
+                                                      (1024, 1900, 1900)])  # fmt: skip
+def test_the_limit_of_open_files(monkeypatch, soft, hard, set_to):
+    """Raised only where it is too low, as far as is allowed."""
+    limits = []
+    monkeypatch.setattr(os, "listdir", lambda place: ["0"] * 44)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, to: limits.append(to))
+    allow_open(1700, "a set")
+    assert limits == ([] if set_to is None else [(set_to, hard)])
+
+
+def test_more_files_than_may_be_open(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 1024))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, to: None)
+    with pytest.raises(UserError) as error:
+        allow_open(1024, "TFDS a_set, train,")
+    assert str(error.value) == (
+        "TFDS a_set, train, has 1024 files that are all held open, but this process may open 1024; raise its limit (ulimit -n), or "
+        "store the set in fewer files."
+    )

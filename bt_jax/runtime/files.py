@@ -10,6 +10,8 @@ from typing import Any
 
 from etils import epath
 
+from bt_jax.errors import UserError
+
 # What the libraries that reach object stores raise in place of an OSError.
 _OF_STORES = {
     "gcsfs.retry": ("HttpError",),
@@ -31,6 +33,46 @@ def errors_of_files() -> tuple[type[BaseException], ...]:
         loaded = sys.modules.get(module)
         kinds += [kind for name in names if isinstance(kind := getattr(loaded, name, None), type)]
     return tuple(kinds)
+
+
+_SPARE = 256  # files, sockets and libraries besides
+_PLENTY = 2**14  # files, for further sets
+
+
+def allow_open(count: int, what: str) -> None:
+    """Lets this process hold so many more files open: it raises its own limit, which is often 1024, if the system lets it.
+
+    Args:
+      what: holds them open, as the subject of a sentence.
+
+    Raises:
+      UserError: the system does not.
+    """
+    try:
+        import resource
+    except ImportError:  # on Windows, which has no such limit
+        return
+    try:
+        open_now = len(os.listdir("/dev/fd"))
+    except OSError:
+        open_now = _SPARE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = open_now + count + _SPARE
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    for wanted in (max(needed, _PLENTY), needed):
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        except (OSError, ValueError):  # macOS has a further limit
+            continue
+        soft = most
+        break
+    if soft < open_now + count:
+        raise UserError(
+            f"{what} has {count} files that are all held open, but this process may open {soft}; raise its limit (ulimit -n), or "
+            "store the set in fewer files."
+        )
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:

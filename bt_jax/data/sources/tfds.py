@@ -32,6 +32,7 @@ from bt_jax.data.tensorflow_import import tf
 from bt_jax.errors import UserError, first_line, some
 from bt_jax.parts import import_part
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
+from bt_jax.runtime.files import allow_open
 from bt_jax.runtime.paths import as_path
 
 _INT32 = np.iinfo(np.int32)  # labels beyond it are clipped, so that they stay outside the classes
@@ -102,7 +103,9 @@ class RecordSource(EncodedSource):
         )
         self._builder, self._split, self._kept = builder, split, kept
         self._arrays = tfds.decode.PartialDecoding({kept.name: True}).extract_features(info.features)
-        self._reader = reader.ArrayRecordDataSource(info.splits[split].file_instructions)
+        files = info.splits[split].file_instructions
+        allow_open(len(files), f"TFDS {builder.name}, {split},")  # its reader closes none
+        self._reader = reader.ArrayRecordDataSource(files)
         self._cache = BytesCache(cache_bytes)
 
     def _identity(self) -> Iterator[bytes]:
