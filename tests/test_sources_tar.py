@@ -213,6 +213,18 @@ def test_splits_patterns_and_test_parts(tmp_path):
             source_of(where, **fields)
 
 
+def test_a_folder_whose_name_has_the_letters_of_patterns(tmp_path):
+    """Only the split is a pattern: files of other folders, which the folder's name would fit as a pattern, are not read."""
+    place = shards(tmp_path / "set[12]{a,b}*?", count=2)
+    shards(tmp_path / "set1a", count=3)
+    shards(tmp_path / "set2axy", count=3)
+    for split in ("train-*.tar", "train-{0000..0001}.tar", "train-000[01].tar"):
+        assert source_of(place, train_split=split).fingerprint == source_of(place).fingerprint
+        assert source_of(place / split).fingerprint == source_of(place).fingerprint
+    with pytest.raises(UserError, match=r"no .tar file is named .*/set\[12\]\{a,b\}\*\?/x-\*"):
+        source_of(place, train_split="x-*")
+
+
 def test_labels_by_a_file_or_none(tmp_path):
     place = shards(tmp_path / "set", count=1, each=3)
     (tmp_path / "labels.csv").write_text("path,label\n00000.jpg,dog\n00001.jpg,cat\n00002.jpg,dog\n")

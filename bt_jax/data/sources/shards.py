@@ -5,6 +5,7 @@
 - one file, or a pattern: `DIR/train-{0000..0999}.tar`, `DIR/{train,extra}-*.tar`. The fields of the splits may be patterns too.
 """
 
+import glob
 import itertools
 import re
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ def find_shards(data_dir: str, split: str, ending: str, *, use: str = "train") -
     if _is_pattern(data_dir) and not top.exists():
         if use == "test":
             raise _no_test(data_dir)
+        folder, _, pattern = data_dir.rpartition("/")
+        if _is_pattern(folder) and as_path(folder, "data.data_dir").is_dir():
+            return _by_pattern(pattern, ending, folder)
         return _by_pattern(data_dir, ending)
     if top.exists() and not top.is_dir():
         if use == "test":
@@ -46,7 +50,7 @@ def find_shards(data_dir: str, split: str, ending: str, *, use: str = "train") -
             f"there is no {top}; data.data_dir must name a folder of {ending} files, one of them, or a pattern."
         )
     if _is_pattern(split):
-        return _by_pattern(f"{data_dir.rstrip('/')}/{split}", ending)
+        return _by_pattern(split, ending, str(top))
     folder, here = _folder_of(top, split, ending)
     if not here:
         raise _nothing(top, ending)
@@ -105,22 +109,27 @@ def _is_pattern(text: str) -> bool:
     return any(letter in text for letter in "*?[{")
 
 
-def _by_pattern(pattern: str, ending: str) -> list[epath.Path]:
-    found, missing = [], []
+def _by_pattern(pattern: str, ending: str, folder: str = "") -> list[epath.Path]:
+    """The files that a pattern names: in this folder, whose own name is no pattern, whatever letters it has."""
+    found, missing, within = [], [], f"{folder.rstrip('/')}/" if folder else ""
     for text in _expanded(pattern):
-        path = as_path(text, "data.data_dir")
+        path = as_path(within + text, "data.data_dir")
         if not any(letter in text for letter in "*?["):
             (found if path.exists() else missing).append(path)
             continue
         fixed = re.split(r"[*?\[]", text)[0].rpartition("/")[0]
-        root = as_path(fixed or ("/" if text.startswith("/") else "."), "data.data_dir")
+        # Of local paths only what is given to glob is a pattern (runtime/paths.py).
+        literal = glob.escape(within) if "://" in within else within
+        root = as_path(literal + fixed or ("/" if text.startswith("/") else "."), "data.data_dir")
         found += [path for path in root.glob(text[len(fixed) :].lstrip("/")) if path.name.endswith(ending)]
     if missing:
         raise UserError(
-            f"{len(missing)} of the files that {pattern} names are missing, the first is {missing[0]}; all of them must exist."
+            f"{len(missing)} of the files that {within}{pattern} names are missing, the first is {missing[0]}; all of them must exist."
         )
     if not found:
-        raise UserError(f"no {ending} file is named {pattern}; data.data_dir and the split must name at least one.")
+        raise UserError(
+            f"no {ending} file is named {within}{pattern}; data.data_dir and the split must name at least one."
+        )
     return sorted(set(found), key=str)
 
 
