@@ -181,6 +181,45 @@ def test_lists_of_few_labels_for_shards(tmp_path):
     assert listed(source_of(tmp_path / "set"), str(tmp_path / "list.txt")).tolist() == [1, 3]
 
 
+def test_lists_of_few_labels_name_one_image_each(tmp_path):
+    """A name with its ending before one without; and what names several images is refused."""
+    files = {
+        "x/1.png": encoded(1),
+        "x/1.jpg": encoded(2),
+        "y/2.jpg": encoded(3),
+        "y/2.png": encoded(4),
+        "x/3.jpg": encoded(5),
+    }
+    write_tar(tmp_path / "set" / "train-0.tar", files)
+    source = source_of(tmp_path / "set", labels="none")
+
+    def chosen(text):
+        (tmp_path / "list.txt").write_text(text)
+        return [source.paths[i] for i in listed(source, str(tmp_path / "list.txt"))]
+
+    assert chosen("x/1.jpg\n2.png\n3.JPEG\n") == ["x/1.jpg", "x/3.jpg", "y/2.png"]
+    with pytest.raises(
+        UserError,
+        match=r"1 of the 1 files that .*list.txt names are each several images of .*: x/1.jpg in .*-0.tar and x/1.png in",
+    ):
+        chosen("x/1.webp\n")
+    write_tar(tmp_path / "set" / "train-1.tar", {"x/3.jpg": encoded(6)})
+    source = source_of(tmp_path / "set", labels="none")
+    with pytest.raises(UserError, match=r"x/3.jpg in .*train-0.tar and x/3.jpg in .*train-1.tar; name them by all"):
+        chosen("x/3.jpg\n")
+
+
+def test_labels_by_a_file_of_equal_paths_in_several_archives(tmp_path):
+    write_tar(tmp_path / "set" / "train-0.tar", {"1.jpg": encoded(1), "2.jpg": encoded(2)})
+    write_tar(tmp_path / "set" / "train-1.tar", {"1.jpg": encoded(3), "3.jpg": encoded(4)})
+    (tmp_path / "labels.csv").write_text("path,label\n1.jpg,dog\n2.jpg,cat\n3.jpg,dog\n")
+    with pytest.raises(
+        UserError,
+        match=r"1 image.s. have the same path in several archives of .*, such as 1.jpg, and .*labels.csv, which",
+    ):
+        source_of(tmp_path / "set", labels=str(tmp_path / "labels.csv"))
+
+
 def test_splits_patterns_and_test_parts(tmp_path):
     place = shards(tmp_path / "set", count=2)
     one = {f"{i}.{e}": encoded(i) if e == "jpg" else b"1" for i in range(3) for e in ("jpg", "cls")}

@@ -181,7 +181,7 @@ def listed(source: Source, list_file: str) -> np.ndarray:
 
     Raises:
       UserError: the list cannot be read or is empty, names a file twice, names files that are missing (the message says how
-        many), or gives a name that files in several folders have; or the source is not an image folder.
+        many), or gives a name that several files have; or the source is not an image folder.
     """
     if not isinstance(source, FolderSource | PackedSource):
         raise UserError(
@@ -198,19 +198,20 @@ def listed(source: Source, list_file: str) -> np.ndarray:
     if not names:
         raise UserError(f"the list {path} is empty; it must name one image file per line.")
     paths = source.paths if isinstance(source, PackedSource) else source.relative
-    if isinstance(source, PackedSource):  # shards have other endings than the files that they were made of
-        names, paths = [os.path.splitext(name)[0] for name in names], [os.path.splitext(name)[0] for name in paths]
-    found: dict[str, list[int]] = {name: [] for name in names}  # the files whose paths end so
-    whole: dict[str, int] = {}
-    for number, file in enumerate(paths):
-        parts = file.split("/")
-        for depth in range(1, len(parts) + 1):
-            if (numbers := found.get("/".join(parts[-depth:]))) is not None:
-                numbers.append(number)
-        if file in found:
-            whole[file] = number
+    found = _ending_in(names, paths)
     missing = [name for name, numbers in found.items() if not numbers]
-    clash = [name for name, numbers in found.items() if len(numbers) > 1 and name not in whole]
+    if isinstance(source, PackedSource) and missing:  # shards have other endings than the files that they were made of
+        without = {name: os.path.splitext(name)[0] for name in missing}
+        others = _ending_in(without.values(), [os.path.splitext(file)[0] for file in paths])
+        found |= {name: others[without[name]] for name in missing}
+        missing = [name for name, numbers in found.items() if not numbers]
+    clash = [name for name, numbers in found.items() if len(numbers) > 1]
+    if clash and isinstance(source, PackedSource):
+        places = [" and ".join(map(source.place, found[name][:2])) for name in clash]
+        raise UserError(
+            f"{len(clash)} of the {len(names)} files that {path} names are each several images of {source.name}: {some(places)}; "
+            "name them by all of the path with its ending, or rename those that have the same path in several archives."
+        )
     if clash:
         raise UserError(
             f"{len(clash)} of the {len(names)} files that {path} names are in more than one folder of {source.name}: "
@@ -222,11 +223,25 @@ def listed(source: Source, list_file: str) -> np.ndarray:
             f"{len(missing)} of the {len(names)} files that {path} names are missing in {source.name}: {some(missing)}; "
             "all of them must exist."
         )
-    chosen = [whole.get(name, found[name][0]) for name in names]
+    chosen = [found[name][0] for name in names]
     twice = [paths[number] for number, count in Counter(chosen).items() if count > 1]
     if twice:
         raise UserError(f"the list {path} names {len(twice)} file(s) more than once: {some(twice)}; name each once.")
     return np.sort(np.array(chosen, np.int64))
+
+
+def _ending_in(names: Iterable[str], paths: Iterable[str]) -> dict[str, list[int]]:
+    """The numbers of the paths that end in each name; where a name is all of a path, of this one only."""
+    found: dict[str, list[int]] = {name: [] for name in names}
+    whole: dict[str, list[int]] = {}
+    for number, file in enumerate(paths):
+        parts = file.split("/")
+        for depth in range(1, len(parts) + 1):
+            if (numbers := found.get("/".join(parts[-depth:]))) is not None:
+                numbers.append(number)
+        if file in found:
+            whole.setdefault(file, []).append(number)
+    return found | whole
 
 
 def fingerprint(examples: np.ndarray) -> str:

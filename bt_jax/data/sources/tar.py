@@ -1,5 +1,7 @@
 """Images in tar archives: plain ones, shards as WebDataset writes them, and ImageNet as it is distributed."""
 
+import collections
+
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -126,6 +128,11 @@ def _by_file(index: TarIndex, name: str, file: str) -> _Labels:
     if not path.exists():
         raise UserError(
             f"data.labels is {file!r}, which is no file; it must be 'auto', 'none', 'folders', or name a CSV file."
+        )
+    if again := [file for file, count in collections.Counter(index.names).items() if count > 1]:
+        raise UserError(
+            f"{len(again)} image(s) have the same path in several archives of {name}, such as {again[0]}, and {path}, which data.labels "
+            "names, cannot tell them apart; rename them, or put the labels into the archives as .cls files."
         )
     found, known = labels_for(list(index.names), [], path)
     if found is None:
