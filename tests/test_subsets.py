@@ -1,6 +1,7 @@
 """bt_jax/data/subsets.py: which labels may be used, from a seed or a list."""
 
 import pathlib
+import shutil
 import tarfile
 
 import numpy as np
@@ -157,6 +158,46 @@ def test_test_images_among_train_images(tmp_path, files, settings, count):
     with pytest.raises(
         UserError, match=f"^{count} test images .* are also train images .*; name splits without common"
     ):
+        check_apart(train, test)
+
+
+@pytest.mark.parametrize("way", ["folder", "spelling", "files", "list", "copy", "other"])
+def test_test_images_that_are_train_images_by_another_path(tmp_path, way):
+    """By links to folders or files, by another spelling in a list, or as copies; not images that only have such names and sizes."""
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        path = tmp_path / "train" / "ab"[i % 2] / f"{i}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    test, settings = tmp_path / "test", {}
+    if way == "folder":
+        test.symlink_to("train")
+    elif way == "spelling":
+        (tmp_path / "link").symlink_to(".")
+        settings = {"test_split": "link/train"}
+    elif way == "files":
+        for name in "ab":
+            (test / name).mkdir(parents=True)
+            for path in (tmp_path / "train" / name).iterdir():
+                (test / name / f"other{path.name}").symlink_to(path)
+    elif way == "list":
+        (tmp_path / "link").symlink_to("train")
+        (tmp_path / "test.csv").write_text(
+            "path,label\n" + "".join(f"link/{'ab'[i % 2]}/{i}.bmp,{'ab'[i % 2]}\n" for i in range(4))
+        )
+        settings = {"test_split": "test.csv"}
+    else:
+        shutil.copytree(tmp_path / "train", test)
+    if way == "other":
+        for path in test.rglob("*.bmp"):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    data = config_lib.default().data
+    data.update({"source": "folder", "data_dir": str(tmp_path)} | settings)
+    train, test = make_source(data, "train"), make_source(data, "test")
+    if way == "other":
+        check_apart(train, test)
+        return
+    with pytest.raises(UserError, match="^all test images .* are also train images"):
         check_apart(train, test)
 
 

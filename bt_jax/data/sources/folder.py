@@ -14,6 +14,7 @@ from bt_jax.data.sources.lists import is_list
 from bt_jax.errors import UserError
 from bt_jax.runtime.files import errors_of_files
 
+_COMPARED = 8  # files whose contents are compared
 _SIZED = 256  # files whose sizes go into the fingerprint: takes a millisecond, or a second over a slow network
 
 
@@ -61,19 +62,42 @@ class FolderSource(EncodedSource):
         """The files' relative names, and the sizes of evenly spread files."""
         yield b"\0".join(map(os.fsencode, self.relative))
         if "://" not in self.name:
-            some_paths = [self.paths[i] for i in evenly(len(self), min(len(self), _SIZED))]
-            yield repr([os.stat(path).st_size if os.path.exists(path) else None for path in some_paths]).encode()
+            sizes = [os.stat(path).st_size if os.path.exists(path) else None for path in self._some_paths()]
+            yield repr(sizes).encode()
 
     def shared_with(self, other: Source) -> int:
         if not isinstance(other, FolderSource):
             return 0
-        # Folders beside each other, such as those of splits, share no file; a list may name any.
-        places = [[str(place) for place in source._places] for source in (self, other)]
+        if self.fingerprint == other.fingerprint and self._looks_like(other):
+            return len(other)
+        # Folders beside each other, such as those of splits, share no file; a list may name any, and so may links.
+        places = [[_real(str(place)) for place in source._places] for source in (self, other)]
         nested = any(f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/") for a in places[0] for b in places[1])
-        if not nested and not any(map(is_list, (*self._places, *other._places))):
+        lists = any(map(is_list, (*self._places, *other._places)))
+        if not nested and not lists and not self._has_links() and not other._has_links():
             return 0
-        theirs = set(other.paths)
-        return sum(path in theirs for path in self.paths)
+        theirs = set(other._real_paths())
+        return sum(path in theirs for path in self._real_paths())
+
+    def _some_paths(self) -> list[str]:
+        return [self.paths[i] for i in evenly(len(self), min(len(self), _SIZED))]
+
+    def _looks_like(self, other: "FolderSource") -> bool:
+        """Whether some files have the same contents as those of a set with the same names: sizes alone may be all the same."""
+        places = evenly(len(self), min(len(self), _COMPARED))
+        return all(_content(self.paths[i]) == _content(other.paths[i]) for i in places)
+
+    def _has_links(self) -> bool:
+        """Whether evenly spread files are links, or lie in folders that are."""
+        folders = any("://" not in folder and _real(folder) != os.path.abspath(folder) for folder in self.paths.folders)
+        return folders or any("://" not in path and os.path.islink(path) for path in self._some_paths())
+
+    def _real_paths(self) -> Iterator[str]:
+        """The files' paths, whatever links and spellings lead to them."""
+        if any("://" not in path and os.path.islink(path) for path in self._some_paths()):
+            yield from map(_real, self.paths)
+        else:  # a query for each folder, not for each file
+            yield from self.paths.within([_real(folder) for folder in self.paths.folders])
 
     def check_there(self) -> None:
         for place in self._places:
@@ -104,6 +128,10 @@ class FolderSource(EncodedSource):
     def _read(self, examples: list[int]) -> list[bytes]:
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(_content, [self.paths[example] for example in examples]))
+
+
+def _real(path: str) -> str:
+    return path if "://" in path else os.path.realpath(path)
 
 
 _READERS = 16  # network storage answers many requests at once, and a disk is no slower for it
