@@ -134,6 +134,38 @@ def test_a_store_that_answers_the_second_time(tmp_path, monkeypatch, light_views
     assert len(asked) == 2 and not source.bad
 
 
+@pytest.mark.parametrize("works_after", [1, 3, 4])
+def test_a_file_that_cannot_be_read_for_a_while(tmp_path, works_after):
+    """As one on a network: its batch is tried three times more, and the others come once each."""
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "b").unlink()
+    (tmp_path / "b").mkdir()  # which no reading gets through
+    looked = []
+
+    def look(delivered):
+        looked.append(delivered)
+        if len(looked) == works_after:
+            (tmp_path / "b").rmdir()
+            (tmp_path / "b").write_bytes(b"b")
+        return {}
+
+    def from_batch(first):
+        paths = [str(tmp_path / name) for name in "abc"][first:]
+        return tf.data.Dataset.from_tensor_slices(paths).map(lambda path: {"content": tf.io.read_file(path)})
+
+    source = ArraySource("a set", np.zeros((3, 4, 4, 3), np.uint8), np.zeros(3, np.int32))
+    batches = delivered_batches(from_batch, source, look, 0.0)
+    if works_after < 4:
+        assert [batch["content"] for batch in batches] == [b"a", b"b", b"c"] and looked == [1] * works_after
+        return
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}/b cannot be reached \(Is a directory\), although it was asked for several"
+    ):
+        list(batches)
+    assert looked == [1] * 4
+
+
 def test_no_traceback_is_shown_for_a_bad_image(tmp_path):
     """TensorFlow would print one for each on standard error, with Python's too for an image that Pillow decodes, and the JPEG
     library's lines for one that is cut off. What JAX and programs that are started hear of the environment stays.

@@ -6,7 +6,6 @@ outlives an epoch: it is identified by a fingerprint, and the record before it i
 
 import atexit
 import functools
-import re
 import weakref
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
@@ -15,14 +14,14 @@ import numpy as np
 
 from bt_jax.data.decode import decode
 from bt_jax.data.items import pixels_of
-from bt_jax.data.sources.base import EncodedSource, Source, StreamSource
-from bt_jax.data.tensorflow_import import plain, tf
+from bt_jax.data.sources.base import EncodedSource, Source, StreamSource, unreachable
+from bt_jax.data.tensorflow_import import SAID, plain, tf
 from bt_jax.errors import UserError, first_line
 
 Batch = dict[str, Any]  # arrays, or trees of them, with the batch's rows in front
 Batches = Generator[Batch, None, None]
 
-_SAID = re.compile(r"\bUserError: (.+)")  # TensorFlow keeps only the text of an error in a Python function
+_AGAIN = 3  # times a batch is tried once more, if all that failed in it went well when it was looked at
 _open: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 
@@ -53,14 +52,18 @@ def delivered_batches(
     """The batches as numpy arrays that share TensorFlow's memory.
 
     When an image does not decode, another stands in for it from then on, and the pipeline restarts at the batch that
-    failed: a batch stays a function of (seed, step) and of the files.
+    failed: a batch stays a function of (seed, step) and of the files. It restarts there too if a file could not be read once, as
+    on a network, and can be read then.
 
     Args:
       from_batch: makes the pipeline that starts at a batch, counted from 0.
       bad_in: what does not decode in a batch, and why; called only when that batch fails.
+
+    Raises:
+      UserError: too many images do not decode, or a file cannot be read time and again.
     """
     batches, delivered, known = from_batch(0).as_numpy_iterator(), 0, len(source.bad)
-    broken = tf.errors.OpError
+    broken, again = tf.errors.OpError, 0
     while True:
         try:
             batch = next(batches)
@@ -73,15 +76,22 @@ def delivered_batches(
             if not found and not found_elsewhere and isinstance(source, StreamSource):
                 raise UserError(f"{source.name} cannot be read ({first_line(error)}).") from None
             if not found and not found_elsewhere:
-                if said := _SAID.search(str(error)):  # by the first reading; the second went well
+                if said := SAID.search(str(error)):  # by the first reading; the second went well
                     raise UserError(said[1]) from None
-                raise  # not caused by what was read
+                again += 1
+                if again > _AGAIN:
+                    if "ReadFile" in str(
+                        error
+                    ):  # the node that reads; the line is: which part of the pipeline: path; why
+                        path, _, why = str(error).splitlines()[0].rpartition("}} ")[2].rpartition("; ")
+                        raise unreachable(path.rpartition(": ")[2], OSError(why)) from None
+                    raise  # not caused by what was read
             if found:
                 source.exclude(found, max_bad_fraction)
             batches, known = from_batch(delivered).as_numpy_iterator(), len(source.bad)
             continue
         yield batch
-        delivered += 1
+        delivered, again = delivered + 1, 0
 
 
 def bad_records(records: tf.data.Dataset, source: StreamSource) -> dict[int, str]:

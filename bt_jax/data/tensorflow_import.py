@@ -76,9 +76,12 @@ with _without_chatter(), _without_keras():
         pass
 
 
+SAID = re.compile(r"\bUserError: (.+)")  # TensorFlow keeps only the text of an error in a Python function
+
+
 def plain(function: Callable) -> Callable:
     """Keeps autograph off a function that is written in graph operations: it would search for seconds and find nothing."""
     return tf.autograph.experimental.do_not_convert(function)
 
 
-__all__ = ["plain", "tf"]
+__all__ = ["SAID", "plain", "tf"]
