@@ -112,15 +112,41 @@ class RecordSource(EncodedSource):
         yield _identity_of(self._builder, self._split)
 
     def fetch(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        records = self._cache.get(examples, self._reader.__getitems__)
-        parts = [tf.train.Example.FromString(record).features.feature for record in records]
+        images, labels = np.empty(len(examples), object), np.zeros(len(examples), np.int64)
+        for i, record in enumerate(self._cache.get(examples, self._read)):
+            images[i] = b""
+            if record:  # the label of a damaged one is not known, nor is it needed, as another stands in
+                part = tf.train.Example.FromString(record).features.feature
+                images[i], labels[i] = self._image(record, part), part["label"].int64_list.value[0]
+        return images, np.clip(labels, _INT32.min, _INT32.max).astype(np.int32)
+
+    def _image(self, record: bytes, part: Any) -> bytes:
         name = self._kept.name
         if self._kept.are_files:
-            images = [part[name].bytes_list.value[0] for part in parts]
-        else:
-            images = [_as_npy(self._arrays.deserialize_example_np(record)[name]) for record in records]
-        labels = np.array([part["label"].int64_list.value[0] for part in parts], np.int64)
-        return np.array(images, object), np.clip(labels, _INT32.min, _INT32.max).astype(np.int32)
+            return part[name].bytes_list.value[0]
+        return _as_npy(self._arrays.deserialize_example_np(record)[name])
+
+    def _read(self, examples: list[int]) -> list[bytes]:
+        """The records; nothing, which is no image, for one that is damaged.
+
+        Raises:
+          UserError: a file is gone, or cannot be opened.
+        """
+        try:
+            return list(self._reader.__getitems__(examples))
+        except RuntimeError:  # it does not say of which
+            return [self._read_one(example) for example in examples]
+
+    def _read_one(self, example: int) -> bytes:
+        try:
+            return self._reader[example]
+        except RuntimeError as error:
+            if (why := first_line(error)).startswith("open() failed: "):
+                raise UserError(
+                    f"{self.name} cannot be read ({why.removeprefix('open() failed: ')}); bring it back, and the same command resumes "
+                    "from the last checkpoint."
+                ) from None
+            return b""
 
     def in_a_row(self) -> tf.data.Dataset:
         """(encoded image, label int32) of all examples, in order."""
