@@ -10,7 +10,8 @@ from PIL import Image
 
 from bt_jax import config as config_lib
 from bt_jax.data.eval_batches import eval_batches
-from bt_jax.data.sources.base import ArraySource, StreamSource
+from bt_jax.data.order import permutation
+from bt_jax.data.sources.base import ArraySource, EncodedSource, StreamSource
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.subsets import check_apart, check_labels, fingerprint, labels_of, listed, stratified, take
@@ -84,6 +85,56 @@ def test_stratified():
     assert np.bincount(labels[stratified(labels, 3, seed=0, per_class=3)]).tolist() == [3, 3, 3]
     with pytest.raises(UserError, match="class 2 has only 3 images; lower finetune.per_class, which is 4"):
         stratified(labels, 3, seed=0, per_class=4)
+
+
+def test_stratified_is_the_plain_formula():
+    """Class by class, the first of its images in a random order; of many classes, some of them empty."""
+    labels = np.random.default_rng(1).integers(0, 300, 5000).astype(np.uint16)
+    labels[labels == 7] = 8
+    order = permutation(5, 0, len(labels))
+    own = [order[labels[order] == label] for label in range(301)]
+    expected = np.sort(np.concatenate([part[: max(1, int(len(part) * 0.1 + 0.5))] for part in own]))
+    np.testing.assert_array_equal(stratified(labels, 301, seed=5, percent=10), expected)
+    few = labels[labels < 7]
+    order = permutation(6, 0, len(few))
+    expected = np.sort(np.concatenate([order[few[order] == label][:2] for label in range(7)]))
+    np.testing.assert_array_equal(stratified(few, 7, seed=6, per_class=2), expected)
+
+
+class Records(EncodedSource):
+    """Ten thousand records, which note how many are read at once."""
+
+    def __init__(self):
+        super().__init__("records", 10_000, ("a", "b", "c"))
+        self.read = []
+
+    def fetch(self, examples):
+        self.read.append(len(examples))
+        return np.full(len(examples), b"", object), (examples % 3).astype(np.int32)
+
+
+def test_labels_in_records_are_read_in_blocks_and_once():
+    source = Records()
+    part = take(source, np.arange(0, 10_000, 2), "a half")
+    np.testing.assert_array_equal(part.labels, np.arange(0, 10_000, 2) % 3)
+    assert source.read == [4096, 904]
+    before = source.fingerprint
+    np.testing.assert_array_equal(labels_of(source), np.arange(10_000) % 3)
+    assert sum(source.read) == 15_000 and max(source.read) == 4096
+    assert labels_of(source) is labels_of(source)
+    np.testing.assert_array_equal(take(source, np.array([4, 9]), "two").labels, [1, 0])
+    assert sum(source.read) == 15_000
+    del source.fingerprint  # which what was read does not change
+    assert source.fingerprint == before
+
+
+def test_a_list_as_other_systems_write_it(folder, tmp_path):
+    """With a byte order mark, backslashes and their ends of lines."""
+    (tmp_path / "list.txt").write_bytes("\ufeffn01\\n01_1.png\r\n.\\n02\\n02_3.png\r\n".encode())
+    assert [folder.relative[i] for i in listed(folder, str(tmp_path / "list.txt"))] == [
+        "n01/n01_1.png",
+        "n02/n02_3.png",
+    ]
 
 
 def test_listed(folder, tmp_path):

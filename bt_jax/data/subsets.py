@@ -5,6 +5,7 @@ A part is a source like any other; its examples are identified by their numbers 
 
 import hashlib
 import os
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -70,18 +71,30 @@ class KeptPart(EncodedSource):
 
 
 def labels_of(source: Source) -> np.ndarray:
-    """The labels of all examples, (n,) int32; for them, a set in records is read through, but not decoded."""
+    """The labels of all examples, (n,) int32; for them, a set in records is read through once, but not decoded."""
     labels = getattr(source, "labels", None)
     if labels is not None:
         return labels
+    if (labels := _read_labels.get(source)) is None:
+        labels = _read_labels[source] = _labels_in_records(source)
+    return labels
+
+
+_read_labels: weakref.WeakKeyDictionary[Source, np.ndarray] = weakref.WeakKeyDictionary()
+_BLOCK = 4096  # examples that are read at once for their labels
+
+
+def _labels_in_records(source: Source, examples: np.ndarray | None = None) -> np.ndarray:
+    """The labels of examples, or of all; of their images no more than a block is held."""
     if isinstance(source, StreamSource):
         labels = np.fromiter((label for _, label in source.records(None, 0).as_numpy_iterator()), np.int32)
         if len(labels) != len(source):
             raise UserError(f"{source.name} holds {len(labels)} examples, but says {len(source)}.")
         return labels
     assert isinstance(source, IndexedSource)
-    blocks = (np.arange(i, min(i + 4096, len(source))) for i in range(0, len(source), 4096))
-    return np.concatenate([source.fetch(block)[1] for block in blocks])
+    examples = np.arange(len(source)) if examples is None else examples
+    blocks = [examples[i : i + _BLOCK] for i in range(0, len(examples), _BLOCK)]
+    return np.concatenate([source.fetch(block)[1] for block in blocks]) if blocks else np.zeros(0, np.int32)
 
 
 def check_labels(labels: np.ndarray, source: Source, *, all_classes: bool = True) -> None:
@@ -140,8 +153,8 @@ def take(source: Source, examples: np.ndarray, name: str) -> Source:
     if isinstance(source, StreamSource):
         return KeptPart(source, name, examples)
     assert isinstance(source, EncodedSource)
-    labels = getattr(source, "labels", None)
-    return Part(source, name, examples, source.fetch(examples)[1] if labels is None else labels[examples])
+    labels = getattr(source, "labels", _read_labels.get(source))
+    return Part(source, name, examples, _labels_in_records(source, examples) if labels is None else labels[examples])
 
 
 def stratified(
@@ -162,8 +175,10 @@ def stratified(
     """
     chosen = []
     order = permutation(seed, 0, len(labels))
-    for label in range(num_classes):
-        own = order[labels[order] == label]
+    shuffled = np.asarray(labels)[order].astype(np.int64)
+    by_class = order[np.argsort(shuffled, kind="stable")]
+    ends = np.cumsum(np.bincount(shuffled, minlength=num_classes))
+    for label, own in enumerate(np.split(by_class, ends[:-1])):
         if len(own) < per_class:
             raise UserError(
                 f"class {label} has only {len(own)} images; lower finetune.per_class, which is {per_class}."
