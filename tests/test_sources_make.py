@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
+from etils.epath import gpath
 from test_sources_folder import write_folder
 
 from bt_jax.config import default
+from bt_jax.data.sources.base import ArraySource
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.sources.make import test_source as source_of_tests
 from bt_jax.data.sources.photographs import PHOTOGRAPHS
@@ -78,3 +82,41 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("source", ["folder", "tar", "parquet"])
+@pytest.mark.parametrize("library", [True, False], ids=["of a library", "OSError"])
+def test_a_store_that_refuses_at_the_start(monkeypatch, source, library):
+    """A sentence, whichever library says so and whatever is asked first; errors of local files keep theirs."""
+    kind = type("ClientError", (Exception,), {}) if library else PermissionError
+
+    def refuse(*_):
+        raise kind("403, no access")
+
+    if library:
+        monkeypatch.setitem(sys.modules, "aiohttp", types.SimpleNamespace(ClientError=kind))
+    if source == "parquet":
+        pytest.importorskip("pyarrow")
+    config = data_config(source=source, data_dir="gs://bucket/set")
+    few = ArraySource("few", np.zeros((1, 1, 1, 3), np.uint8), np.zeros(1, np.int32))
+    for names in (("exists", "is_dir"), ("iterdir",), ("is_dir",)):
+        with monkeypatch.context() as patch:
+            for name in ("exists", "is_dir", "iterdir"):
+                patch.setattr(gpath.PosixGPath, name, refuse if name in names else lambda path: True)
+            sentence = r"gs://bucket/set\S* cannot be (reached|listed) \(403, no access\)"
+            with pytest.raises(UserError, match=sentence):
+                make_source(config, "train")
+            with pytest.raises(UserError, match=sentence):
+                source_of_tests(config, few)
+
+
+def test_a_list_of_files_in_a_store_that_does_not_answer(tmp_path, monkeypatch):
+    """Its files are not missing."""
+
+    def fail(path):
+        raise OSError("503")
+
+    monkeypatch.setattr(gpath.PosixGPath, "iterdir", fail)
+    (tmp_path / "list.csv").write_text("path\ngs://bucket/a/1.jpg\n")
+    with pytest.raises(UserError, match=r"^gs://bucket/a cannot be reached \(503\)"):
+        make_source(data_config(source="folder", data_dir=str(tmp_path / "list.csv")), "train")

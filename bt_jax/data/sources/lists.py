@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from etils import epath
 
+from bt_jax.data.sources.base import unreachable
 from bt_jax.data.sources.listing import IMAGE_ENDINGS, Paths, is_image
 from bt_jax.errors import UserError, first_line, some
 
@@ -121,7 +122,7 @@ def listed_images(path: epath.Path) -> tuple[Paths, Paths, list[str] | None]:
 
     Raises:
       UserError: as `read_table`; files are missing (how many, and the first of them), named twice, or no images; only some
-        lines have a label.
+        lines have a label; they are in a store that does not answer.
     """
     rows = read_table(path, "data.data_dir")
     base = str(path.parent)
@@ -166,7 +167,9 @@ def _missing(files: Sequence[tuple[str, str]]) -> list[int]:
                 there[folder] = {entry.name for entry in epath.Path(folder).iterdir()}
             else:
                 there[folder] = set(os.listdir(folder or "."))
-        except (OSError, ValueError):  # a ValueError for a zero byte, which no path has
+        except (OSError, ValueError) as error:  # a ValueError for a zero byte, which no path has
+            if "://" in folder and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise unreachable(folder, error) from error
             there[folder] = set()
     return [number for number, (folder, name) in enumerate(files) if name not in there[folder]]
 

@@ -1,5 +1,6 @@
 """The source that a config names: the only module that knows all kinds."""
 
+import contextlib
 import functools
 from collections.abc import Iterator
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from bt_jax.config.groups.data import SOURCES_OF_FILES
 from bt_jax.data.sources.arrays import array_source, read_arrays
-from bt_jax.data.sources.base import ArraySource, EncodedSource, Source, StreamSource, import_tfds
+from bt_jax.data.sources.base import ArraySource, EncodedSource, Source, StreamSource, import_tfds, unreachable
 from bt_jax.data.sources.declared import check_declared, values_of
 from bt_jax.data.sources.folder import FolderSource
 from bt_jax.data.sources.layout import has_split, is_whole
@@ -18,6 +19,7 @@ from bt_jax.data.sources.shards import has_shards, is_one_split
 from bt_jax.data.sources.tar import tar_source
 from bt_jax.errors import UserError
 from bt_jax.pixels import Pixels
+from bt_jax.runtime.files import errors_of_files
 
 _PACKED = {"tar": (tar_source, ".tar"), "parquet": (parquet_source, ".parquet")}
 
@@ -31,10 +33,11 @@ def make_source(config: ConfigDict, split: str) -> Source:
 
     Raises:
       UserError: it does not exist, or is not what it should be; its images do not have the channels or the range of values that
-        the config declares.
+        the config declares; it is in a store that does not answer, or refuses.
     """
     pixels = Pixels.of(config)
-    source = _made(config, split, pixels)
+    with _in_reach(config):
+        source = _made(config, split, pixels)
     if not pixels.are_photographs and not isinstance(source, ArraySource):
         source.pixels = pixels
         check_declared(source)
@@ -65,11 +68,24 @@ def images_as_stored(
         return name, len(values), ((f"image {i}", image) for i, image in enumerate(values))
     config = config.copy_and_resolve_references()
     config.in_memory_bytes = 0  # a TFDS set is decoded here
-    source = _made(config, split, Pixels(config.channels, (0.0, 65535.0)))
+    with _in_reach(config):
+        source = _made(config, split, Pixels(config.channels, (0.0, 65535.0)))
     if isinstance(source, ArraySource):
         return source.name, len(source), ((source.place(i), image) for i, image in enumerate(source.images))
     assert isinstance(source, (EncodedSource, StreamSource))
     return source.name, len(source), values_of(source, count)
+
+
+@contextlib.contextmanager
+def _in_reach(config: ConfigDict) -> Iterator[None]:
+    """Makes a UserError of what the libraries of object stores raise, when files are listed, looked for and read at the start."""
+    remote = next((text for text in (config.data_dir, config.labels) if "://" in text), "")
+    try:
+        yield
+    except errors_of_files() as error:
+        if isinstance(error, OSError) and not remote:
+            raise
+        raise unreachable(remote or config.data_dir or config.source, error) from error
 
 
 def _made(config: ConfigDict, split: str, pixels: Pixels) -> Source:
@@ -117,16 +133,21 @@ def test_source(config: ConfigDict, train: Source) -> Source | None:
     Raises:
       UserError: as `make_source`.
     """
-    if config.source == "folder" and not config.test_fraction and not has_split(config.data_dir, config.test_split):
-        need_not = train.num_classes < 2 or is_whole(config.data_dir, config.train_split)
-        if need_not:
+    with _in_reach(config):
+        if _needs_none(config, train):
             return None
+    return make_source(config, "test")
+
+
+def _needs_none(config: ConfigDict, train: Source) -> bool:
+    """Whether there are no test images, and need not be any."""
+    if config.source == "folder" and not config.test_fraction and not has_split(config.data_dir, config.test_split):
+        return train.num_classes < 2 or is_whole(config.data_dir, config.train_split)
     if config.source in _PACKED and not config.test_fraction:
         ending = _PACKED[config.source][1]
         need_not = train.num_classes < 2 or is_one_split(config.data_dir, config.train_split, ending)
-        if need_not and not has_shards(config.data_dir, config.test_split, ending):
-            return None
-    return make_source(config, "test")
+        return need_not and not has_shards(config.data_dir, config.test_split, ending)
+    return False
 
 
 @functools.lru_cache(maxsize=2)

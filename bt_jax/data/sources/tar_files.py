@@ -14,6 +14,7 @@ from etils import epath
 from bt_jax.data.sources.base import LARGEST_IMAGE
 from bt_jax.data.sources.listing import is_hidden, is_image
 from bt_jax.errors import UserError, first_line
+from bt_jax.runtime.files import errors_of_files
 
 _BLOCK = 512
 _COMPRESSIONS = {
@@ -138,7 +139,7 @@ def _files_in(file: str, opened: BinaryIO, start: int, stop: int, inside: str, d
                 yield Entry(name, member.offset_data, member.size, _content(opened, member) if labels else b"")
             opened.seek(archive.offset)
             end = opened.read(max(0, min(_BLOCK, stop - archive.offset)))
-    except (UserError, OSError) as error:
+    except (UserError, *errors_of_files()) as error:
         if isinstance(error, tarfile.ReadError):
             raise _damaged(where, error) from None
         raise
