@@ -215,3 +215,12 @@ def test_what_cannot_be_read(tmp_path, monkeypatch):
             UserError, match=rf"gs://bucket/1.png cannot be reached \({words}\), .* the same command resumes"
         ):
             _content("gs://bucket/1.png")
+
+
+def test_a_local_list_of_files_in_a_store(tmp_path, monkeypatch):
+    """They are read here, as TensorFlow does not know every store."""
+    monkeypatch.setattr("bt_jax.data.sources.lists._missing", lambda files: [])
+    (tmp_path / "list.csv").write_text("path\ns3://bucket/1.jpg\ns3://bucket/2.jpg\n")
+    (tmp_path / "here.csv").write_text("path\n1.jpg\n")
+    assert not FolderSource(str(tmp_path / "list.csv"), "train").gives_paths
+    assert FolderSource(str(tmp_path / "here.csv"), "train").gives_paths

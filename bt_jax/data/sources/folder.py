@@ -53,7 +53,7 @@ class FolderSource(EncodedSource):
         self.paths, self.relative, self.labels = found.paths, found.relative, found.labels
         self.labels_from, self._places = found.labels_from, found.places
         self._roots = [str(top if top.is_dir() else top.parent) for top in roots_of(root)]
-        remote = any("://" in top for top in self._roots)
+        remote = any("://" in folder for folder in self.paths.folders)  # which a local list may name too
         # Then TensorFlow reads them, on the threads that decode. It does not know all the stores that epath does.
         self.gives_paths = cache_bytes == 0 and not remote
         self._cache = BytesCache(cache_bytes)
