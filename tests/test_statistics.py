@@ -2,7 +2,11 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from bt_jax.config import default
+from bt_jax.data.decode import decode
+from bt_jax.data.sources.make import images_as_stored
 from bt_jax.data.statistics import notices, statistics_of
 from bt_jax.errors import UserError
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
@@ -99,3 +103,27 @@ def test_what_is_wrong_is_named():
 def test_no_image_can_be_used(images, expected):
     with pytest.raises(UserError, match=expected):
         of(images)
+
+
+def test_photographs_of_other_channels_count_as_training_takes_them(tmp_path):
+    """Grey ones, and those with alpha or in inks, among coloured ones: the statistics are those of the decoded images."""
+    for i, mode in enumerate(("RGB", "RGB", "RGB", "RGB", "RGB", "L", "RGBA", "CMYK", "LA", "P")):
+        image = Image.fromarray(RNG.integers(0, 256, (8, 9, 3), np.uint8)).convert(mode)
+        image.save(tmp_path / f"{i}.{'jpg' if mode == 'CMYK' else 'png'}")
+    config = default().data
+    config.update(source="folder", data_dir=str(tmp_path), train_split=".", labels="none")
+    _, count, images = images_as_stored(config, "train", 100)
+    found = statistics_of(images, count, Pixels())
+    decoded = [decode(path.read_bytes()).numpy().reshape(-1, 3) for path in sorted(tmp_path.iterdir())]
+    assert found.images == 10 and found.others == () and found.range == () and found.taken_as_rgb == 3
+    np.testing.assert_allclose(found.mean, np.concatenate(decoded).mean(axis=0) / 255, atol=1e-6)
+    np.testing.assert_allclose(found.std, np.concatenate(decoded).std(axis=0) / 255, atol=1e-6)
+    assert notices(found) == [
+        "3 images are grey or have alpha; they count as red, green and blue, as which training takes them"
+    ]
+    grey = [
+        ("a", np.zeros((2, 2, 1), np.uint8)),
+        ("b", np.ones((2, 2, 1), np.uint8)),
+        ("c", np.ones((2, 2, 3), np.uint8)),
+    ]
+    assert statistics_of(grey, 3, Pixels()).others == ("c",)

@@ -27,6 +27,7 @@ class Statistics:
       low, high: its quantiles at a thousandth from either end.
       constant: the channels with a single value.
       not_finite: how many values are not, by the places of the images that have some.
+      taken_as_rgb: how many are grey, or have alpha besides, which training takes as red, green and blue, as it is done here.
       others: the places of images with another number of channels.
       unusable: the places of images without values, and why.
       range: as for `data.range`: () if all values are of 8 bits.
@@ -44,6 +45,7 @@ class Statistics:
     high: np.ndarray
     constant: tuple[int, ...]
     not_finite: dict[str, int]
+    taken_as_rgb: int
     others: tuple[str, ...]
     unusable: dict[str, str]
     range: tuple[float, ...]
@@ -80,6 +82,7 @@ def statistics_of(images: Iterable[tuple[str, np.ndarray | str]], count: int, de
         place, why = next(iter(wrong.items()), ("the set", "it is empty"))
         raise UserError(f"none of the images can be used; the first is {place}: {why}.")
     channels = max(by_channels, key=lambda c: len(by_channels[c]))
+    taken = _as_photographs(by_channels) if channels == 3 and declared.are_photographs else 0
     others = tuple(place for c, found in by_channels.items() if c != channels for place, _ in found)
     seen = [found for _, found in by_channels[channels]]
     sample = np.concatenate([found.sample for found in seen])
@@ -103,6 +106,7 @@ def statistics_of(images: Iterable[tuple[str, np.ndarray | str]], count: int, de
         high=high,
         constant=tuple(np.flatnonzero(lowest == highest).tolist()),
         not_finite=not_finite,
+        taken_as_rgb=taken,
         others=others,
         unusable=unusable,
         range=pixels.range,
@@ -130,6 +134,22 @@ class _Seen:
         return cls(
             str(values.dtype), (values.shape[0], values.shape[1]), lowest, highest, flat[::step].astype(np.float32)
         )
+
+
+def _as_photographs(by_channels: dict[int, list]) -> int:
+    """Moves images of 8 bits with one, two or four channels to those with three, as training decodes them: how many."""
+    taken = 0
+    for channels in (1, 2, 4):
+        found = by_channels.pop(channels, [])
+        for place, seen in found:
+            if seen.kind != "uint8":
+                by_channels[channels].append((place, seen))
+                continue
+            kept = [0, 0, 0] if channels < 3 else [0, 1, 2]  # alpha is dropped
+            lowest, highest, sample = seen.lowest[kept], seen.highest[kept], seen.sample[:, kept]
+            by_channels[3].append((place, _Seen(seen.kind, seen.size, lowest, highest, sample)))
+            taken += 1
+    return taken
 
 
 def _frequent(found: Iterable) -> tuple:
@@ -163,6 +183,10 @@ def _one_range(lowest: float, highest: float, low: float, high: float, unsigned:
 def notices(found: Statistics) -> list[str]:
     """A sentence for each thing that a user should know of the values."""
     lines = []
+    if found.taken_as_rgb:
+        lines.append(
+            f"{found.taken_as_rgb} images are grey or have alpha; they count as red, green and blue, as which training takes them"
+        )
     if found.others:
         lines.append(
             f"{len(found.others)} images do not have {found.channels} channels, and cannot be used with the others: {some(list(found.others))}"

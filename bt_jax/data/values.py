@@ -78,10 +78,19 @@ def as_declared(values: np.ndarray, is_cmyk: bool, pixels: Pixels) -> np.ndarray
     """The values (H, W, C) of an image; those of a coloured one of 8 bits as grey, if one channel without a range is declared."""
     if pixels.channels != 1 or pixels.range or values.dtype != np.uint8 or values.shape[-1] not in (3, 4):
         return values
-    if values.shape[-1] == 4 and is_cmyk:  # inks are no red, green and blue
-        inks = PIL.Image.frombytes("CMYK", values.shape[1::-1], values.tobytes())
-        values = np.asarray(inks.convert("RGB"))
+    if values.shape[-1] == 4 and is_cmyk:
+        values = _of_inks(values)
     return np.asarray(PIL.Image.fromarray(values[..., :3]).convert("L"))[..., None]
+
+
+def inks_as_colours(encoded: bytes, values: np.ndarray) -> np.ndarray:
+    """The values (H, W, C) of an image file's bytes; of one in CMYK as red, green and blue, (H, W, 3) uint8."""
+    return _of_inks(values) if values.dtype == np.uint8 and values.shape[-1] == 4 and _is_cmyk(encoded) else values
+
+
+def _of_inks(values: np.ndarray) -> np.ndarray:
+    inks = PIL.Image.frombytes("CMYK", values.shape[1::-1], np.ascontiguousarray(values).tobytes())
+    return np.asarray(inks.convert("RGB"))
 
 
 def _is_cmyk(encoded: bytes) -> bool:

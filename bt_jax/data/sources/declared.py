@@ -56,15 +56,16 @@ def check_declared(source: Source) -> None:
 
 
 def values_of(
-    source: EncodedSource | StreamSource, count: int, pixels: Pixels | None = None
+    source: EncodedSource | StreamSource, count: int, pixels: Pixels | None = None, *, inks_as_rgb: bool = False
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """Of at most `count` images, evenly spread, or of a stream the first: the place in words, and the values (H, W, C) or why there
-    are none; as stored, or as `pixels` are declared (`read_values`)."""
-    from bt_jax.data.values import read_values
+    are none; as stored, or as `pixels` are declared (`read_values`); of four inks, with `inks_as_rgb`, the colours."""
+    from bt_jax.data.values import inks_as_colours, read_values
 
     for place, encoded in _encoded(source, count):
         try:
-            yield place, read_values(encoded, pixels)[0]
+            values = read_values(encoded, pixels)[0]
+            yield place, inks_as_colours(encoded, values) if inks_as_rgb else values
         except ValueError as error:
             yield place, str(error)
 

@@ -47,7 +47,8 @@ def make_source(config: ConfigDict, split: str) -> Source:
 def images_as_stored(
     config: ConfigDict, split: str, count: int
 ) -> tuple[str, int, Iterator[tuple[str, np.ndarray | str]]]:
-    """The images of the source that `config.data` names, of any channels and types, whatever it declares of them.
+    """The images of the source that `config.data` names, of any channels and types, whatever it declares of them; those of
+    four inks are colours, unless it declares other pixels than photographs'.
 
     Args:
       count: at most so many encoded images, evenly spread; those in memory are given all.
@@ -66,6 +67,7 @@ def images_as_stored(
             )
         values = values if values.ndim == 4 else values[..., None]
         return name, len(values), ((f"image {i}", image) for i, image in enumerate(values))
+    photographs = Pixels.of(config).are_photographs  # or nothing is declared yet
     config = config.copy_and_resolve_references()
     config.in_memory_bytes = 0  # a TFDS set is decoded here
     with _in_reach(config):
@@ -73,7 +75,7 @@ def images_as_stored(
     if isinstance(source, ArraySource):
         return source.name, len(source), ((source.place(i), image) for i, image in enumerate(source.images))
     assert isinstance(source, (EncodedSource, StreamSource))
-    return source.name, len(source), values_of(source, count)
+    return source.name, len(source), values_of(source, count, inks_as_rgb=photographs)
 
 
 @contextlib.contextmanager
