@@ -15,6 +15,7 @@ import numpy as np
 from bt_jax.data.order import permutation
 from bt_jax.data.sources.base import ArraySource, EncodedSource, IndexedSource, Source, StreamSource
 from bt_jax.data.sources.folder import FolderSource
+from bt_jax.data.sources.lists import plain
 from bt_jax.data.sources.packed import PackedSource
 from bt_jax.errors import UserError, some
 from bt_jax.runtime.paths import as_path
@@ -205,7 +206,8 @@ def listed(source: Source, list_file: str) -> np.ndarray:
         )
     path = as_path(list_file, "finetune.list_file")
     try:
-        names = [line.strip().removeprefix("./") for line in path.read_text().splitlines() if line.strip()]
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()  # some editors begin a file with a mark
+        names = [plain(line.strip()) for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the list {path} cannot be read ({error}); finetune.list_file must name a text file."

@@ -126,7 +126,7 @@ def listed_images(path: epath.Path) -> tuple[Paths, Paths, list[str] | None]:
     """
     rows = read_table(path, "data.data_dir")
     base = str(path.parent)
-    written = [_plain(name) for name, _ in rows]
+    written = [plain(name) for name, _ in rows]
     files = [name if "://" in name or os.path.isabs(name) else f"{base}/{name}" for name in written]
     strange = [name for name in written if not is_image(name)]
     if strange:
@@ -152,8 +152,8 @@ def listed_images(path: epath.Path) -> tuple[Paths, Paths, list[str] | None]:
     return Paths.of(split), written_paths, None if lacking else labels
 
 
-def _plain(name: str) -> str:
-    """A path as others write it: without ./ and doubled slashes."""
+def plain(name: str) -> str:
+    """A path as others write it: without ./, doubled slashes and backslashes."""
     scheme, _, rest = name.rpartition("://")
     return f"{scheme}://{rest}" if scheme else posixpath.normpath(name.replace("\\", "/")) if name else name
 
@@ -204,7 +204,7 @@ def labels_for(images: Sequence[str], prefixes: Sequence[str], path: epath.Path)
         titles, which would be a class; images that the file does not name, if it names others; images that it cannot tell apart.
     """
     rows, titled = _table(path, "data.labels")
-    rows = [(_plain(name), label) for name, label in rows]
+    rows = [(plain(name), label) for name, label in rows]
     lacking = [name for name, label in rows if not label]
     if lacking:
         raise UserError(
