@@ -1,6 +1,7 @@
 """bt_jax/data/sources/tfds.py: sets as TFDS writes them, in memory, in records and as streams."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from bt_jax.config import default
+from bt_jax.data.bad_images import bad_images
 from bt_jax.data.decode import decode
+from bt_jax.data.eval_batches import eval_batches
 from bt_jax.data.sources.base import ArraySource, EncodedSource, StreamSource
 from bt_jax.data.sources.make import images_as_stored, make_source
+from bt_jax.data.tensorflow_import import tf
 from bt_jax.errors import UserError
 from bt_jax.pixels import Pixels
 
@@ -288,3 +292,61 @@ def test_arrays_are_looked_at_before_they_are_declared(tfds_dir):
     values = [values for _, values in images]
     assert count == len(values) == 12 and "bands_set" in name
     np.testing.assert_array_equal(np.sort(values, axis=0), np.sort(values_of_bands(np.float32), axis=0))
+
+
+def with_damage(tfds_dir, tmp_path, name, split, number):
+    """A copy of a set, in which a byte of an image's pixels is changed, and for TFRecord its checksums are right."""
+    root = tmp_path / "tfds"
+    if not root.exists():
+        shutil.copytree(tfds_dir, root)
+    (path,) = (root / name / "1.0.0").glob(f"*-{split}.*-00000-of-00001")
+    content = path.read_bytes()
+    if "array_record" in path.name:
+        at = [found.start() for found in re.finditer(b"IDAT", content)][number]
+        path.write_bytes(content[: at + 8] + bytes([content[at + 8] ^ 255]) + content[at + 9 :])
+        return root
+    records = [bytes(record) for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()]
+    records[number] = records[number].replace(b"PNG", b"xxx")
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    return root
+
+
+def test_a_damaged_record_is_a_bad_image(tfds_dir, tmp_path):
+    """Another stands in for it; a file that is gone is a sentence."""
+    root = with_damage(tfds_dir, tmp_path, "record_set", "train", 3)
+    source, whole = (make_source(tfds_config(place, "record_set"), "train") for place in (root, tfds_dir))
+    (images, labels), (theirs, their_labels) = (s.fetch(np.arange(7)) for s in (source, whole))
+    good = np.arange(7) != 3
+    assert images[3] == b"" and images[good].tolist() == theirs[good].tolist()
+    np.testing.assert_array_equal(labels[good], their_labels[good])
+    assert list(bad_images(source, [2, 3, 4])) == [3]
+    for path in (root / "record_set" / "1.0.0").glob("*.array_record-*"):
+        path.unlink()
+    source = make_source(tfds_config(root, "record_set"), "train")
+    with pytest.raises(
+        UserError, match=r"TFDS record_set, train cannot be read \(No such file or directory; opening .*\); bring it"
+    ):
+        source.fetch(np.arange(2))
+
+
+@pytest.mark.parametrize("name", ["even_set", "even_record_set"])
+def test_images_in_memory_that_do_not_decode(tfds_dir, tmp_path, name):
+    """Others stand in for as many as data.max_bad_fraction allows, and evaluations leave them out; more end the run."""
+    root = with_damage(tfds_dir, tmp_path, name, "train", 5)
+    whole = make_source(tfds_config(tfds_dir, name), "train")
+    source = make_source(tfds_config(root, name, max_bad_fraction=0.1), "train")
+    good = np.arange(12) != 5
+    assert (
+        isinstance(source, ArraySource)
+        and list(source.bad) == [5]
+        and source.usable(np.array([4, 5])).tolist() == [4, 6]
+    )
+    np.testing.assert_array_equal(source.images[good], whole.images[good])
+    np.testing.assert_array_equal(source.labels[good], whole.labels[good])
+    config = tfds_config(root, name, views="device", image_size=6, eval_resize=6)
+    batches = list(eval_batches(source, config, batch_size=4, rows=np.arange(4)))
+    np.testing.assert_array_equal(np.concatenate([batch["mask"] for batch in batches]), good)
+    with pytest.raises(UserError, match=f"image 5 of TFDS {name}, train cannot be read as an image"):
+        make_source(tfds_config(root, name, max_bad_fraction=0.0), "train")

@@ -67,7 +67,10 @@ def _of_arrays(
     for start in range(first * batch_size, len(shown), batch_size):
         places = start + rows
         mask = places < len(shown)
-        images, labels = source.fetch(shown[np.minimum(places, len(shown) - 1)])
+        examples = shown[np.minimum(places, len(shown) - 1)]
+        if source.bad:
+            mask &= [int(example) not in source.bad for example in examples]
+        images, labels = source.fetch(source.usable(examples))
         views = evaluation_views(images, config.eval_resize, config.image_size, source.pixels)
         yield {"image": views, "label": labels, "mask": mask}
 

@@ -28,7 +28,7 @@ from bt_jax.data.sources.base import (
 )
 from bt_jax.data.sources.declared import check_declared
 from bt_jax.data.sources.listing import listing
-from bt_jax.data.tensorflow_import import tf
+from bt_jax.data.tensorflow_import import SAID, tf
 from bt_jax.errors import UserError, first_line, some
 from bt_jax.parts import import_part
 from bt_jax.pixels import PHOTOGRAPHS, Pixels
@@ -255,7 +255,7 @@ def tfds_source(config: ConfigDict, split: str, use: str = "train", pixels: Pixe
     shape = info.features[kept.name].shape
     size = pixels.channels * pixels.dtype.itemsize
     if None not in shape and count * shape[0] * shape[1] * size <= config.in_memory_bytes:
-        return _in_memory(builder, split, kept, count, records, pixels)
+        return _in_memory(builder, split, kept, count, records, pixels, config.max_bad_fraction)
     return records or TfdsStream(builder, split, kept)
 
 
@@ -346,9 +346,15 @@ def _require_prepared(builder: Any, config: ConfigDict) -> None:
 
 
 def _in_memory(
-    builder: Any, split: str, kept: _Images, count: int, records: RecordSource | None, pixels: Pixels
+    builder: Any,
+    split: str,
+    kept: _Images,
+    count: int,
+    records: RecordSource | None,
+    pixels: Pixels,
+    max_bad_fraction: float,
 ) -> ArraySource:
-    """All images decoded, in the order of the files."""
+    """All images decoded, in the order of the files; those that do not decode are black, and recorded as bad."""
     encoded_source = records or TfdsStream(builder, split, kept)
     if not pixels.are_photographs:
         encoded_source.pixels = pixels
@@ -356,15 +362,20 @@ def _in_memory(
     height, width = builder.info.features[kept.name].shape[:2]
     images = np.empty((count, height, width, pixels.channels), pixels.dtype)
     labels = np.empty(count, np.int32)
-    start = 0
+    start, bad = 0, {}
     try:
         encoded = _encoded_stream(builder, split, kept, None) if records is None else records.in_a_row()
         decoded = encoded.map(lambda image, label: (decode(image, pixels), label), num_parallel_calls=tf.data.AUTOTUNE)
-        for some_images, some_labels in decoded.batch(1024).as_numpy_iterator():
-            stop = start + len(some_labels)
-            images[start:stop], labels[start:stop] = some_images, some_labels
-            start = stop
+        try:
+            for some_images, some_labels in decoded.batch(1024).as_numpy_iterator():
+                stop = start + len(some_labels)
+                images[start:stop], labels[start:stop] = some_images, some_labels
+                start = stop
+        except (tf.errors.OpError, ValueError):  # it does not say of which image
+            start, bad = _one_by_one(encoded, images, labels, pixels)
     except (tf.errors.OpError, ValueError) as error:
+        if said := SAID.search(str(error)):
+            raise UserError(said[1]) from None
         raise UserError(f"TFDS {builder.name} in {builder.data_path} cannot be read ({first_line(error)}).") from None
     if start != count:
         raise UserError(
@@ -374,4 +385,22 @@ def _in_memory(
     names = tuple(builder.info.features["label"].names)
     source = ArraySource(f"TFDS {builder.name}, {split}", images, labels, names, pixels)
     source.notices += encoded_source.notices
+    if bad:
+        source.exclude(bad, max_bad_fraction)
     return source
+
+
+def _one_by_one(
+    encoded: tf.data.Dataset, images: np.ndarray, labels: np.ndarray, pixels: Pixels
+) -> tuple[int, dict[int, str]]:
+    """Fills the arrays with what decodes: (how many examples there are, which of them do not decode, and why)."""
+    count, bad = 0, {}
+    for image, label in encoded:
+        if count < len(labels):
+            labels[count] = label
+            try:
+                images[count] = decode(image, pixels)
+            except (tf.errors.OpError, ValueError) as error:
+                images[count], bad[count] = 0, first_line(error)
+        count += 1
+    return count, bad
