@@ -178,7 +178,8 @@ DATA = Group(
         "cache_bytes": Field(
             0,
             at_least(0),
-            "Memory in which a process caches encoded images, in bytes; for data on a network file system",
+            "Memory in which a process caches encoded images, in bytes, for the train and for the test images each; for data on a network "
+            "file system",
             resume="free",
         ),
         "shuffle_buffer": Field(
