@@ -1,7 +1,11 @@
 """bt_jax/data/values.py: image files of other channels and depths, by the libraries that write them."""
 
 import io
+import subprocess
 import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from bt_jax import config as config_lib
+from bt_jax.data import values
 from bt_jax.data.decode import decode
 from bt_jax.data.sources.make import make_source
 from bt_jax.data.values import decode_levels, read_values
@@ -249,3 +254,39 @@ def test_a_folder_of_coloured_images_as_grey(tmp_path):
     config = config_lib.default().data
     config.update(source="folder", data_dir=str(tmp_path), channels=1, mean=(0.5,), std=(0.5,))
     assert make_source(config, "train").pixels == Pixels(1)
+
+
+def test_warnings_stay_as_they_are_on_several_threads(monkeypatch):
+    """Whichever thread ends first."""
+    begun, first, second = threading.Barrier(3), threading.Event(), threading.Event()
+
+    def reader(content):
+        def read(content):
+            begun.wait(20)
+            (first if content == b"1" else second).wait(20)
+            return np.zeros((2, 2, 1), np.uint8), 1
+
+        return read
+
+    before = list(warnings.filters)
+    monkeypatch.setattr(values, "_reader", reader)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(read_values, b"1")
+        two = pool.submit(read_values, b"2")
+        begun.wait(20)
+        first.set()
+        one.result(20)
+        second.set()
+        two.result(20)
+    assert list(warnings.filters) == before
+
+
+def test_odd_metadata_is_silent():
+    """Whatever the libraries that read images say of it; others keep their voice."""
+    program = (
+        "import warnings, bt_jax.data.values\n"
+        "for module in ('PIL.TiffImagePlugin', 'pydicom', 'tifffile.tifffile', 'PILLOWS'):\n"
+        "    warnings.warn_explicit('odd', UserWarning, f'{module}.py', 1, module=module)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stderr == "PILLOWS.py:1: UserWarning: odd\n"

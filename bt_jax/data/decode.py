@@ -11,7 +11,6 @@ Images of other channels or depths, which a run declares in `data.channels` and 
 
 import functools
 import io
-import warnings
 
 import numpy as np
 import PIL.features
@@ -28,8 +27,6 @@ _FEATURES = {
     b"jP  \r\n\x87\n": "jpg_2000",
 }  # of Pillow, by bytes 4 to 12 of a file
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # the image is taken as it is then
 
 
 def decode(encoded: tf.Tensor, pixels: Pixels = PHOTOGRAPHS, *, exif_orientation: bool = False) -> tf.Tensor:

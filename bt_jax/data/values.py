@@ -15,6 +15,9 @@ from bt_jax.errors import UserError, first_line
 from bt_jax.parts import import_part
 from bt_jax.pixels import Pixels
 
+# On odd metadata, with which the image is taken as it is. Images are read on several threads, which may not change the filters.
+warnings.filterwarnings("ignore", module=r"(PIL|tifffile|pydicom)\b")
+
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NPY = b"\x93NUMPY"
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -95,10 +98,8 @@ def _of_inks(values: np.ndarray) -> np.ndarray:
 
 def _is_cmyk(encoded: bytes) -> bool:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of which the reading was silent
-            with PIL.Image.open(io.BytesIO(encoded)) as image:
-                return image.mode == "CMYK"
+        with PIL.Image.open(io.BytesIO(encoded)) as image:
+            return image.mode == "CMYK"
     except Exception:  # a file of another library
         return False
 
@@ -110,9 +111,7 @@ def read_values(encoded: bytes, pixels: Pixels | None = None) -> tuple[np.ndarra
       pixels: that are declared, if any: the values are then as `as_declared` gives them.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of libraries, on odd metadata
-            values, orientation = _reader(encoded)(encoded)
+        values, orientation = _reader(encoded)(encoded)
     except UserError as error:  # a missing package
         raise ValueError(str(error).rstrip(".")) from None
     except PIL.UnidentifiedImageError:  # its own text names an object in memory
