@@ -137,6 +137,14 @@ def test_labels(tmp_path):
         source_of(place, labels="size")
 
 
+@pytest.mark.parametrize("kinds", [["eel", "cat", "eel"], [7, 3, 7]])
+def test_categorical_labels(tmp_path, kinds):
+    """As pandas writes a column of categories."""
+    label = pyarrow.array(kinds).dictionary_encode()
+    source = source_of(write(tmp_path / "a.parquet", {"img": images(range(3), None), "label": label}))
+    assert [source.class_names[i] for i in source.labels] == [str(kind) for kind in kinds]
+
+
 def test_test_parts(tmp_path):
     place = write(tmp_path / "a.parquet", {"image": images(range(20))})
     parts = [source_of(place, use, test_fraction=0.4, test_split="") for use in ("train", "test")]

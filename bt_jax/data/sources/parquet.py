@@ -305,9 +305,12 @@ def _columns(file: epath.Path, table: Any, labels: str) -> tuple[str, str, tuple
         )
     if labels == "none":
         return chosen[0], "", ()
-    usable = [
-        f.name for f in schema if types.is_integer(f.type) or types.is_string(f.type) or types.is_large_string(f.type)
-    ]
+
+    def holds_labels(kind):
+        kind = kind.value_type if types.is_dictionary(kind) else kind  # as pandas writes a categorical column
+        return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
+
+    usable = [field.name for field in schema if holds_labels(field.type)]
     if labels == "auto":
         label = next((name for name in _LABEL_COLUMNS if name in usable), "")
     elif labels in usable:
