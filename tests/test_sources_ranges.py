@@ -1,5 +1,6 @@
 """bt_jax/data/sources/ranges.py: ranges of bytes at random places, local and in an object store; what is kept survives kills."""
 
+import io
 import os
 import signal
 import subprocess
@@ -137,6 +138,75 @@ def test_a_store_that_does_not_answer(monkeypatch, error, sentence):
     monkeypatch.setattr(gpath.PosixGPath, "open", refuse)
     with pytest.raises(UserError, match=sentence):
         Ranges(["gs://bucket/a.tar"], [Stamp(9, 9)]).read(np.array([0]), np.array([3]), np.array([2]))
+
+
+class Store:
+    """A file system as fsspec's, which counts what is transferred; an opened file reads five megabytes ahead."""
+
+    content = bytes(range(256)) * 4096
+
+    def __init__(self):
+        self.transferred, self.info_of = 0, {}
+
+    def cat_file(self, path, start=None, end=None):
+        assert path == "bucket/a.tar"
+        self.transferred += end - start
+        return self.content[start:end]
+
+    def info(self, path):
+        return self.info_of
+
+    def open(self, path, mode):
+        store, opened = self, io.BytesIO(self.content)
+
+        class Opened:
+            fs, path = store, "bucket/a.tar"
+            seek = opened.seek
+
+            def read(self, size):
+                store.transferred += len(store.content)
+                return opened.read(size)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                return None
+
+        return Opened()
+
+
+def test_only_what_is_wanted_is_transferred(monkeypatch):
+    """Of a file in a store, in whatever order, and again in the next batch."""
+    store = Store()
+    monkeypatch.setattr(gpath.PosixGPath, "open", lambda path, mode: store.open(path, mode))
+    starts, sizes = np.array([5000, 3, 900_000, 70]), np.array([100, 50, 1000, 0])
+    ranges = Ranges(["s3://bucket/a.tar"], [Stamp(9, 9)])
+    for times in (1, 2):
+        found = ranges.read(np.zeros(4, int), starts, sizes)
+        assert found == [store.content[a : a + n] for a, n in zip(starts, sizes, strict=True)]
+        assert store.transferred == times * 1150
+
+
+def test_stamps_of_stores_that_tell_no_time(monkeypatch):
+    """Another version of the same size has another; what does not belong to the version has no part in it."""
+    fsspec, store = pytest.importorskip("fsspec"), Store()
+    monkeypatch.setattr(gpath.PosixGPath, "stat", lambda path: types.SimpleNamespace(length=7, mtime=0))
+    monkeypatch.setattr(fsspec, "filesystem", lambda scheme: {"s3": store}[scheme])
+    found = []
+    for info in (
+        {"ETag": "a"},
+        {"ETag": "b"},
+        {"ETag": "a", "size": 7},
+        {"generation": 3},
+        {"LastModified": 1},
+        {"size": 7},
+    ):
+        monkeypatch.setattr(store, "info_of", info)
+        found.append(Stamp.of("s3://bucket/a.tar"))
+    assert found[0] == found[2] and len(set(found)) == 5 and found[5] == Stamp(7, 0)
+    monkeypatch.setattr(gpath.PosixGPath, "stat", lambda path: types.SimpleNamespace(length=7, mtime=12))
+    assert Stamp.of("s3://bucket/a.tar") == Stamp(7, 12)
 
 
 def test_tables_in_an_object_store(bucket):

@@ -8,6 +8,7 @@ import pathlib
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -52,6 +53,9 @@ class Ranges:
 
     def __init__(self, files: Sequence[str], stamps: Sequence[Stamp]):
         self.files, self._stamps = files, stamps
+        self._stores: dict[
+            int, tuple[Any, str]
+        ] = {}  # of remote files, where fsspec reads them: its file system, and their path
         self._remote = np.array(["://" in file for file in files], bool)
 
     def read(self, file_of: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> list[bytes]:
@@ -116,10 +120,20 @@ class Ranges:
         for file in np.unique(files).tolist():
             own, path = order[files == file], self.files[file]
             try:
-                with epath.Path(path).open("rb") as opened:
-                    for i, start, size in zip(own.tolist(), starts[own].tolist(), sizes[own].tolist(), strict=True):
-                        opened.seek(start)
-                        found[i] = opened.read(size)
+                wanted = list(zip(own.tolist(), starts[own].tolist(), sizes[own].tolist(), strict=True))
+                if file not in self._stores:
+                    with epath.Path(path).open("rb") as opened:
+                        store, name = getattr(opened, "fs", None), getattr(opened, "path", "")
+                        if hasattr(store, "cat_file"):
+                            self._stores[file] = store, name
+                        else:  # TensorFlow's, which keeps little ahead (tensorflow_import.py)
+                            for i, start, size in wanted:
+                                opened.seek(start)
+                                found[i] = opened.read(size)
+                if file in self._stores:  # an opened file would read megabytes ahead of each image
+                    store, name = self._stores[file]
+                    for i, start, size in wanted:
+                        found[i] = store.cat_file(name, start=start, end=start + size) if size else b""
             except FileNotFoundError as error:
                 raise _gone(path, error) from None
             except errors_of_files() as error:
