@@ -24,7 +24,10 @@ _READERS = 16  # of files in an object store, which answers many requests at onc
 
 @dataclasses.dataclass(frozen=True)
 class Stamp:
-    """What changes when a file does: its size in bytes, and its modification time in ns (s in object stores)."""
+    """What changes when a file does: its size in bytes, and its modification time in ns.
+
+    In object stores the time is in s; of those that tell none it is a number made of what else they say of a version.
+    """
 
     size: int
     time: int
@@ -35,11 +38,36 @@ class Stamp:
         try:
             if "://" in str(path):
                 status = epath.Path(path).stat()
-                return cls(status.length, int(status.mtime))
+                return cls(status.length, int(status.mtime or 0) or _version(str(path)))
             status = os.stat(path)
             return cls(status.st_size, status.st_mtime_ns)
         except OSError as error:
             raise _gone(path, error) from None
+
+
+# What stores say of a version of an object: S3, Azure, Google's, Hugging Face's.
+_OF_A_VERSION = (
+    "ETag",
+    "etag",
+    "LastModified",
+    "last_modified",
+    "generation",
+    "md5Hash",
+    "blob_id",
+    "lfs",
+    "VersionId",
+)
+
+
+def _version(path: str) -> int:
+    """A number made of what fsspec knows of a remote file's version; 0 if it says nothing."""
+    try:
+        import fsspec
+    except ImportError:
+        return 0
+    info = fsspec.filesystem(path.partition("://")[0]).info(path)
+    said = {name: str(info[name]) for name in _OF_A_VERSION if info.get(name) is not None}
+    return int.from_bytes(hashlib.sha256(repr(said).encode()).digest()[:7], "big") if said else 0
 
 
 def _gone(path: str | epath.Path, error: OSError) -> UserError:
@@ -49,7 +77,7 @@ def _gone(path: str | epath.Path, error: OSError) -> UserError:
 
 
 class Ranges:
-    """Reads ranges of some files, which must stay as they are."""
+    """Reads ranges of some files, which must stay as they are; of local ones this is checked whenever they are opened."""
 
     def __init__(self, files: Sequence[str], stamps: Sequence[Stamp]):
         self.files, self._stamps = files, stamps
@@ -66,7 +94,7 @@ class Ranges:
           starts, sizes: in bytes, (n,).
 
         Raises:
-          UserError: a file is gone, or has changed, or is in a store that does not answer.
+          UserError: a file is gone, a local one has changed, or one is in a store that does not answer.
         """
         found: list[bytes] = [b""] * len(file_of)
         order = np.lexsort((starts, file_of))
