@@ -80,9 +80,8 @@ def delivered_batches(
                     raise UserError(said[1]) from None
                 again += 1
                 if again > _AGAIN:
-                    if "ReadFile" in str(
-                        error
-                    ):  # the node that reads; the line is: which part of the pipeline: path; why
+                    # Of the node that reads: "{{which part of the pipeline}} which: path; why".
+                    if "ReadFile" in str(error):
                         path, _, why = str(error).splitlines()[0].rpartition("}} ")[2].rpartition("; ")
                         raise unreachable(path.rpartition(": ")[2], OSError(why)) from None
                     raise  # not caused by what was read

@@ -47,16 +47,8 @@ class Stamp:
 
 # What stores say of a version of an object: S3, Azure, Google's, Hugging Face's.
 _OF_A_VERSION = (
-    "ETag",
-    "etag",
-    "LastModified",
-    "last_modified",
-    "generation",
-    "md5Hash",
-    "blob_id",
-    "lfs",
-    "VersionId",
-)
+    "ETag", "etag", "LastModified", "last_modified", "generation", "md5Hash", "blob_id", "lfs", "VersionId",
+)  # fmt: skip
 
 
 def _version(path: str) -> int:
@@ -81,9 +73,8 @@ class Ranges:
 
     def __init__(self, files: Sequence[str], stamps: Sequence[Stamp]):
         self.files, self._stamps = files, stamps
-        self._stores: dict[
-            int, tuple[Any, str]
-        ] = {}  # of remote files, where fsspec reads them: its file system, and their path
+        # Of remote files that fsspec reads: its file system, and their path in it.
+        self._stores: dict[int, tuple[Any, str]] = {}
         self._remote = np.array(["://" in file for file in files], bool)
 
     def read(self, file_of: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> list[bytes]:
