@@ -9,7 +9,7 @@ Source:    ours. 17 free photographs and textures that come with scikit-image an
 Hardware:  2 CPU cores.
 Expected:  kNN accuracy 70.5 % (69 to 72 with three seeds; rounding alone moves a seed by a point), 47 % untrained and 37.5 % on
            raw pixels; then 75 % for a linear classifier, and 59 % for fine-tuning on 10 labels per class, 63 % from scratch: so
-           short a pre-training does not help there. About two minutes on 2 idle cores, four beside other work.
+           short a pre-training does not help there. About two minutes on 2 idle cores, four to six beside other work.
            kNN and a linear classifier, means of three seeds: SimCLR 71.7 and 75.4 %, VICReg 71.0 and 76.0 %, BYOL 70.5 and 74.7 %,
            Barlow Twins 70.5 and 75.4 %, SwAV 65.5 and 71.2 %, PIRL 62.3 and 67.5 % (before its patches' head had
            its last ReLU). All measured with JAX 0.10.2 (experiments/results/methods.md). Supervised, with all training labels, seed 0: 84 % by both.
