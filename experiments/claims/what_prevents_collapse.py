@@ -9,6 +9,8 @@ Measure:    kNN accuracy (k = 200, all train images vote) after the last step. A
             table too.
 Prediction: all five lose clearly. SwAV without balance may need longer than these runs to end at one prototype.
 Rule:       for each statement the mean paired difference over the seeds and its 95 % interval (harness/judge.py).
+Not judged: (2026-11-28, after five results of other arms and before any of SwAV's) SwAV at `cpu`: its rate would have to be chosen first,
+            and the core hours of all grids are spent.
 """
 
 from harness.claim import Arm, Statement
@@ -27,9 +29,13 @@ WITHOUT = {
 }  # fmt: skip
 
 
+def _judged(scale):
+    return {name: of for name, of in WITHOUT.items() if not (scale.name == "cpu" and name == "SwAV")}
+
+
 def arms(scale):
     found = []
-    for name, (method, without) in WITHOUT.items():
+    for name, (method, without) in _judged(scale).items():
         found += [Arm(name, method), *(Arm(arm, method, fields) for arm, fields in without.items())]
     return found
 
@@ -37,6 +43,6 @@ def arms(scale):
 def statements(scale):
     return [
         Statement(f"{arm}: below {name}", {arm: 1, name: -1}, "below", 5.0)
-        for name, (_, without) in WITHOUT.items()
+        for name, (_, without) in _judged(scale).items()
         for arm in without
     ]
