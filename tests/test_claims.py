@@ -25,7 +25,7 @@ from harness.again import _jobs, again  # noqa: E402
 from harness.claim import Arm, Cell, Statement  # noqa: E402
 from harness.grid import Grid, Runner  # noqa: E402
 from harness.judge import Outcome, half_width, interval, judge, overall, seeds_needed  # noqa: E402
-from harness.report import Spent, _curves, report  # noqa: E402
+from harness.report import Spent, _curves, _plot, report  # noqa: E402
 
 CLAIMS = [name for name in claims.names() if name != "tuning"]
 
@@ -774,6 +774,19 @@ def test_points_of_one_place_are_drawn_beside_each_other():
         if name == "batch_size":
             (shared,) = set(lines["SimCLR"]) & set(lines["SimCLR, square root"])
             assert shared in places, "the base arm ends both rules' lines"
+
+
+@pytest.mark.parametrize("name", claims.names())
+def test_no_text_of_a_plot_is_cut_off(name, tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    claim = claims.load(name, "cpu")
+    _plot(claim, {arm.name: {seed: 40.0 + seed for seed in claim.seeds} for arm in claim.arms}, tmp_path)
+    (figure,) = drawn
+    used, rounded = figure.get_tightbbox(), 0.05  # in inches; letters are a little wider at another resolution
+    assert min(used.x0, used.y0) > -rounded
+    assert used.x1 < figure.get_figwidth() + rounded and used.y1 < figure.get_figheight() + rounded
 
 
 def test_a_line_of_shared_points_alone_is_not_drawn():

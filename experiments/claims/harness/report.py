@@ -403,8 +403,10 @@ def _rows(axes, arms: list[Arm], accuracies) -> None:
     axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
     axes.invert_yaxis()
     several = any(len(accuracies[arm.name]) > 1 for arm in arms)
-    axes.set_xlabel(
-        "accuracy, %  (points: seeds; bar: mean and 95 % interval)" if several else "accuracy, %  (one seed each)"
+    # Below the whole figure, as long names leave the axes too narrow for it.
+    axes.figure.supxlabel(
+        "accuracy, %  (points: seeds; bar: mean and 95 % interval)" if several else "accuracy, %  (one seed each)",
+        fontsize="medium",
     )
 
 
