@@ -225,6 +225,15 @@ def no_room_for(monkeypatch, module, name):
     monkeypatch.setattr(module, "write_whole", write_whole)
 
 
+def quick_views(config):
+    """Leaves crops and flips in the views of the config's method: TensorFlow compiles the rest for seconds at every start. For runs
+    that are not about views.
+    """
+    for group in config[config.method].values():
+        if "jitter" in getattr(group, "keys", tuple)():
+            group.update(jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0)
+
+
 def run_of(method, folder, monkeypatch, *, model=None, optimizer=None, **settings):
     """A small run of a method, and the same stopped after the first of two epochs and resumed, in `folder`/run and /again.
 
@@ -243,6 +252,7 @@ def run_of(method, folder, monkeypatch, *, model=None, optimizer=None, **setting
     config.data.update(source="arrays", data_dir=str(folder / "set.npz"), image_size=8, eval_resize=0, threads=2)
     config.model.update(model or {"arch": "resnet18", "width": 4, "small_images": True})
     config[method].update(settings)
+    quick_views(config)
     config.mesh.data = 1
     config.monitor.update(every_epochs=2, batch_size=16, k=5, pairs=16)
     config.log.update(every_steps=1, tensorboard=False)

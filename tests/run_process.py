@@ -12,6 +12,7 @@ from recipes import (
     PAIR_METHODS,
     SIZES,
     five_steps,
+    quick_views,
     small_method,
     small_optimizer,
     spec_of,
@@ -39,6 +40,7 @@ def quickstart_of(changes):
     config.checkpoint.every_epochs, config.monitor.every_epochs, config.monitor.batch_size = 1, 3, 16
     config.monitor.k, config.monitor.judge_at_end = 5, False
     config.mesh.heartbeat_seconds, config.mesh.join_seconds = 15, 60
+    quick_views(config)
     config.update_from_flattened_dict(changes)
     return config
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
+from recipes import quick_views
 
 import bt_jax
 from bt_jax import config as config_lib
@@ -57,8 +58,7 @@ def run(request, tmp_path_factory):
         config.monitor.update(every_epochs=1, batch_size=16, k=5, pairs=16)
         config.log.update(every_steps=1, tensorboard=False)
         set_views(config, preset)
-        for view in (config.barlow_twins.view_a, config.barlow_twins.view_b):  # quick to compile
-            view.update(jitter=0.0, blur=0.0, solarize=0.0)
+        quick_views(config)
         asking = config.copy_and_resolve_references()
         asking.task, asking.data.channels = "statistics", KINDS[preset][0]  # whose means are to be found
         found = statistics(asking, str(folder / "statistics"))

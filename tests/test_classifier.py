@@ -91,24 +91,25 @@ def test_interrupted_and_resumed_is_bit_equal(config, tmp_path, monkeypatch, rat
     def tell():
         os.kill(os.getpid(), signal.SIGTERM)
 
-    # Within the first epoch, with nothing saved, and within the second; a signal saves the step that is being made.
-    for how, after, act, error, saved in (
-        ("killed", 1, kill, Killed, []),
-        ("killed", 3, kill, Killed, ["2"]),
-        ("told", 2, tell, Preempted, ["2", "3"]),
+    # Within the first epoch, with nothing saved; within the second, from the start; and from there by a signal, which saves the step
+    # that is being made. Each start goes on from what the one before has left.
+    workdir = tmp_path / "interrupted"
+    for after, act, error, saved in (
+        (1, kill, Killed, []),
+        (3, kill, Killed, ["2"]),
+        (0, tell, Preempted, ["2", "3"]),
     ):
-        workdir = tmp_path / f"{how}_after_{after}"
         end_after(after, act)
         with pytest.raises(error):
             run(training(config, workdir, rates))
         assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == saved
-        monkeypatch.setattr(classifier, "make_feed", make_feed)
-        found = run(training(config, workdir, rates))
-        assert found["final"] == expected["final"] and found["best"] == expected["best"]
-        chex.assert_trees_all_equal(final_state(training(config, workdir, rates))[1], whole)
-        again = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        timed = {"images_per_second": 0, "input_wait": 0}
-        assert [r | timed for r in again] == [json.loads(line) | timed for line in lines]
+    monkeypatch.setattr(classifier, "make_feed", make_feed)
+    found = run(training(config, workdir, rates))
+    assert found["final"] == expected["final"] and found["best"] == expected["best"]
+    chex.assert_trees_all_equal(final_state(training(config, workdir, rates))[1], whole)
+    again = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    timed = {"images_per_second": 0, "input_wait": 0}
+    assert [r | timed for r in again] == [json.loads(line) | timed for line in lines]
 
 
 @pytest.mark.parametrize("rates", [FROZEN, TUNED], ids=["frozen", "tuned"])

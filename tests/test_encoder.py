@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
-from recipes import recipe, spec_of
+from recipes import one_program, recipe, spec_of
 
 import bt_jax
 from bt_jax import config as config_lib
@@ -66,7 +66,7 @@ def test_features_are_those_of_the_run(run):
     assert "step 7" in repr(encoder) and len(repr(encoder).splitlines()) == 1
     images = np.random.default_rng(0).integers(0, 256, (13, 24, 24, 3), np.uint8)
     floats = normalize(images)
-    expected = method.encoder.apply(state.encoder_variables(), floats, train=False)
+    expected = one_program(lambda v, x: method.encoder.apply(v, x, train=False))(state.encoder_variables(), floats)
     for given in (images, floats, np.asarray(floats)):
         np.testing.assert_allclose(encoder.features(given, block=8), expected, rtol=1e-4, atol=1e-5)
     assert encoder.features(images[:0]).shape == (0, 32)
@@ -408,7 +408,8 @@ def test_what_a_file_does_not_say_is_stated(run, tmp_path):
     assert (encoder.mean, encoder.std, encoder.input_size) == ((0.5,) * 3, (0.25,) * 3, 24)
     images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
     own = module.clone(stem_stride=2, stem_padding=2)
-    expected = own.apply(variables, (images / np.float32(255) - 0.5) / 0.25, train=False)
+    normalised = (images / np.float32(255) - 0.5) / 0.25
+    expected = one_program(lambda v, x: own.apply(v, x, train=False))(variables, normalised)
     np.testing.assert_allclose(encoder.features(images), expected, rtol=1e-4, atol=1e-4)
     assert bt_jax.load_encoder(path).mean == (0.485, 0.456, 0.406)
     for given, arguments, sentence in (

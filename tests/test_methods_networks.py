@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
-from recipes import PAIR_METHODS, pair_batches, pair_method, relative, spec_of, three_steps_of, training
+from recipes import PAIR_METHODS, pair_batches, pair_method, quick_views, relative, spec_of, three_steps_of, training
 
 import bt_jax
 from bt_jax import UserError
@@ -90,6 +90,7 @@ def test_a_whole_run_resumes_to_the_same_bits(tmp_path, monkeypatch, capsys):
     config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"), image_size=8, eval_resize=0, threads=2)
     config.model.update(arch="resnet18", width=4, small_images=True)
     config[name].projector = (16, 8)
+    quick_views(config)
     config.mesh.data = 1
     config.monitor.update(every_epochs=2, batch_size=16, k=5, pairs=16)
     config.log.update(every_steps=1, tensorboard=False)

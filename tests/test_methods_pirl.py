@@ -252,7 +252,7 @@ def test_numbers_of_the_images_are_those_of_the_training_set():
     images[:] = np.arange(40)[:, None, None, None] * 6
     source = ArraySource("numbers", images, np.zeros(40, np.int32))
     plain = ViewSpec(crop_scale=(1.0, 1.0), jitter=0, grayscale=0, blur=0, flip=0)
-    method = pirl(view=plain)
+    method = pirl(view=plain, jigsaw=Jigsaw(plain, 5))
     mesh = mesh_lib.make_mesh(ConfigDict({"data": 1}))
     for views in ("host", "device"):
         data = config_lib.default(method="pirl").data

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from recipes import small_method, spec_of
+from recipes import quick_views, small_method, spec_of
 
 from bt_jax import config as config_lib
 from bt_jax.data.sources.make import make_source
@@ -36,6 +36,7 @@ def config_of(tmp_path, train, test):
     config = config_lib.default()
     config.data.update(source="arrays", data_dir=str(tmp_path / "set.npz"), image_size=8, eval_resize=0)
     config.monitor.update(every_epochs=1, batch_size=8, k=200)
+    quick_views(config)
     return config
 
 

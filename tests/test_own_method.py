@@ -20,6 +20,7 @@ from bt_jax.tasks.finetune import finetune
 from bt_jax.tasks.knn import knn
 from bt_jax.tasks.pretrain import pretrain
 
+NO_COLOURS = ("jitter", "grayscale", "blur", "solarize")  # as by recipes.quick_views
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {
     "mesh.data": 1,
@@ -32,6 +33,7 @@ SMALL = {
     "data.photographs.test_per_class": 2,
     "model.width": 4,
     "vicreg.projector": (16, 16),
+    **{f"vicreg.view_{v}.{name}": 0.0 for v in "ab" for name in NO_COLOURS},
     "monitor.every_epochs": 1,
     "monitor.batch_size": 32,
     "monitor.pairs": 32,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
-from recipes import pair_method, small_method
+from recipes import pair_method, quick_views, small_method
 
 from bt_jax import config as config_lib
 from bt_jax.data.sources.make import make_source
@@ -187,35 +187,42 @@ def test_the_papers_rates_know_the_width(small_run, tmp_path):
 
 
 def test_interrupted_at_any_step_and_resumed_is_bit_equal(small_run, tmp_path, cut):
-    """After each step in turn: parameters, statistics, optimiser and the written losses are those of an uninterrupted run."""
+    """After each step in turn: parameters, statistics, optimiser and the written losses are those of an uninterrupted run.
+
+    One run is interrupted again and again, so that each start goes on from what the interruption before has left.
+    """
     small_run.monitor.every_epochs = 0
     task.pretrain(small_run, str(tmp_path / "whole"))
     expected = final_parameters(small_run, tmp_path / "whole")
     losses = [(r["step"], r["loss"]) for r in records(tmp_path / "whole") if "loss" in r]
-    for after in (0, 1, 4):  # by a signal: the step that is being made is saved
-        workdir = tmp_path / f"told_after_{after}"
-        cut(after, told)
-        with pytest.raises(Preempted):
-            task.pretrain(small_run, str(workdir))
-        assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()][-1:] == [str(after + 1)]
-        cut(None)
-        task.pretrain(small_run, str(workdir))
-        found = final_parameters(small_run, workdir)
-        assert found[0] == STEPS
-        chex.assert_trees_all_equal(found[1], expected[1])
-        assert [(r["step"], r["loss"]) for r in records(workdir) if "loss" in r] == losses
 
-    for after in range(STEPS):
-        workdir = tmp_path / f"killed_after_{after}"
-        cut(after, killed)
-        with pytest.raises(Killed):
-            task.pretrain(small_run, str(workdir))
+    def ended(workdir):
+        """The last start, to the end; all is as it would have been."""
         cut(None)
         task.pretrain(small_run, str(workdir))
         found = final_parameters(small_run, workdir)
         assert found[0] == expected[0] == STEPS
         chex.assert_trees_all_equal(found[1], expected[1])
         assert [(r["step"], r["loss"]) for r in records(workdir) if "loss" in r] == losses
+
+    def saved(workdir):
+        return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+    workdir = tmp_path / "told"
+    for after, step in ((0, 1), (0, 2), (2, 5)):  # by a signal: the step that is being made is saved
+        cut(after, told)
+        with pytest.raises(Preempted):
+            task.pretrain(small_run, str(workdir))
+        assert saved(workdir)[-1] == step
+    ended(workdir)
+
+    workdir = tmp_path / "killed"
+    for start, end in ((0, 0), (0, 1), (0, 2), (0, 3), (3, 4), (3, 5)):  # step 3 is the only one that is saved
+        cut(end - start, killed)
+        with pytest.raises(Killed):
+            task.pretrain(small_run, str(workdir))
+        assert saved(workdir) == [3] * (end >= 3)
+    ended(workdir)
 
 
 def test_mixed_images_are_the_same_after_a_restart(small_run, tmp_path, cut, monkeypatch):
@@ -316,15 +323,13 @@ def test_views_made_on_the_device(small_run, tmp_path, monkeypatch, capsys):
     A compiler may order the sums of a loop's body otherwise than those of a single step: between one and two at a time 1e-5.
     """
     small_run.data.views = "device"
-    for view in (small_run.barlow_twins.view_a, small_run.barlow_twins.view_b):
-        view.update(jitter=0.0, grayscale=0.0, blur=0.0)  # quicker to compile
+    quick_views(small_run)
     monkeypatch.setitem(sys.modules, "bt_jax.data.pipeline", None)  # nothing here asks for TensorFlow
 
-    make_feed, together, end = task.make_feed, 1, None
+    make_feed, together = task.make_feed, 1
 
     def made(*args, **kwargs):
-        feed = dataclasses.replace(make_feed(*args, **kwargs), steps_per_dispatch=together)  # on a CPU it would be one
-        return feed if end is None else CutFeed(feed, end, killed)
+        return dataclasses.replace(make_feed(*args, **kwargs), steps_per_dispatch=together)  # on a CPU it would be one
 
     monkeypatch.setattr(task, "make_feed", made)
     losses, parameters = [], []
@@ -341,12 +346,10 @@ def test_views_made_on_the_device(small_run, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     chex.assert_trees_all_close(parameters[1].params, parameters[0].params, rtol=1e-3, atol=1e-5)
 
-    end = 2  # in the second epoch
-    with pytest.raises(Killed):
-        task.pretrain(small_run, str(tmp_path / "killed"))
-    end = None
-    task.pretrain(small_run, str(tmp_path / "killed"))
-    chex.assert_trees_all_equal(final_parameters(small_run, tmp_path / "killed")[1], parameters[1])
+    shutil.rmtree(workdir / "checkpoints" / "6")  # as if it had been killed in the second epoch
+    task.pretrain(small_run, str(workdir))
+    assert "resuming  at step 3 of 6" in capsys.readouterr().out
+    chex.assert_trees_all_equal(final_parameters(small_run, workdir)[1], parameters[1])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, monkeypatch, request):

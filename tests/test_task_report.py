@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from recipes import no_room_for
+from recipes import no_room_for, quick_views
 
 from bt_jax import config as config_lib
 from bt_jax.data.feed import make_feed
@@ -39,6 +39,7 @@ def config_of(folder, *, classes=2, train=64, test=16):
     config.mesh.data = 1
     config.monitor.update(every_epochs=1, batch_size=16, k=5, pairs=16)
     config.log.update(every_steps=1, tensorboard=False)
+    quick_views(config)
     return config
 
 
